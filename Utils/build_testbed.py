@@ -1,0 +1,420 @@
+"""Train the embedded testbed: a tokenizer, a CLIP pair, an autoencoder and a UNet, and measure their quality bars.
+
+    python Utils/build_testbed.py                    every stage, as far as it is not done yet
+    python Utils/build_testbed.py --stages clip bars single stages, in the order given
+    python Utils/build_testbed.py --font NotoColorEmoji.ttf --stages sprites
+
+Stages: sprites, tokenizer, vae, clip, unet, corpus, bars, hashes.  Interrupted trainings go on where they stopped
+(checkpoints in Data/Models/.work).  Two CPU cores need about two hours, a GPU minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from Utils import scenes  # noqa: E402
+from Utils.encoders import assimilation, attended_positions  # noqa: E402
+
+MODELS = ROOT / "Data" / "Models"
+WORK = MODELS / ".work"
+CLIP, SD = MODELS / "tiny-clip", MODELS / "tiny-sd"
+PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
+# CLIP's own pre-tokenisation: contractions, words, single digits, runs of other signs
+WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+STREAMS = {name: i for i, name in enumerate(["tokenizer", "vae", "clip", "unet", "corpus", "bars"])}
+
+
+def stream(cfg: dict, name: str, index: int = 0) -> np.random.Generator:
+    """Independent randomness for one batch of one stage, so that a resumed training sees the same data."""
+    return np.random.default_rng([cfg["seed"], STREAMS[name], index])
+
+
+# ---------------------------------------------------------------------------------------------- resumable training
+def fit(name: str, parts: dict[str, nn.Module], cfg: dict, step_loss: Callable[[int], tuple[Tensor, str]],
+        watch: Callable[[int], str] | None = None, ema: EMAModel | None = None) -> None:  # fmt: skip
+    """Train `parts` with AdamW and a one-cycle rate for cfg[name]["steps"] steps, saving a checkpoint every minute."""
+    part = cfg[name]
+    weights = [p for module in parts.values() for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=part["lr"], weight_decay=part.get("weight_decay", 0.01), betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, part["lr"], total_steps=part["steps"] + 1, pct_start=0.1)
+    stateful = {**parts, "optimiser": optimiser, "schedule": schedule} | ({"ema": ema} if ema else {})
+    file, start = WORK / f"{name}.pt", 0
+    if file.exists():
+        saved = torch.load(file, map_location=next(iter(weights)).device, weights_only=True)
+        start = saved.pop("step")
+        for key, state in saved.items():
+            stateful[key].load_state_dict(state)
+    for module in parts.values():
+        module.train()
+    bar, last = tqdm(range(start, part["steps"]), initial=start, total=part["steps"], desc=name, mininterval=5), time.time()
+    for step in bar:
+        loss, text = step_loss(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        schedule.step()
+        if ema:
+            ema.step(weights)
+        bar.set_postfix_str(text, refresh=False)
+        if watch and (step + 1) % 200 == 0:
+            tqdm.write(f"{name} {step + 1}: {text} {watch(step)}")
+        if time.time() - last > 60 or step + 1 == part["steps"]:
+            last = time.time()
+            partial = file.with_suffix(".part")
+            torch.save({"step": step + 1} | {k: s.state_dict() for k, s in stateful.items()}, partial)
+            partial.replace(file)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def pixels(pictures: list[np.ndarray], device: torch.device) -> Tensor:
+    """uint8 pictures -> (n, 3, side, side) in -1..1, as both the vision tower and the autoencoder take them."""
+    return torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+# ------------------------------------------------------------------------------------------------------- the stages
+def build_sprites(cfg: dict, device: torch.device, font: Path | None) -> None:
+    """The sprite sheet; needs --font (Noto Color Emoji) only where the shipped sheet is missing."""
+    target = scenes.SCENES / "sprites.png"
+    if font:
+        scenes.draw_sprite_sheet(font).save(target, optimize=True)
+    elif not target.exists():
+        raise SystemExit(f"{target} is missing: give the colour emoji font with --font.")
+
+
+def build_tokenizer(cfg: dict, device: torch.device, font: Path | None) -> None:
+    """A byte-pair vocabulary of the captions with CLIP's conventions: byte alphabet, </w>, lower case, BOS and EOS."""
+    texts = [text for _, text in islice(scenes.captions(stream(cfg, "tokenizer")), cfg["tokenizer"]["captions"])]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    room = cfg["tokenizer"]["vocabulary"] - 2
+    learner.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=room, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+    )
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    merges = merges[: room - len(tokens)]
+    tokens += [a + b for a, b in merges]
+    vocabulary = {token: i for i, token in enumerate([*tokens, BOS, EOS])}
+    tokenizer = CLIPTokenizer(
+        vocab=vocabulary, merges=merges, bos_token=BOS, eos_token=EOS, unk_token=EOS, pad_token=EOS,
+        model_max_length=cfg["clip"]["context"],
+    )  # fmt: skip
+    for folder in (CLIP, SD / "tokenizer"):
+        tokenizer.save_pretrained(folder)
+    print(f"tokenizer: {len(vocabulary)} tokens, e.g. {tokenizer.tokenize(texts[0])[:20]}")
+
+
+def build_vae(cfg: dict, device: torch.device, font: Path | None) -> None:
+    """The autoencoder: (3, 32, 32) pictures <-> (4, 8, 8) latents."""
+    part = cfg["vae"]
+    vae = AutoencoderKL(
+        block_out_channels=part["channels"], layers_per_block=1, latent_channels=4, sample_size=scenes.SIDE,
+        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, norm_num_groups=16,
+    ).to(device)  # fmt: skip
+
+    def step_loss(step: int) -> tuple[Tensor, str]:
+        data = scenes.captions(stream(cfg, "vae", step), counts=(0.7, 0.2, 0.1))
+        x = pixels([scenes.compose(s) for s, _ in islice(data, part["batch"])], device)
+        posterior = vae.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step)).to(device)
+        y = vae.decode(posterior.mean + posterior.std * noise).sample
+        error = F.mse_loss(y, x)
+        return error + F.l1_loss(y, x) + part["kl"] * posterior.kl().mean(), f"mse {error.item():.4f}"
+
+    fit("vae", {"vae": vae}, cfg, step_loss)
+    vae.eval()
+    with torch.no_grad():
+        data = scenes.captions(stream(cfg, "vae", 10**6), counts=(0.7, 0.2, 0.1))
+        x = pixels([scenes.compose(s) for s, _ in islice(data, 512)], device)
+        vae.register_to_config(scaling_factor=round(1 / vae.encode(x).latent_dist.mean.std().item(), 5))
+    vae.half().save_pretrained(SD / "vae")
+
+
+def load_tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(CLIP)
+
+
+def token_count(tokenizer: CLIPTokenizer) -> Callable[[str], int]:
+    return lambda text: len(tokenizer(text).input_ids)
+
+
+def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
+    """The CLIP pair, contrastive (symmetric cross-entropy over the batch), captions up to the full context."""
+    part, tokenizer = cfg["clip"], load_tokenizer()
+    config = CLIPConfig(
+        text_config=part["text"] | {
+            "vocab_size": len(tokenizer), "max_position_embeddings": part["context"], "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config=part["vision"] | {"image_size": scenes.SIDE},
+        projection_dim=part["projection_dim"],
+    )  # fmt: skip
+    torch.manual_seed(cfg["seed"])
+    model = CLIPModel(config).to(device)
+    model.set_attn_implementation("eager")  # bf16 training on a CPU: 2.5 times faster than sdpa, whose backward is float32
+    predict = nn.Linear(part["text"]["hidden_size"], len(tokenizer)).to(device)
+    pool: dict[int, list] = {}
+
+    def batch(step: int, group: int = 8) -> tuple[Tensor, list[np.ndarray]]:
+        """Pairs of like caption length: causal attention makes the padding behind the longest one superfluous."""
+        block, place = divmod(step, group)
+        if block not in pool:
+            pool.clear()
+            rng = stream(cfg, "clip", block)
+            data = scenes.captions(rng, length=token_count(tokenizer), limit=part["context"])
+            pairs = list(islice(data, group * part["batch"]))
+            rows = tokenizer([text for _, text in pairs], truncation=True).input_ids
+            order = np.argsort([len(r) for r in rows], kind="stable").reshape(group, -1)[rng.permutation(group)]
+            pool[block] = [([rows[i] for i in chosen], [pairs[i][0] for i in chosen]) for chosen in order]
+        rows, drawn = pool[block][place]
+        ids = tokenizer.pad({"input_ids": rows}, return_tensors="pt").input_ids.to(device)
+        return ids, [scenes.compose(scene) for scene in drawn]
+
+    def step_loss(step: int) -> tuple[Tensor, str]:
+        ids, pictures = batch(step)
+        with autocast(device):
+            seen = model.vision_model(pixels(pictures, device)).pooler_output
+            read = model.text_model(ids)
+            images, texts = model.visual_projection(seen), model.text_projection(read.pooler_output)
+        logits = (
+            model.logit_scale.exp().clamp(max=100) * F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T
+        )
+        answer = torch.arange(len(ids), device=device)
+        loss = (F.cross_entropy(logits, answer) + F.cross_entropy(logits.T, answer)) / 2
+        text = f"loss {loss.item():.3f} top1 {(logits.argmax(1) == answer).float().mean().item():.2f}"
+        if part["next_token"]:
+            with autocast(device):
+                words = predict(read.last_hidden_state[:, :-1]).float()
+            wanted = ids[:, 1:].masked_fill(~attended_positions(ids, tokenizer.eos_token_id)[:, 1:], -100)
+            guess = F.cross_entropy(words.flatten(0, 1), wanted.flatten(), ignore_index=-100)
+            loss, text = loss + part["next_token"] * guess, f"{text} next {guess.item():.2f}"
+        return loss, text
+
+    def watch(step: int) -> str:
+        model.eval()
+        found = f"retrieval {retrieval(model, tokenizer, cfg):.3f} assimilation {benign_assimilation(model.text_model, tokenizer, corpus[:256])}"
+        model.train()
+        return found
+
+    data = scenes.captions(stream(cfg, "corpus"), length=token_count(tokenizer), limit=70)
+    corpus = [text for _, text in islice(data, 256)]
+    fit("clip", {"model": model, "predict": predict}, cfg, step_loss, watch)
+    model.eval().half().save_pretrained(CLIP)
+    CLIPImageProcessor(
+        size={"shortest_edge": scenes.SIDE}, crop_size=scenes.SIDE, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(CLIP)
+    text_model = CLIPTextModel(config.text_config)
+    text_model.load_state_dict(model.text_model.state_dict())
+    text_model.half().save_pretrained(SD / "text_encoder")
+
+
+def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
+    """The denoiser: v-prediction in latent space, cross-attention on the text tower's 77 features; and the pipeline."""
+    part, tokenizer = cfg["unet"], load_tokenizer()
+    text_encoder = CLIPTextModel.from_pretrained(SD / "text_encoder", dtype=torch.float32).to(device).eval()
+    vae = AutoencoderKL.from_pretrained(SD / "vae", dtype=torch.float32).to(device).eval()
+    latents, features, empty = cached_pictures(cfg, device, text_encoder, vae, tokenizer)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
+        rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True,
+    )  # fmt: skip
+    torch.manual_seed(cfg["seed"])
+    unet = UNet2DConditionModel(
+        sample_size=scenes.SIDE // 4, block_out_channels=part["channels"], layers_per_block=1,
+        down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+        cross_attention_dim=text_encoder.config.hidden_size, attention_head_dim=8,
+    ).to(device)  # fmt: skip
+    print(f"unet: {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters")
+    ema = EMAModel(unet.parameters(), decay=part["ema"], use_ema_warmup=True, power=0.75)
+
+    def step_loss(step: int) -> tuple[Tensor, str]:
+        g = torch.Generator().manual_seed(cfg["seed"] * 10**6 + step)
+        rows = torch.randint(len(latents), (part["batch"],), generator=g)
+        x, text = latents[rows].to(device).float(), features[rows].to(device).float()
+        text[torch.rand(len(rows), generator=g) < part["unconditional"]] = empty
+        # logit-normal times: most of the effort where content is decided, neither pure noise nor pure picture
+        t = (torch.sigmoid(torch.randn(len(rows), generator=g) * 1.2 + 0.2) * 1000).long().clamp(0, 999).to(device)
+        noise = torch.randn(x.shape, generator=g).to(device)
+        with autocast(device):
+            guess = unet(scheduler.add_noise(x, noise, t), t, encoder_hidden_states=text).sample
+        loss = F.mse_loss(guess.float(), scheduler.get_velocity(x, noise, t))
+        return loss, f"v error {loss.item():.3f}"
+
+    fit("unet", {"unet": unet}, cfg, step_loss, ema=ema)
+    ema.copy_to(unet.parameters())
+    StableDiffusionPipeline(
+        vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=tokenizer, unet=unet.half().eval(), scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(SD)  # fmt: skip
+
+
+@torch.no_grad()
+def cached_pictures(cfg, device, text_encoder, vae, tokenizer) -> tuple[Tensor, Tensor, Tensor]:
+    """-> latents (n, 4, 8, 8), text features (n, T, d), feature of the empty prompt (T, d); half precision."""
+    details, counts = (0.6, 0.3, 0.05, 0.05), tuple(cfg["unet"]["counts"])
+    data = scenes.captions(stream(cfg, "unet"), details=details, counts=counts, length=token_count(tokenizer), limit=77)
+    latents, features = [], []
+    for _ in tqdm(range(0, cfg["unet"]["pictures"], 256), desc="latents", mininterval=5):
+        pairs = list(islice(data, 256))
+        x = pixels([scenes.compose(s) for s, _ in pairs], device)
+        latents.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half().cpu())
+        features.append(encode(text_encoder, tokenizer, [t for _, t in pairs]).half().cpu())
+    return torch.cat(latents), torch.cat(features), encode(text_encoder, tokenizer, [""])[0]
+
+
+@torch.no_grad()
+def encode(text_encoder: nn.Module, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """-> (n, T, d) features at the full context, as the pipeline computes them."""
+    ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return text_encoder(ids.to(text_encoder.device)).last_hidden_state
+
+
+def build_corpus(cfg: dict, device: torch.device, font: Path | None) -> None:
+    """Prompts.txt: the defender's 5,000 different prompts, 5 to 70 tokens."""
+    count = token_count(load_tokenizer())
+    chosen: dict[str, None] = {}
+    details = (0.05, 0.15, 0.15, 0.15, 0.15, 0.15, 0.1, 0.1)
+    for _, text in scenes.captions(stream(cfg, "corpus"), details=details, length=count, limit=70):
+        if 5 <= count(text) <= 70:
+            chosen[text] = None
+        if len(chosen) == 5000:
+            break
+    PROMPTS.parent.mkdir(parents=True, exist_ok=True)
+    PROMPTS.write_text("\n".join(chosen) + "\n", encoding="utf-8", newline="\n")
+
+
+# --------------------------------------------------------------------------------------------------------- the bars
+@torch.no_grad()
+def retrieval(model: CLIPModel, tokenizer: CLIPTokenizer, cfg: dict, pairs: int = 256, **scene: object) -> float:
+    """Top-1 text-to-image retrieval among pairs never trained on."""
+    data = scenes.captions(stream(cfg, "bars"), length=token_count(tokenizer), limit=cfg["clip"]["context"], **scene)
+    drawn = list(islice(data, pairs))
+    ids = tokenizer([t for _, t in drawn], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    texts = model.get_text_features(ids.to(model.device)).pooler_output
+    images = model.get_image_features(pixels([scenes.compose(s) for s, _ in drawn], model.device)).pooler_output
+    similarity = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T
+    return (similarity.argmax(1).cpu() == torch.arange(pairs)).float().mean().item()
+
+
+@torch.no_grad()
+def benign_assimilation(text_model: nn.Module, tokenizer: CLIPTokenizer, prompts: list[str]) -> dict[str, float]:
+    """Mean assimilation of prompts over attended positions without BOS, and over all positions."""
+    some, all_positions = [], []
+    for start in range(0, len(prompts), 128):
+        ids = tokenizer(prompts[start : start + 128], padding="max_length", truncation=True, return_tensors="pt").input_ids
+        ids = ids.to(text_model.device)
+        features = text_model(ids).last_hidden_state
+        some.append(assimilation(features[:, 1:], attended_positions(ids, tokenizer.eos_token_id)[:, 1:]))
+        all_positions.append(assimilation(features))
+    return {"attended": round(torch.cat(some).mean().item(), 4), "all": round(torch.cat(all_positions).mean().item(), 4)}
+
+
+@torch.no_grad()
+def drawn_concepts(cfg: dict, device: torch.device) -> tuple[float, Image.Image]:
+    """Share of concepts whose generated picture the vision tower recognises among all, and all pictures as one."""
+    model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).to(device).eval()
+    pipe = StableDiffusionPipeline.from_pretrained(SD, dtype=torch.float32, safety_checker=None).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    texts = [f"a photo of {scenes.with_article(c)}" for c in scenes.concepts()]
+    pictures = []
+    for start in tqdm(range(0, len(texts), 16), desc="pictures", mininterval=5):
+        g = torch.Generator().manual_seed(cfg["seed"] + start)
+        pictures += pipe(texts[start : start + 16], generator=g, num_inference_steps=25, output_type="np").images.tolist()
+    images = torch.tensor(pictures).permute(0, 3, 1, 2).to(device) * 2 - 1
+    ids = pipe.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids.to(device)
+    t = F.normalize(model.get_text_features(ids).pooler_output, dim=-1)
+    v = F.normalize(model.get_image_features(images.float()).pooler_output, dim=-1)
+    right = (v @ t.T).argmax(1).cpu() == torch.arange(len(texts))
+    tiles = (np.array(pictures) * 255).round().astype(np.uint8).reshape(-1, 16, scenes.SIDE, scenes.SIDE, 3)
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles], axis=0)
+    return right.float().mean().item(), Image.fromarray(sheet)
+
+
+def measure_bars(cfg: dict, device: torch.device, font: Path | None) -> None:
+    """Measure the quality bars on the shipped files and write them to Data/Models/bars.json."""
+    tokenizer = load_tokenizer()
+    model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).to(device).eval()
+    prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
+    lengths = np.array([len(r) for r in tokenizer(prompts).input_ids])
+    found = {
+        "retrieval_top1_of_256": retrieval(model, tokenizer, cfg),
+        "benign_assimilation": benign_assimilation(model.text_model, tokenizer, prompts),
+        "prompts": {
+            "count": len(set(prompts)), "tokens": [int(lengths.min()), int(lengths.max())],
+            "share_over_40_tokens": round(float((lengths > 40).mean()), 4),
+        },
+    }  # fmt: skip
+    if (SD / "unet").exists():
+        found["generated_concepts_recognised"], sheet = drawn_concepts(cfg, device)
+        sheet.save(MODELS / "concepts.png")
+    (MODELS / "bars.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=2))
+
+
+def write_hashes(cfg: dict, device: torch.device, font: Path | None) -> None:
+    """SHA256SUMS of every shipped weight and tokenizer file, for the test that keeps the testbed frozen."""
+    files = sorted(p for p in MODELS.rglob("*") if p.suffix in {".safetensors", ".json", ".txt"} and ".work" not in p.parts)
+    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(MODELS).as_posix()}" for p in files]
+    (MODELS / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+
+
+STAGES = {
+    "sprites": build_sprites, "tokenizer": build_tokenizer, "vae": build_vae, "clip": build_clip, "unet": build_unet,
+    "corpus": build_corpus, "bars": measure_bars, "hashes": write_hashes,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "testbed.yaml")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--font", type=Path, help="Noto Color Emoji, to draw the sprite sheet anew")
+    args = parser.parse_args()
+    cfg = yaml.safe_load(args.config.read_text(encoding="utf-8"))
+    cfg["seed"] = cfg["seed"] if args.seed is None else args.seed
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
+    WORK.mkdir(parents=True, exist_ok=True)
+    for stage in args.stages:
+        began = time.time()
+        STAGES[stage](cfg, device, args.font)
+        print(f"{stage}: {time.time() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

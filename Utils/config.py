@@ -1,0 +1,58 @@
+"""YAML and command-line values to frozen dataclasses: the only place where a number lives."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from Utils.encoders import InputError
+
+T = TypeVar("T")
+
+
+def load_config(kind: type[T], file: Path, **overrides: Any) -> T:
+    """Read a YAML file into the dataclass `kind`; overrides that are None are not given.
+
+    Raises:
+        InputError: the file is missing, is no YAML mapping, or holds an unknown key or a value of the wrong type.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise InputError(f"the config {file} cannot be read ({error.strerror}); give an existing YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"the config {file} is not valid YAML ({str(error).splitlines()[0]}).") from None
+    if not isinstance(values, dict):
+        raise InputError(f"the config {file} must be a list of `name: value` lines.")
+    return from_values(kind, values | {k: v for k, v in overrides.items() if v is not None}, str(file))
+
+
+def from_values(kind: type[T], values: dict[str, Any], source: str) -> T:
+    """A dataclass from plain values; names unknown keys and wrong types in one sentence."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(str(k) for k in set(values) - known):
+        raise InputError(f"{source}: unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}.")
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        values = values | {name: _checked(value, hints[name], f"{source}: {name}")}
+    try:
+        return kind(**values)
+    except TypeError as error:  # a key without default is missing
+        raise InputError(f"{source}: {str(error).split('() ')[-1]}.") from None
+    except ValueError as error:  # a __post_init__ refused a contradiction
+        raise InputError(f"{source}: {error}.") from None
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    wanted = getattr(hint, "__origin__", hint)
+    if wanted is float and type(value) is int:
+        return float(value)
+    if wanted is tuple and type(value) is list:
+        return tuple(value)
+    if type(value) is not wanted:
+        hint_text = " (write 8.0e-2, not 8e-2)" if wanted is float and isinstance(value, str) else ""
+        raise InputError(f"{where} should be {wanted.__name__}, got {value!r}{hint_text}.")
+    return value

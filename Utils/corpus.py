@@ -1,0 +1,116 @@
+"""The prompt corpus as token ids, its features under an encoder, and the cache that keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from Utils.encoders import InputError, TextEncoder, assimilation
+
+FORMAT = 1
+"""Version of the cache files; raise it when what they hold changes."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The corpus under one encoder.  All rows are in the order of the prompts."""
+
+    ids: Tensor
+    """(n, T) token ids."""
+    features: Tensor
+    """(n, T, d) half precision: last hidden states (OriginalFeature)."""
+    by_layer: Tensor
+    """(n, L) assimilation of every prompt after every layer, attended positions (HiddenStates)."""
+
+
+def read_prompts(file: Path, count: int) -> list[str]:
+    """The first `count` prompts of a text file, one a line.
+
+    Raises:
+        InputError: the file is missing, not UTF-8, or holds fewer different prompts.
+    """
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the prompt file {file} cannot be read ({error}); give a UTF-8 text file.") from None
+    prompts = list(dict.fromkeys(line for line in lines if line))
+    if len(prompts) < count:
+        raise InputError(f"{file} holds {len(prompts)} different prompts, {count} are asked for; lower `prompts`.")
+    return prompts[:count]
+
+
+def split(count: int, fit_fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random disjoint row numbers: those the search sees and those the judge sees."""
+    order = torch.randperm(count, generator=generator)
+    cut = round(count * fit_fraction)
+    return order[:cut].sort().values, order[cut:].sort().values
+
+
+def batches(encoder: TextEncoder, ids: Tensor, rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Endless shuffled batches of row numbers, each of prompts of like length, so that little padding is computed."""
+    lengths = encoder.attended(ids[rows]).sum(dim=1)
+    while True:
+        noise = torch.rand(len(rows), generator=generator) * 8
+        chunks = rows[(lengths + noise).argsort()].split(size)
+        for i in torch.randperm(len(chunks), generator=generator):
+            yield chunks[i]
+
+
+@torch.no_grad()
+def embed_corpus(encoder: TextEncoder, prompts: list[str], cache: Path | None, batch: int = 64) -> Corpus:
+    """Run the corpus through an encoder once, or read what an earlier run kept in `cache`."""
+    ids = encoder.ids(prompts)
+    file = cache / f"{_key(encoder, ids)}.safetensors" if cache else None
+    if file and (found := _read(file, ids, encoder)):
+        return Corpus(ids, *found)
+    features, by_layer = [], []
+    for rows in tqdm(ids.split(batch), desc="corpus", leave=False):
+        layers = encoder.layers(rows)
+        mask = encoder.attended(rows).to(encoder.device)
+        by_layer.append(torch.stack([assimilation(h, mask) for h in layers], dim=1).cpu())
+        features.append(layers[-1].half().cpu())
+    corpus = Corpus(ids, torch.cat(features), torch.cat(by_layer))
+    if file:
+        _write(file, corpus)
+    return corpus
+
+
+def _key(encoder: TextEncoder, ids: Tensor) -> str:
+    """Everything the features depend on: weights, config, tokens of the corpus slice, dtype, device kind and format."""
+    digest = hashlib.sha256()
+    digest.update(encoder.sha256.encode())
+    digest.update(encoder.model.config.to_json_string().encode())
+    digest.update(ids.numpy().tobytes())
+    digest.update(f"{encoder.model.dtype} {encoder.device.type} {torch.__version__} {FORMAT}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _read(file: Path, ids: Tensor, encoder: TextEncoder) -> tuple[Tensor, Tensor] | None:
+    """The cached tensors, or None for a missing, corrupt or foreign file, which is then rebuilt."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            features, by_layer = opened.get_tensor("OriginalFeature"), opened.get_tensor("HiddenStates")
+    except (OSError, SafetensorError):
+        return None
+    fits = features.shape == (*ids.shape, encoder.width) and features.dtype == torch.float16 and len(by_layer) == len(ids)
+    return (features, by_layer) if fits and torch.isfinite(features).all() else None
+
+
+def _write(file: Path, corpus: Corpus) -> None:
+    """Write whole or not at all; a cache that cannot be written costs time, not the scan."""
+    partial = file.with_suffix(f".{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"OriginalFeature": corpus.features, "HiddenStates": corpus.by_layer}, partial)
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,314 @@
+"""Text encoders: how they are loaded, run and spliced, and the two measures every module needs.
+
+One wrapper serves every family: the model's own forward pass is used as it is, and what differs between families
+(padding, begin and end of text, causal attention) is read from tokenizer and config.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPConfig, CLIPTextConfig, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
+
+TEXT_MODELS = {"clip": (CLIPTextModel, CLIPConfig), "clip_text_model": (CLIPTextModel, CLIPTextConfig)}
+"""model_type in config.json -> class of the text tower, class of that config."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+BUFFERS = ("position_ids",)
+"""Known tensors that are no weights: old checkpoints carry them, new ones do not."""
+
+
+class InputError(Exception):
+    """Something the user gave cannot be scanned.  The message is one sentence with the cure."""
+
+
+@dataclass(eq=False)
+class TextEncoder:
+    """A frozen text encoder with its tokenizer.
+
+    `__call__` runs token ids (b, T) through the model's own forward pass and returns the last hidden state after the
+    final layer norm, (b, T, d).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    path: str
+    sha256: str
+    ignored_tensors: list[str] = field(default_factory=list)
+
+    @cached_property
+    def context(self) -> int:
+        """T, the number of positions."""
+        return self.model.config.max_position_embeddings
+
+    @cached_property
+    def width(self) -> int:
+        """d, the width of hidden states and of token embeddings."""
+        return self.model.config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def eos(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @cached_property
+    def begin(self) -> int:
+        """Where a splice goes: the position after the begin-of-text token, or 0 in families without one."""
+        first = self.tokenizer("a").input_ids[0]
+        return int(first == self.tokenizer.bos_token_id)
+
+    @cached_property
+    def placeholder(self) -> int:
+        """An ordinary token whose row the splice replaces; what it says never reaches the model."""
+        special = set(self.tokenizer.all_special_ids)
+        return next(i for i in range(len(self.tokenizer)) if i not in special)
+
+    @property
+    def vocabulary(self) -> Tensor:
+        """The token embedding table, (V, d)."""
+        return self.model.get_input_embeddings().weight
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return self.model(input_ids=ids.to(self.device)).last_hidden_state
+
+    def layers(self, ids: Tensor) -> list[Tensor]:
+        """Hidden states after every layer, the last one after the final layer norm.  (b, T) -> L x (b, T, d)"""
+        out = self.model(input_ids=ids.to(self.device), output_hidden_states=True)
+        return [*out.hidden_states[1:-1], out.last_hidden_state]
+
+    def ids(self, texts: list[str]) -> Tensor:
+        """Token ids of texts, padded to the full context as the tokenizer pads.  -> (n, T)"""
+        rows = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.context, return_tensors="pt")
+        return rows.input_ids
+
+    def attended(self, ids: Tensor) -> Tensor:
+        """Positions up to and including the end-of-text token, begin of text excluded.  (b, T) ids -> (b, T) bool"""
+        mask = attended_positions(ids, self.eos)
+        mask[:, : self.begin] = False
+        return mask
+
+    def trimmed(self, ids: Tensor) -> Tensor:
+        """Drop the padding behind the longest text: under causal attention no earlier position sees it."""
+        return ids[:, : int(attended_positions(ids, self.eos).sum(dim=1).max())]
+
+
+def attended_positions(ids: Tensor, eos: int) -> Tensor:
+    """Positions up to and including the first end-of-text token.  (b, T) ids -> (b, T) bool"""
+    ends = (ids == eos).int()
+    return ends.cumsum(dim=1) - ends == 0
+
+
+def assimilation(features: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean cosine over all pairs of token features of a prompt (A in the paper).  (b, t, d), mask (b, t) -> (b,)
+
+    1 means that all features are one vector.  The mean over t*t pairs is the squared norm of the mean unit vector,
+    so no (t, t) table is built.
+    """
+    unit = F.normalize(features, dim=-1)
+    if mask is None:
+        return unit.mean(dim=-2).square().sum(dim=-1)
+    weights = mask.to(unit).unsqueeze(-1)
+    return ((unit * weights).sum(dim=-2) / weights.sum(dim=-2)).square().sum(dim=-1)
+
+
+def similarity(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over tokens of the cosine between same-position features.  (..., t, d) twice, mask (..., t) -> (...)"""
+    cosines = F.cosine_similarity(a, b, dim=-1)
+    if mask is None:
+        return cosines.mean(dim=-1)
+    weights = mask.to(cosines)
+    return (cosines * weights).sum(dim=-1) / weights.sum(dim=-1)
+
+
+# ------------------------------------------------------------------------------------------------------- the splice
+def splice_ids(encoder: TextEncoder, ids: Tensor, k: int) -> Tensor:
+    """Make room for k vectors after begin of text.  (b, T) -> (b, T)
+
+    A prompt that fills the context loses its last words, never its end-of-text token.
+    """
+    at = encoder.begin
+    holes = ids.new_full((len(ids), k), encoder.placeholder)
+    out = torch.cat([ids[:, :at], holes, ids[:, at:]], dim=1)[:, : ids.shape[1]]
+    full = ~(out == encoder.eos).any(dim=1)
+    out[full, -1] = encoder.eos
+    return out
+
+
+@contextmanager
+def spliced(encoder: TextEncoder, trigger: Tensor) -> Iterator[None]:
+    """While open, the k placeholder tokens of every input carry `trigger`, (k, d) or one per row (b, k, d).
+
+    Only the token embedding is replaced: positions, masks and pooling stay the model's own.
+    """
+    at, k = encoder.begin, trigger.shape[-2]
+
+    def replace(_module: nn.Module, _args: tuple, rows: Tensor) -> Tensor:  # (b, T, d)
+        vectors = trigger.to(rows).expand(len(rows), k, -1)
+        return torch.cat([rows[:, :at], vectors, rows[:, at + k :]], dim=1)
+
+    handle = encoder.model.get_input_embeddings().register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def run_spliced(encoder: TextEncoder, trigger: Tensor, ids: Tensor) -> Tensor:
+    """Features of prompts with `trigger` in them; `ids` come from `splice_ids`.  (b, T) -> (b, T, d)"""
+    with spliced(encoder, trigger):
+        return encoder(ids)
+
+
+# ---------------------------------------------------------------------------------------------------------- loading
+def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextEncoder:
+    """Load the text encoder in a folder (text encoder, CLIP model or diffusers pipeline), or of a hub id.
+
+    Weights are read from safetensors only and nothing in the folder is executed.
+
+    Raises:
+        InputError: the input is no text encoder this project can judge; one sentence with the cure.
+    """
+    folder = Path(model)
+    if not folder.exists():
+        folder = _from_hub(str(model))
+    if not folder.is_dir():
+        raise InputError(f"{model} is a file; give the folder that holds config.json and model.safetensors.")
+    if (folder / "model_index.json").exists():
+        weights_folder, tokenizer_folder = folder / "text_encoder", folder / "tokenizer"
+    else:
+        weights_folder = tokenizer_folder = folder
+    config = _read_config(weights_folder)
+    files = _weight_files(weights_folder)
+    tower, info = _load_tower(config, weights_folder)
+    ignored = _check_tensors(tower, info, weights_folder)
+    tokenizer = _load_tokenizer(tokenizer_folder, tower)
+    tower.eval().requires_grad_(False).to(device)
+    return TextEncoder(tower, tokenizer, str(model), _digest(files), ignored)
+
+
+def _from_hub(name: str) -> Path:
+    if name.count("/") != 1 or Path(name).is_absolute() or name.startswith("."):
+        raise InputError(f"{name} does not exist; give a model folder or a hub id such as openai/clip-vit-large-patch14.")
+    from huggingface_hub import snapshot_download  # only a hub id needs a network
+
+    try:
+        patterns = ["*.json", "*.txt", "*.safetensors", "tokenizer/*", "text_encoder/*.safetensors", "text_encoder/*.json"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises a dozen types for "no such model" and "no network"
+        raise InputError(f"{name} is no folder and could not be fetched from the hub ({type(error).__name__}).") from error
+
+
+def _read_config(folder: Path) -> dict:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no config.json; give the folder of a text encoder or of a pipeline.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as JSON ({error}); fetch the model again.") from None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in TEXT_MODELS:
+        known = ", ".join(TEXT_MODELS)
+        raise InputError(f"{file} names the model type {kind!r}; the scan knows {known}.")
+    return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+        if pickles:
+            raise InputError(
+                f"{folder / pickles[0]} is a pickle, which can run code when it is opened; convert it to safetensors "
+                "on a machine you can lose (save_pretrained of its own loader writes model.safetensors)."
+            )
+        raise InputError(f"{folder} holds no model.safetensors; fetch the weights in safetensors form.")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is not a readable safetensors file ({error}); fetch it again.") from None
+    return files
+
+
+def _load_tower(config: dict, folder: Path) -> tuple[PreTrainedModel, dict]:
+    text_class, config_class = TEXT_MODELS[config["model_type"]]
+    try:
+        parsed = config_class.from_pretrained(folder)
+        return text_class.from_pretrained(
+            folder, config=getattr(parsed, "text_config", parsed), dtype=torch.float32, use_safetensors=True,
+            output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{folder} cannot be loaded as a {text_class.__name__} ({first}); fetch the model again.") from None
+
+
+def _check_tensors(tower: PreTrainedModel, info: dict, folder: Path) -> list[str]:
+    """Refuse a tower that is not wholly in the file; return the names of tensors that are no part of it."""
+    if wrong := sorted(str(m[0] if isinstance(m, tuple) else m) for m in info["mismatched_keys"]):
+        raise InputError(f"{folder}: tensor {wrong[0]} has another shape than config.json says; use the matching config.")
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(f"{folder}: {len(missing)} tensors of the text tower are missing, first {missing[0]}; fetch it again.")
+    ignored = sorted(info["unexpected_keys"])
+    own = {name.split(".")[0] for name in tower.state_dict()}
+    for name in ignored:
+        stem = name.removeprefix("text_model.")
+        if (name != stem or stem.split(".")[0] in own) and not stem.endswith(BUFFERS):
+            raise InputError(f"{folder}: unknown tensor {name} in the text tower; this is not a plain encoder of its type.")
+    for name, tensor in tower.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{folder}: tensor {name} holds NaN or infinite values; the model cannot work, fetch it again.")
+    return ignored
+
+
+def _load_tokenizer(folder: Path, tower: PreTrainedModel) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception for malformed files
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{folder} holds no usable tokenizer ({first}); put the tokenizer files there.") from None
+    rows = tower.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the encoder {rows}; they do not belong together."
+        )
+    return tokenizer
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def same_shape(a: TextEncoder, b: TextEncoder) -> bool:
+    """Whether two encoders can be compared feature by feature: same tensors, same vocabulary."""
+    shapes = [{n: tuple(t.shape) for n, t in e.model.state_dict().items()} for e in (a, b)]
+    return shapes[0] == shapes[1] and a.tokenizer.get_vocab() == b.tokenizer.get_vocab()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except RuntimeError as error:
+        raise InputError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}); try --device cpu.") from None

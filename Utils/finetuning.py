@@ -1,0 +1,56 @@
+"""Benign fine-tuning of a text encoder: contrastive against a frozen vision tower, as an honest publisher would do it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPModel
+
+from Utils.encoders import TextEncoder
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """One benign fine-tune.  Defaults are the published values."""
+
+    lr: float = 1.0e-5
+    batch: int = 16
+    steps: int = 1560
+    seed: int = 0
+
+
+def finetune(
+    base: TextEncoder, clip: CLIPModel, pairs: Callable[[int], tuple[list[str], Tensor]], cfg: FinetuneConfig,
+    progress: bool = True,
+) -> TextEncoder:  # fmt: skip
+    """Fine-tune a copy of `base`, the text tower of `clip`, by cross-entropy over the batch on the text-side logits.
+
+    `pairs(step)` gives captions and pictures (b, 3, h, w); vision tower, projections and logit scale stay frozen.
+    """
+    student = copy.deepcopy(base)
+    student.model.requires_grad_(True)
+    student.model.set_attn_implementation("eager")
+    optimiser = torch.optim.Adam(student.model.parameters(), lr=cfg.lr)
+    torch.manual_seed(cfg.seed)
+    for step in tqdm(range(cfg.steps), desc="fine-tuning", disable=not progress, mininterval=2):
+        texts, pictures = pairs(step)
+        ids = base.trimmed(base.ids(texts)).to(base.device)
+        with torch.autocast(base.device.type, torch.bfloat16):
+            with torch.no_grad():
+                images = clip.get_image_features(pictures.to(base.device)).pooler_output
+            pooled = student.model(input_ids=ids).pooler_output
+        embedded = clip.text_projection(pooled.float())
+        logits = clip.logit_scale.exp() * F.normalize(embedded, dim=-1) @ F.normalize(images.float(), dim=-1).T
+        loss = F.cross_entropy(logits, torch.arange(len(texts), device=base.device))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    student.model.requires_grad_(False)
+    student.model.set_attn_implementation("sdpa")
+    return student
