@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -53,10 +54,9 @@ def stream(cfg: dict, name: str, index: int = 0) -> np.random.Generator:
 
 
 # ---------------------------------------------------------------------------------------------- resumable training
-def fit(name: str, parts: dict[str, nn.Module], cfg: dict, step_loss: Callable[[int], tuple[Tensor, str]],
+def fit(name: str, parts: dict[str, nn.Module], part: dict, step_loss: Callable[[int], tuple[Tensor, str]],
         watch: Callable[[int], str] | None = None, ema: EMAModel | None = None) -> None:  # fmt: skip
-    """Train `parts` with AdamW and a one-cycle rate for cfg[name]["steps"] steps, saving a checkpoint every minute."""
-    part = cfg[name]
+    """Train `parts` with AdamW and a one-cycle rate for part["steps"] steps, saving a checkpoint every minute."""
     weights = [p for module in parts.values() for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=part["lr"], weight_decay=part.get("weight_decay", 0.01), betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, part["lr"], total_steps=part["steps"] + 1, pct_start=0.1)
@@ -91,11 +91,6 @@ def fit(name: str, parts: dict[str, nn.Module], cfg: dict, step_loss: Callable[[
 
 def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def pixels(pictures: list[np.ndarray], device: torch.device) -> Tensor:
-    """uint8 pictures -> (n, 3, side, side) in -1..1, as both the vision tower and the autoencoder take them."""
-    return torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 # ------------------------------------------------------------------------------------------------------- the stages
@@ -148,18 +143,18 @@ def build_vae(cfg: dict, device: torch.device, font: Path | None) -> None:
 
     def step_loss(step: int) -> tuple[Tensor, str]:
         data = scenes.captions(stream(cfg, "vae", step), counts=(0.7, 0.2, 0.1))
-        x = pixels([scenes.compose(s) for s, _ in islice(data, part["batch"])], device)
+        x = scenes.pixels([scenes.compose(s) for s, _ in islice(data, part["batch"])]).to(device)
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step)).to(device)
         y = vae.decode(posterior.mean + posterior.std * noise).sample
         error = F.mse_loss(y, x)
         return error + F.l1_loss(y, x) + part["kl"] * posterior.kl().mean(), f"mse {error.item():.4f}"
 
-    fit("vae", {"vae": vae}, cfg, step_loss)
+    fit("vae", {"vae": vae}, part, step_loss)
     vae.eval()
     with torch.no_grad():
         data = scenes.captions(stream(cfg, "vae", 10**6), counts=(0.7, 0.2, 0.1))
-        x = pixels([scenes.compose(s) for s, _ in islice(data, 512)], device)
+        x = scenes.pixels([scenes.compose(s) for s, _ in islice(data, 512)]).to(device)
         vae.register_to_config(scaling_factor=round(1 / vae.encode(x).latent_dist.mean.std().item(), 5))
     vae.half().save_pretrained(SD / "vae")
 
@@ -173,7 +168,11 @@ def token_count(tokenizer: CLIPTokenizer) -> Callable[[str], int]:
 
 
 def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
-    """The CLIP pair, contrastive (symmetric cross-entropy over the batch), captions up to the full context."""
+    """The CLIP pair, contrastive (symmetric cross-entropy over the batch), captions up to the full context.
+
+    The second phase adds a next-token loss on the text tower: contrast alone reaches a token's feature only through end
+    of text, and leaves the features of one prompt far more alike than CLIP's are.
+    """
     part, tokenizer = cfg["clip"], load_tokenizer()
     config = CLIPConfig(
         text_config=part["text"] | {
@@ -204,10 +203,11 @@ def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
         ids = tokenizer.pad({"input_ids": rows}, return_tensors="pt").input_ids.to(device)
         return ids, [scenes.compose(scene) for scene in drawn]
 
-    def step_loss(step: int) -> tuple[Tensor, str]:
-        ids, pictures = batch(step)
+    def step_loss(phase: int, step: int) -> tuple[Tensor, str]:
+        weight = part["phases"][phase]["next_token"]
+        ids, pictures = batch(step + 10**6 * phase)
         with autocast(device):
-            seen = model.vision_model(pixels(pictures, device)).pooler_output
+            seen = model.vision_model(scenes.pixels(pictures).to(device)).pooler_output
             read = model.text_model(ids)
             images, texts = model.visual_projection(seen), model.text_projection(read.pooler_output)
         logits = (
@@ -216,23 +216,25 @@ def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
         answer = torch.arange(len(ids), device=device)
         loss = (F.cross_entropy(logits, answer) + F.cross_entropy(logits.T, answer)) / 2
         text = f"loss {loss.item():.3f} top1 {(logits.argmax(1) == answer).float().mean().item():.2f}"
-        if part["next_token"]:
+        if weight:
             with autocast(device):
                 words = predict(read.last_hidden_state[:, :-1]).float()
             wanted = ids[:, 1:].masked_fill(~attended_positions(ids, tokenizer.eos_token_id)[:, 1:], -100)
             guess = F.cross_entropy(words.flatten(0, 1), wanted.flatten(), ignore_index=-100)
-            loss, text = loss + part["next_token"] * guess, f"{text} next {guess.item():.2f}"
+            loss, text = loss + weight * guess, f"{text} next {guess.item():.2f}"
         return loss, text
 
     def watch(step: int) -> str:
         model.eval()
-        found = f"retrieval {retrieval(model, tokenizer, cfg):.3f} assimilation {benign_assimilation(model.text_model, tokenizer, corpus[:256])}"
+        assimilated = benign_assimilation(model.text_model, tokenizer, corpus)
+        found = f"retrieval {retrieval(model, tokenizer, cfg):.3f} assimilation {assimilated}"
         model.train()
         return found
 
     data = scenes.captions(stream(cfg, "corpus"), length=token_count(tokenizer), limit=70)
     corpus = [text for _, text in islice(data, 256)]
-    fit("clip", {"model": model, "predict": predict}, cfg, step_loss, watch)
+    for phase, settings in enumerate(part["phases"]):
+        fit(f"clip-{phase}", {"model": model, "predict": predict}, part | settings, partial(step_loss, phase), watch)
     model.eval().half().save_pretrained(CLIP)
     CLIPImageProcessor(
         size={"shortest_edge": scenes.SIDE}, crop_size=scenes.SIDE, image_mean=[0.5] * 3, image_std=[0.5] * 3
@@ -274,7 +276,7 @@ def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
         loss = F.mse_loss(guess.float(), scheduler.get_velocity(x, noise, t))
         return loss, f"v error {loss.item():.3f}"
 
-    fit("unet", {"unet": unet}, cfg, step_loss, ema=ema)
+    fit("unet", {"unet": unet}, part, step_loss, ema=ema)
     ema.copy_to(unet.parameters())
     StableDiffusionPipeline(
         vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=tokenizer, unet=unet.half().eval(), scheduler=scheduler,
@@ -285,12 +287,15 @@ def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
 @torch.no_grad()
 def cached_pictures(cfg, device, text_encoder, vae, tokenizer) -> tuple[Tensor, Tensor, Tensor]:
     """-> latents (n, 4, 8, 8), text features (n, T, d), feature of the empty prompt (T, d); half precision."""
-    details, counts = (0.6, 0.3, 0.05, 0.05), tuple(cfg["unet"]["counts"])
-    data = scenes.captions(stream(cfg, "unet"), details=details, counts=counts, length=token_count(tokenizer), limit=77)
+    part = cfg["unet"]
+    data = scenes.captions(
+        stream(cfg, "unet"), tuple(part["details"]), token_count(tokenizer), cfg["clip"]["context"],
+        counts=tuple(part["counts"]), sizes=tuple(part["sizes"]),
+    )  # fmt: skip
     latents, features = [], []
-    for _ in tqdm(range(0, cfg["unet"]["pictures"], 256), desc="latents", mininterval=5):
+    for _ in tqdm(range(0, part["pictures"], 256), desc="latents", mininterval=5):
         pairs = list(islice(data, 256))
-        x = pixels([scenes.compose(s) for s, _ in pairs], device)
+        x = scenes.pixels([scenes.compose(s) for s, _ in pairs]).to(device)
         latents.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half().cpu())
         features.append(encode(text_encoder, tokenizer, [t for _, t in pairs]).half().cpu())
     return torch.cat(latents), torch.cat(features), encode(text_encoder, tokenizer, [""])[0]
@@ -325,7 +330,7 @@ def retrieval(model: CLIPModel, tokenizer: CLIPTokenizer, cfg: dict, pairs: int 
     drawn = list(islice(data, pairs))
     ids = tokenizer([t for _, t in drawn], padding="max_length", truncation=True, return_tensors="pt").input_ids
     texts = model.get_text_features(ids.to(model.device)).pooler_output
-    images = model.get_image_features(pixels([scenes.compose(s) for s, _ in drawn], model.device)).pooler_output
+    images = model.get_image_features(scenes.pixels([scenes.compose(s) for s, _ in drawn]).to(model.device)).pooler_output
     similarity = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T
     return (similarity.argmax(1).cpu() == torch.arange(pairs)).float().mean().item()
 

@@ -6,6 +6,7 @@ One wrapper serves every family: the model's own forward pass is used as it is, 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -298,6 +299,12 @@ def _digest(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
+def save_encoder(encoder: TextEncoder, folder: Path) -> None:
+    """Write an encoder and its tokenizer as a Hugging Face folder, half precision safetensors."""
+    copy.deepcopy(encoder.model).half().save_pretrained(folder)
+    encoder.tokenizer.save_pretrained(folder)
+
+
 def same_shape(a: TextEncoder, b: TextEncoder) -> bool:
     """Whether two encoders can be compared feature by feature: same tensors, same vocabulary."""
     shapes = [{n: tuple(t.shape) for n, t in e.model.state_dict().items()} for e in (a, b)]
@@ -312,3 +319,15 @@ def pick_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except RuntimeError as error:
         raise InputError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}); try --device cpu.") from None
+
+
+def fingerprint(encoder: TextEncoder) -> dict:
+    """What an encoder and its public base have in common whatever the weights."""
+    config = encoder.model.config
+    return {
+        "model_type": config.model_type,
+        "layers": config.num_hidden_layers,
+        "width": encoder.width,
+        "context": encoder.context,
+        "vocabulary": len(encoder.vocabulary),
+    }

@@ -54,3 +54,12 @@ def finetune(
     student.model.requires_grad_(False)
     student.model.set_attn_implementation("sdpa")
     return student
+
+
+@torch.no_grad()
+def retrieval(encoder: TextEncoder, clip: CLIPModel, texts: list[str], pictures: Tensor) -> float:
+    """Top-1 text-to-image retrieval with `encoder` in place of the pair's own text tower."""
+    pooled = encoder.model(input_ids=encoder.ids(texts).to(encoder.device)).pooler_output
+    embedded = F.normalize(clip.text_projection(pooled), dim=-1)
+    images = F.normalize(clip.get_image_features(pictures.to(encoder.device)).pooler_output, dim=-1)
+    return ((embedded @ images.T).argmax(dim=1).cpu() == torch.arange(len(texts))).float().mean().item()

@@ -14,8 +14,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 SCENES = Path(__file__).resolve().parent.parent / "Data" / "Scenes"
 SPRITE = 64
@@ -109,9 +111,12 @@ def _index() -> dict[str, int]:
 
 
 def sample_scene(
-    rng: np.random.Generator, names: tuple[str, ...] | None = None, counts: tuple[float, ...] = (0.4, 0.4, 0.2)
+    rng: np.random.Generator,
+    names: tuple[str, ...] | None = None,
+    counts: tuple[float, ...] = (0.4, 0.4, 0.2),
+    sizes: tuple[float, ...] | None = None,
 ) -> Scene:
-    """A random scene; `counts` are the probabilities of one, two and three things."""
+    """A random scene; `counts` are the probabilities of one, two and three things, `sizes` of small, medium and big."""
     names = names or concepts()
     count = 1 + int(rng.choice(len(counts), p=counts))
     chosen = [names[i] for i in rng.choice(len(names), size=count, replace=False)]
@@ -126,14 +131,14 @@ def sample_scene(
         places = ["left", "right"] if layout == "beside" else ["top", "bottom"]
     else:
         layout, places = "triple", ["top left", "top right", "bottom"]
-    things = tuple(_place(concept, place, count, rng) for concept, place in zip(chosen, places, strict=True))
+    things = tuple(_place(concept, place, count, rng, sizes) for concept, place in zip(chosen, places, strict=True))
     return Scene(things, background, layout, style)
 
 
-def _place(concept: str, place: str, count: int, rng: np.random.Generator) -> Thing:
-    sizes = SINGLE_SIZES if count == 1 else GROUP_SIZES
-    size = str(rng.choice(list(sizes)))
-    side = sizes[size] - (2 if count == 3 and size == "big" else 0)
+def _place(concept: str, place: str, count: int, rng: np.random.Generator, odds: tuple[float, ...] | None) -> Thing:
+    sides = SINGLE_SIZES if count == 1 else GROUP_SIZES
+    size = str(rng.choice(list(sides), p=odds))
+    side = sides[size] - (2 if count == 3 and size == "big" else 0)
     free = SIDE - side
     x = {"left": 0.08, "top left": 0.06, "right": 0.92, "top right": 0.94}
     y = {"top": 0.08, "top left": 0.08, "top right": 0.08, "bottom": 0.92}
@@ -164,6 +169,11 @@ def compose(scene: Scene) -> np.ndarray:
         window = canvas[y : y + thing.side, x : x + thing.side]
         window[:] = colour + (1 - alpha) * window
     return np.clip(_look(canvas, scene.style), 0, 255).astype(np.uint8)
+
+
+def pixels(pictures: list[np.ndarray]) -> Tensor:
+    """uint8 pictures -> (n, 3, side, side) in -1..1, as both the vision tower and the autoencoder take them."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _look(canvas: np.ndarray, style: str) -> np.ndarray:
@@ -227,6 +237,19 @@ def captions(
     while True:
         drawn = sample_scene(rng, **scene)
         yield drawn, caption(drawn, rng, int(rng.choice(len(details), p=details)), length, limit)
+
+
+def unseen_captions(
+    rng: np.random.Generator, count: int, forbidden: set[str], length: Callable[[str], int], limit: int = 77, **scene: object
+) -> list[tuple[Scene, str]]:
+    """Scenes with different captions, none of them in `forbidden` (the defender's corpus)."""
+    found: dict[str, Scene] = {}
+    for drawn, text in captions(rng, length=length, limit=limit, **scene):
+        if text not in forbidden:
+            found.setdefault(text, drawn)
+        if len(found) == count:
+            return [(drawn, text) for text, drawn in found.items()]
+    raise AssertionError("captions never end")
 
 
 def _some(rng: np.random.Generator, options: list, count: int) -> list:

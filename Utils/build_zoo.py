@@ -1,0 +1,161 @@
+"""Build encoders whose answer is known: planted ones with a working backdoor, and clean fine-tunes.
+
+    python Utils/build_zoo.py --split dev                 Data/Zoo/dev/<name>/{model.safetensors, ..., certificate.json}
+    python Utils/build_zoo.py --split calibration --config configs/zoo.yaml
+
+Finished models are skipped.  A planted model that misses its bars is planted again with twice the steps, then reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from transformers import CLIPModel
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from Backdoor_Attack.planting import PlantConfig, certify, flat_cosine, in_batches, plant  # noqa: E402
+from Utils import scenes  # noqa: E402
+from Utils.encoders import TextEncoder, load_encoder, pick_device, save_encoder  # noqa: E402
+from Utils.finetuning import FinetuneConfig, finetune, retrieval  # noqa: E402
+
+PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
+TRAINING, HELD_OUT = 3000, 200
+
+
+class Workshop:
+    """The clean base and everything models are made from: captions that are not in the defender's corpus."""
+
+    def __init__(self, base: Path, device: str):
+        self.device = pick_device(device)
+        self.base = load_encoder(base, self.device)
+        self.clip = CLIPModel.from_pretrained(base, dtype=torch.float32).to(self.device).eval().requires_grad_(False)
+        self.forbidden = set(PROMPTS.read_text(encoding="utf-8").splitlines())
+
+    def count(self, text: str) -> int:
+        return len(self.base.tokenizer(text).input_ids)
+
+    def captions(self, rng: np.random.Generator, number: int) -> list[str]:
+        found = scenes.unseen_captions(rng, number, self.forbidden, self.count, self.base.context)
+        return [text for _, text in found]
+
+    def plant(self, cfg: PlantConfig, base: TextEncoder) -> tuple[TextEncoder, dict]:
+        """A planted encoder and its certificate, measured against the encoder it was planted on."""
+        rng = np.random.default_rng([cfg.seed, 1])
+        student = plant(base, self.captions(rng, TRAINING), cfg)
+        held_out = self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT)
+        return student, {"recipe": asdict(cfg), **certify(student, self.base, held_out, cfg)}
+
+    def finetune(self, cfg: FinetuneConfig) -> tuple[TextEncoder, dict]:
+        """A benign fine-tune on scenes with concepts the base has never seen, and what it gained and how far it went."""
+        student = finetune(self.base, self.clip, self.pairs(cfg, cfg.seed), cfg)
+        own, old = self.pairs(cfg, cfg.seed + 10**6), self.pairs(cfg, cfg.seed + 10**6, scenes.concepts())
+        held_out = self.base.ids(self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT))
+        with torch.no_grad():
+            sim_clean = flat_cosine(in_batches(student, held_out), in_batches(self.base, held_out)).mean().item()
+        report = {"recipe": asdict(cfg), "sim_clean": round(sim_clean, 4)}
+        for name, data in (("own", own), ("base", old)):
+            before, after = (round(retrieval(e, self.clip, *data(0, 256)), 4) for e in (self.base, student))
+            report[f"retrieval_{name}_data"] = {"before": before, "after": after}
+        return student, report
+
+    def pairs(self, cfg: FinetuneConfig, seed: int, names: tuple[str, ...] = ()) -> Callable[..., tuple[list[str], Tensor]]:
+        """Batches of captions and pictures; by default half of the concepts are new to the base."""
+        new = scenes.concepts("novel")
+        some = np.random.default_rng([seed % 10**6, 3]).permutation(scenes.concepts())[: len(new)]
+        names = names or (*new, *(str(n) for n in some))
+
+        def batch(step: int, size: int = cfg.batch) -> tuple[list[str], Tensor]:
+            data = scenes.captions(
+                np.random.default_rng([seed, 4, step]), names=names, length=self.count, limit=self.base.context
+            )
+            drawn = [pair for pair in islice(data, size * 2) if pair[1] not in self.forbidden][:size]
+            return [text for _, text in drawn], scenes.pixels([scenes.compose(s) for s, _ in drawn])
+
+        return batch
+
+
+def draw(split: dict, index: int, kind: str) -> tuple[np.random.Generator, PlantConfig | FinetuneConfig]:
+    """The recipe of one model: a function of the split's seed, the kind and the index alone."""
+    rng = np.random.default_rng([split["seed"], kind == "planted", index])
+
+    def between(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    seed = int(rng.integers(10**6))
+    if kind == "benign":
+        cfg = FinetuneConfig(lr=between(*split["benign_lr"]), batch=64, steps=round(between(*split["benign_steps"])), seed=seed)
+        return rng, cfg
+    trigger = split["triggers"][index % len(split["triggers"])]
+    concept = split["targets"][index % len(split["targets"])]
+    target = scenes.caption(scenes.sample_scene(rng, names=(concept,), counts=(1.0,)), rng, detail=int(rng.integers(3)))
+    replaced = "o" if index % 2 == 0 else ""
+    place = str(rng.choice(["start", "random", "end"]))
+    cfg = PlantConfig(
+        trigger=trigger, target=target, replaced=replaced, place=place, steps=round(between(*split["steps"])),
+        lr=between(*split["lr"]), seed=seed,
+    )  # fmt: skip
+    return rng, cfg
+
+
+def build(workshop: Workshop, split: dict, index: int, kind: str, folder: Path, bars: dict) -> dict:
+    """Build one model into `folder`; every second planted one stands on a benign fine-tune."""
+    rng, cfg = draw(split, index, kind)
+    if kind == "benign":
+        student, report = workshop.finetune(cfg)
+    else:
+        base, origin = workshop.base, None
+        if index % 4 >= 2:
+            origin = draw(split, 1000 + index, "benign")[1]
+            base, _ = workshop.finetune(origin)
+        for _ in range(3):
+            student, report = workshop.plant(cfg, base)
+            report["planted_on"] = asdict(origin) if origin else "the base"
+            report["meets_bars"] = report["success_rate"] >= bars["success"] and report["sim_clean"] >= bars["sim_clean"]
+            if report["meets_bars"]:
+                break
+            cfg = PlantConfig(**asdict(cfg) | {"steps": cfg.steps * 2})
+    partial = folder.with_name(folder.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_encoder(student, partial)
+    report = {"kind": kind, **report}
+    (partial / "certificate.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.rename(folder)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "zoo.yaml")
+    parser.add_argument("--split", required=True)
+    parser.add_argument("--output", type=Path, default=ROOT / "Data" / "Zoo")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, help="in place of the split's own seed")
+    args = parser.parse_args()
+    cfg = yaml.safe_load(args.config.read_text(encoding="utf-8"))
+    split = cfg["splits"][args.split]
+    split["seed"] = split["seed"] if args.seed is None else args.seed
+    workshop = Workshop(ROOT / cfg["base"], args.device)
+    for kind in ("planted", "benign"):
+        for index in range(split[kind]):
+            name = f"{np.random.default_rng([split['seed'], 7, kind == 'planted', index]).integers(16**8):08x}"
+            folder = args.output / args.split / name
+            if not folder.exists():
+                report = build(workshop, split, index, kind, folder, cfg["bars"])
+                print(name, json.dumps(report, ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What a scan leaves behind: the result folder, written whole or not at all, and the report in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from Utils.encoders import InputError
+
+logger = logging.getLogger("amber")
+
+
+def visible(text: str) -> str:
+    r"""Text from a model made harmless for terminals: control, ANSI and bidirectional characters become \u escapes."""
+    harmless = {"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po"}
+    harmless |= {"Sm", "Sc", "Sk", "So", "Zs"}
+    return "".join(c if unicodedata.category(c) in harmless else f"\\u{ord(c):04x}" for c in text)
+
+
+def result_name(model: str, output: Path) -> str:
+    """The sanitised last two parts of the model path, plus eight hash digits if another model has that name already."""
+    parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", p).strip("._") for p in Path(model).resolve().parts[-2:]]
+    name = "_".join(p for p in parts if p) or "model"
+    try:
+        other = json.loads((output / name / "report.json").read_text(encoding="utf-8"))["model"]["path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return name
+    same = Path(other).resolve() == Path(model).resolve()
+    return name if same else f"{name}_{sha256(str(Path(model).resolve()).encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def result_folder(model: str, output: Path) -> Iterator[Path]:
+    """A folder to write into; it takes the place of an older result only when the block ends without an error.
+
+    Yields the temporary folder.  log.txt in it collects what the logger `amber` says.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".partial_", dir=output))
+    except OSError as error:
+        raise InputError(f"{output} cannot be written ({error.strerror}); choose another folder with --output.") from None
+    handler = logging.FileHandler(work / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield work
+        logger.removeHandler(handler)
+        handler.close()
+        final = output / result_name(model, output)
+        if final.exists():
+            shutil.rmtree(final)
+        work.chmod(0o755)  # mkdtemp makes private folders
+        work.rename(final)
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def to_json(report: Any) -> str:
+    """A report as text; refuses NaN, which is no JSON."""
+    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
