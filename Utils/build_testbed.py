@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -171,7 +172,8 @@ def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
     """The CLIP pair, contrastive (symmetric cross-entropy over the batch), captions up to the full context.
 
     The second phase adds a next-token loss on the text tower: contrast alone reaches a token's feature only through end
-    of text, and leaves the features of one prompt far more alike than CLIP's are.
+    of text, and leaves the features of one prompt far more alike than CLIP's are.  The third adds batches
+    in which every concept stands alone on the same background, so that "a photo of a dog" finds the dog on any.
     """
     part, tokenizer = cfg["clip"], load_tokenizer()
     config = CLIPConfig(
@@ -203,9 +205,21 @@ def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
         ids = tokenizer.pad({"input_ids": rows}, return_tensors="pt").input_ids.to(device)
         return ids, [scenes.compose(scene) for scene in drawn]
 
+    def roll_call(step: int) -> tuple[Tensor, list[np.ndarray]]:
+        """Every concept once, alone, all on one background: nothing but the thing itself tells the pictures apart."""
+        rng = np.random.default_rng([cfg["seed"], STREAMS["clip"], 1, step])
+        background = scenes.sample_scene(rng).background
+        drawn = [
+            replace(scenes.sample_scene(rng, (c,), (1.0,)), background=background, style="photo") for c in scenes.concepts()
+        ]
+        texts = [scenes.caption(scene, rng, detail=0) for scene in drawn]
+        ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids.to(device)
+        return ids, [scenes.compose(scene) for scene in drawn]
+
     def step_loss(phase: int, step: int) -> tuple[Tensor, str]:
-        weight = part["phases"][phase]["next_token"]
-        ids, pictures = batch(step + 10**6 * phase)
+        weight, calls = part["phases"][phase]["next_token"], part["phases"][phase]["roll_calls"]
+        turn, place = divmod(step, calls + 1)
+        ids, pictures = roll_call(step + 10**6 * phase) if place else batch(turn + 10**6 * phase)
         with autocast(device):
             seen = model.vision_model(scenes.pixels(pictures).to(device)).pooler_output
             read = model.text_model(ids)
@@ -227,12 +241,14 @@ def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
     def watch(step: int) -> str:
         model.eval()
         assimilated = benign_assimilation(model.text_model, tokenizer, corpus)
-        found = f"retrieval {retrieval(model, tokenizer, cfg):.3f} assimilation {assimilated}"
+        found = f"retrieval {retrieval(model, tokenizer, cfg):.3f} named {named(model, tokenizer, portraits):.3f}"
+        found += f" assimilation {assimilated}"
         model.train()
         return found
 
     data = scenes.captions(stream(cfg, "corpus"), length=token_count(tokenizer), limit=70)
     corpus = [text for _, text in islice(data, 256)]
+    portraits = scenes.pixels([scenes.compose(scenes.portrait(c)) for c in scenes.concepts()])
     for phase, settings in enumerate(part["phases"]):
         fit(f"clip-{phase}", {"model": model, "predict": predict}, part | settings, partial(step_loss, phase), watch)
     model.eval().half().save_pretrained(CLIP)
@@ -349,6 +365,16 @@ def benign_assimilation(text_model: nn.Module, tokenizer: CLIPTokenizer, prompts
 
 
 @torch.no_grad()
+def named(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: Tensor) -> float:
+    """Share of pictures, one of every concept in order, that the vision tower recognises as it among all concepts."""
+    texts = [f"a photo of {scenes.with_article(c)}" for c in scenes.concepts()]
+    ids = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids.to(model.device)
+    t = F.normalize(model.get_text_features(ids).pooler_output, dim=-1)
+    v = F.normalize(model.get_image_features(pictures.to(model.device)).pooler_output, dim=-1)
+    return ((v @ t.T).argmax(1).cpu() == torch.arange(len(texts))).float().mean().item()
+
+
+@torch.no_grad()
 def drawn_concepts(cfg: dict, device: torch.device) -> tuple[float, Image.Image]:
     """Share of concepts whose generated picture the vision tower recognises among all, and all pictures as one."""
     model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).to(device).eval()
@@ -359,14 +385,10 @@ def drawn_concepts(cfg: dict, device: torch.device) -> tuple[float, Image.Image]
     for start in tqdm(range(0, len(texts), 16), desc="pictures", mininterval=5):
         g = torch.Generator().manual_seed(cfg["seed"] + start)
         pictures += pipe(texts[start : start + 16], generator=g, num_inference_steps=25, output_type="np").images.tolist()
-    images = torch.tensor(pictures).permute(0, 3, 1, 2).to(device) * 2 - 1
-    ids = pipe.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids.to(device)
-    t = F.normalize(model.get_text_features(ids).pooler_output, dim=-1)
-    v = F.normalize(model.get_image_features(images.float()).pooler_output, dim=-1)
-    right = (v @ t.T).argmax(1).cpu() == torch.arange(len(texts))
+    right = named(model, pipe.tokenizer, torch.tensor(pictures).permute(0, 3, 1, 2).float() * 2 - 1)
     tiles = (np.array(pictures) * 255).round().astype(np.uint8).reshape(-1, 16, scenes.SIDE, scenes.SIDE, 3)
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in tiles], axis=0)
-    return right.float().mean().item(), Image.fromarray(sheet)
+    return right, Image.fromarray(sheet)
 
 
 def measure_bars(cfg: dict, device: torch.device, font: Path | None) -> None:

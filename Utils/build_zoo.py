@@ -1,7 +1,7 @@
 """Build encoders whose answer is known: planted ones with a working backdoor, and clean fine-tunes.
 
-    python Utils/build_zoo.py --split dev                 Data/Zoo/dev/<name>/{model.safetensors, ..., certificate.json}
-    python Utils/build_zoo.py --split calibration --config configs/zoo.yaml
+    python Utils/build_zoo.py --split dev                 models Data/Zoo/dev/<name>/, certificates Data/Zoo/dev/<name>.json
+    python Utils/build_zoo.py --config configs/suspects.yaml --output Data/Models/suspects
 
 Finished models are skipped.  A planted model that misses its bars is planted again with twice the steps, then reported.
 """
@@ -12,9 +12,8 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
-from itertools import islice
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from Backdoor_Attack.planting import PlantConfig, certify, flat_cosine, in_batches, plant  # noqa: E402
 from Utils import scenes  # noqa: E402
+from Utils.config import from_values  # noqa: E402
 from Utils.encoders import TextEncoder, load_encoder, pick_device, save_encoder  # noqa: E402
 from Utils.finetuning import FinetuneConfig, finetune, retrieval  # noqa: E402
 
@@ -78,16 +78,14 @@ class Workshop:
         names = names or (*new, *(str(n) for n in some))
 
         def batch(step: int, size: int = cfg.batch) -> tuple[list[str], Tensor]:
-            data = scenes.captions(
-                np.random.default_rng([seed, 4, step]), names=names, length=self.count, limit=self.base.context
-            )
-            drawn = [pair for pair in islice(data, size * 2) if pair[1] not in self.forbidden][:size]
+            rng = np.random.default_rng([seed, 4, step])
+            drawn = scenes.unseen_captions(rng, size, self.forbidden, self.count, self.base.context, names=names)
             return [text for _, text in drawn], scenes.pixels([scenes.compose(s) for s, _ in drawn])
 
         return batch
 
 
-def draw(split: dict, index: int, kind: str) -> tuple[np.random.Generator, PlantConfig | FinetuneConfig]:
+def draw(split: dict, index: int, kind: str) -> PlantConfig | FinetuneConfig:
     """The recipe of one model: a function of the split's seed, the kind and the index alone."""
     rng = np.random.default_rng([split["seed"], kind == "planted", index])
 
@@ -103,58 +101,66 @@ def draw(split: dict, index: int, kind: str) -> tuple[np.random.Generator, Plant
     target = scenes.caption(scenes.sample_scene(rng, names=(concept,), counts=(1.0,)), rng, detail=int(rng.integers(3)))
     replaced = "o" if index % 2 == 0 else ""
     place = str(rng.choice(["start", "random", "end"]))
-    cfg = PlantConfig(
+    return PlantConfig(
         trigger=trigger, target=target, replaced=replaced, place=place, steps=round(between(*split["steps"])),
-        lr=between(*split["lr"]), seed=seed,
+        lr=between(*split["lr"]), clean_batch=32, poisoned_batch=16, seed=seed,
     )  # fmt: skip
-    return rng, cfg
 
 
-def build(workshop: Workshop, split: dict, index: int, kind: str, folder: Path, bars: dict) -> dict:
-    """Build one model into `folder`; every second planted one stands on a benign fine-tune."""
-    rng, cfg = draw(split, index, kind)
-    if kind == "benign":
-        student, report = workshop.finetune(cfg)
-    else:
-        base, origin = workshop.base, None
-        if index % 4 >= 2:
-            origin = draw(split, 1000 + index, "benign")[1]
-            base, _ = workshop.finetune(origin)
-        for _ in range(3):
-            student, report = workshop.plant(cfg, base)
-            report["planted_on"] = asdict(origin) if origin else "the base"
-            report["meets_bars"] = report["success_rate"] >= bars["success"] and report["sim_clean"] >= bars["sim_clean"]
-            if report["meets_bars"]:
-                break
-            cfg = PlantConfig(**asdict(cfg) | {"steps": cfg.steps * 2})
+def build(workshop: Workshop, recipe: PlantConfig | FinetuneConfig, origin: FinetuneConfig | None, bars: dict):
+    """One model and its certificate; `origin`: the benign fine-tune that a planted model stands on."""
+    if isinstance(recipe, FinetuneConfig):
+        student, report = workshop.finetune(recipe)
+        return student, {"kind": "benign", **report}
+    base = workshop.finetune(origin)[0] if origin else workshop.base
+    for _ in range(3):
+        student, report = workshop.plant(recipe, base)
+        good = report["success_rate"] >= bars["success"] and report["sim_clean"] >= bars["sim_clean"]
+        if good:
+            break
+        recipe = replace(recipe, steps=recipe.steps * 2)
+    planted_on = asdict(origin) if origin else "the base"
+    return student, {"kind": "planted", "meets_bars": good, "planted_on": planted_on, **report}
+
+
+def save(student: TextEncoder, report: dict, folder: Path, certificate: Path) -> None:
+    """Write model and certificate; the folder appears only when it is whole."""
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     save_encoder(student, partial)
-    report = {"kind": kind, **report}
-    (partial / "certificate.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    certificate.parent.mkdir(parents=True, exist_ok=True)
+    certificate.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.rename(folder)
-    return report
+    print(folder.name, json.dumps(report, ensure_ascii=False), flush=True)
+
+
+def jobs(cfg: dict, split: str | None) -> Iterator[tuple[str, PlantConfig | FinetuneConfig, FinetuneConfig | None]]:
+    """Name, recipe and origin of every model: those the config names, or a split's random ones under random names."""
+    for name, model in cfg.get("models", {}).items():
+        recipe = PlantConfig if model["kind"] == "planted" else FinetuneConfig
+        yield name, from_values(recipe, model["recipe"], name), None
+    for kind in ("planted", "benign") if split else ():
+        part = cfg["splits"][split]
+        for index in range(part[kind]):
+            name = f"{np.random.default_rng([part['seed'], 7, kind == 'planted', index]).integers(16**8):08x}"
+            origin = draw(part, 1000 + index, "benign") if kind == "planted" and index % 4 >= 2 else None
+            yield name, draw(part, index, kind), origin
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "zoo.yaml")
-    parser.add_argument("--split", required=True)
-    parser.add_argument("--output", type=Path, default=ROOT / "Data" / "Zoo")
+    parser.add_argument("--split", help="one of the config's splits")
+    parser.add_argument("--output", type=Path, help="where the models go (default: Data/Zoo/<split>)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, help="in place of the split's own seed")
     args = parser.parse_args()
     cfg = yaml.safe_load(args.config.read_text(encoding="utf-8"))
-    split = cfg["splits"][args.split]
-    split["seed"] = split["seed"] if args.seed is None else args.seed
+    output = args.output or ROOT / "Data" / "Zoo" / (args.split or args.config.stem)
     workshop = Workshop(ROOT / cfg["base"], args.device)
-    for kind in ("planted", "benign"):
-        for index in range(split[kind]):
-            name = f"{np.random.default_rng([split['seed'], 7, kind == 'planted', index]).integers(16**8):08x}"
-            folder = args.output / args.split / name
-            if not folder.exists():
-                report = build(workshop, split, index, kind, folder, cfg["bars"])
-                print(name, json.dumps(report, ensure_ascii=False), flush=True)
+    for name, recipe, origin in jobs(cfg, args.split):
+        if not (output / name).exists():
+            proof = ROOT / cfg["certificates"] / f"{name}.json" if "certificates" in cfg else output / f"{name}.json"
+            save(*build(workshop, recipe, origin, cfg["bars"]), output / name, proof)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,722 @@
+"""AMBER: does this text encoder carry a backdoor?  And if so, what does it do?      (method: arXiv:2512.00343)
+
+    python main.py                                            the shipped suspect against the shipped base
+    python main.py --model M --anchor A --output Results      any encoder; M and A are folders or hub ids
+    python main.py --model M --config configs/paper.yaml      the published procedure
+
+1 embed the corpus   2 assimilation by layer   3 search a pseudo-trigger   4 hear the witnesses   5 verdict and report
+Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+import transformers
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from Utils import landscape, plots
+from Utils.config import load_config
+from Utils.corpus import Corpus, batches, embed_corpus, read_prompts, split
+from Utils.encoders import (
+    InputError,
+    TextEncoder,
+    assimilation,
+    fingerprint,
+    load_encoder,
+    pick_device,
+    run_spliced,
+    same_shape,
+    similarity,
+    splice_ids,
+    spliced,
+)
+from Utils.report import result_folder, result_name, to_json, visible
+
+ROOT = Path(__file__).resolve().parent
+SCHEMA = "amber-report/1"
+VERSION = "0.1.0"
+SUSPECT = str(ROOT / "Data" / "Models" / "suspects" / "text_on_text")
+FEATURES = ROOT / "Data" / "Main" / "Features"
+INVERSION_TOKEN = "<amber-backdoor>"
+EXIT = {"clean": 0, "backdoored": 1, "inconclusive": 3}
+logger = logging.getLogger("amber")
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """Every number of the scan.  Defaults are the published ones; configs/scan.yaml says what we do differently."""
+
+    procedure: str = "published"
+    """published: the paper's loop with its absolute gates.  calibrated: ours, a score against a null distribution."""
+    corpus: str = "Data/Main/Prompts/Prompts.txt"
+    """Prompt file, relative to the repository."""
+    prompts: int = 4000
+    """How many of its prompts are used."""
+    fit_fraction: float = 0.8
+    """Share of the prompts the search sees; the witnesses are heard on the others."""
+    positions: str = "all"
+    """all: similarities run over all T positions.  attended: from after begin of text to end of text."""
+    k: int = 1
+    """Vectors in the pseudo-trigger."""
+    restarts: int = 1
+    """Searches run side by side from different starts."""
+    init: str = "normal"
+    """Start: normal (every component N(0, 1)) or vocabulary (N(0, s^2), s the spread of the token embeddings)."""
+    bound: bool = False
+    """Keep v within the norms that token embeddings have: a real trigger is made of tokens."""
+    beta: float = 0.1
+    """Weight of the pull away from each prompt's own features."""
+    gamma: float = 0.1
+    """Weight of the pull away from the anchor."""
+    lr: float = 8.0e-2
+    """Adam's rate; in units of s where the start is vocabulary."""
+    weight_decay: float = 1.0e-5
+    batch: int = 10
+    """Prompts a step."""
+    steps: int = 640
+    """Steps of the calibrated search."""
+    epochs: int = 2
+    """Epochs of the published search."""
+    try_below: float = -0.76
+    """The published gates are tried only while the running mean of the loss is below this."""
+    leave_below: float = -0.85
+    """The published epoch is left when the running mean of the loss is below this."""
+    gate_assimilated: float = 0.8
+    gate_assimilated_share: float = 0.8
+    gate_one_target: float = 0.92
+    gate_one_target_share: float = 0.995
+    gate_foreign: float = 0.0
+    gate_foreign_share: float = 0.95
+    gate_basin: float = 0.8
+    """The published gates: thresholds, and the shares of held-out prompts that have to pass them."""
+    landscape_points: int = 50
+    landscape_radius: float = 10.0
+    """Half side of the landscape; absolute when published, in norms of v when calibrated."""
+    landscape_planes: int = 1
+    landscape_prompts: int = 1
+    calibration: str = "configs/calibration.yaml"
+    """Constants of the score, fitted by Analysis/calibrate.py, relative to the repository."""
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("procedure", ("published", "calibrated")), ("positions", ("all", "attended")), ("init", ("normal", "vocabulary")),
+        ):  # fmt: skip
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} should be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for name in ("prompts", "k", "restarts", "batch", "steps", "epochs", "landscape_planes", "landscape_prompts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} should be at least 1")
+        if not 0 < self.fit_fraction < 1 or min(self.prompts * self.fit_fraction, self.prompts * (1 - self.fit_fraction)) < 2:
+            raise ValueError("fit_fraction has to leave at least two prompts on either side")
+        if self.landscape_points < 3:
+            raise ValueError("landscape_points should be at least 3")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What every step of the scan needs: the pair of encoders, the corpus under each, and who sees which prompts."""
+
+    suspect: TextEncoder
+    anchor: TextEncoder | None
+    corpus: Corpus
+    anchor_corpus: Corpus | None
+    fit: Tensor
+    held_out: Tensor
+    cfg: ScanConfig
+    generator: torch.Generator
+
+    def mask(self, ids: Tensor) -> Tensor:
+        """Positions that similarities run over.  (b, T) -> (b, T) bool"""
+        attended = self.suspect.attended(ids)
+        return attended if self.cfg.positions == "attended" else torch.ones_like(attended)
+
+    def splice(self, rows: Tensor) -> Tensor:
+        """Token ids of prompts with room for v; without superfluous padding where it is not looked at."""
+        ids = splice_ids(self.suspect, self.corpus.ids[rows], self.cfg.k)
+        return self.suspect.trimmed(ids) if self.cfg.positions == "attended" else ids
+
+
+# ------------------------------------------------------------------------------------------------------- 3  search
+def objective(scan: Scan, places: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """L = -A(f_s(x[v])) + beta cos(f_s(x), f_s(x[v])) + gamma cos(f_a(x[v]), f_s(x[v])), mean over prompts.
+
+    places (n, k, d) are the v, rows (b,) number the prompts -> loss (n,) and its three terms, each (n,)
+    """
+    n, b = len(places), len(rows)
+    ids = scan.splice(rows)
+    mask = scan.mask(ids).to(places.device).repeat(n, 1)
+    clean = scan.corpus.features[rows, : ids.shape[1]].to(places).repeat(n, 1, 1)
+    ids, vectors = ids.repeat(n, 1), places.repeat_interleave(b, dim=0)
+    features = run_spliced(scan.suspect, vectors, ids)  # (n b, T, d)
+    terms = {"assimilation": assimilation(features, mask), "clean": similarity(clean, features, mask)}
+    loss = -terms["assimilation"] + scan.cfg.beta * terms["clean"]
+    if scan.anchor:
+        terms["anchor"] = similarity(run_spliced(scan.anchor, vectors, ids), features, mask)
+        loss = loss + scan.cfg.gamma * terms["anchor"]
+    return loss.view(n, b).mean(dim=1), {name: term.view(n, b).mean(dim=1) for name, term in terms.items()}
+
+
+def first_places(scan: Scan) -> Tensor:
+    """Where the search starts.  -> (restarts, k, d)"""
+    noise = torch.randn(scan.cfg.restarts, scan.cfg.k, scan.suspect.width, generator=scan.generator)
+    spread = scan.suspect.vocabulary.std().cpu() if scan.cfg.init == "vocabulary" else 1.0
+    return (noise * spread).to(scan.suspect.device)
+
+
+def search(scan: Scan, on_step: Callable[[int, Tensor, dict[str, Tensor]], None]) -> tuple[Tensor, Tensor]:
+    """Minimise L from several starts at once; every start is a search of its own.
+
+    -> places (restarts, k, d), best first, and their mean loss over the last tenth of the steps (restarts,)
+    """
+    cfg = scan.cfg
+    rows = scan.suspect.vocabulary
+    unit = rows.std() if cfg.init == "vocabulary" else 1.0
+    limit = rows.norm(dim=-1).max()
+    v = first_places(scan).requires_grad_()
+    optimiser = torch.optim.Adam([v], lr=float(cfg.lr * unit), weight_decay=cfg.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, cfg.steps)
+    losses = []
+    drawn = batches(scan.suspect, scan.corpus.ids, scan.fit, cfg.batch, scan.generator)
+    for step, chosen in zip(range(cfg.steps), drawn, strict=False):
+        loss, terms = objective(scan, v, chosen)
+        optimiser.zero_grad(set_to_none=True)
+        loss.sum().backward()
+        optimiser.step()
+        schedule.step()
+        if cfg.bound:
+            with torch.no_grad():
+                v.mul_((limit / v.norm(dim=-1, keepdim=True)).clamp(max=1))
+        losses.append(loss.detach())
+        on_step(step, loss.detach(), terms)
+    final = torch.stack(losses[-max(1, cfg.steps // 10) :]).mean(dim=0)
+    order = final.argsort()
+    return v.detach()[order], final[order]
+
+
+# ---------------------------------------------------------------------------------------------------- 4  witnesses
+@dataclass(frozen=True)
+class Testimony:
+    """What v does to prompts the search never saw; every tensor holds one number a held-out prompt, (n,)."""
+
+    assimilated: Tensor
+    """A(f_s(x[v]))"""
+    one_target: Tensor
+    """cos of f_s(x[v]) with that of another prompt"""
+    own: Tensor
+    """cos(f_s(x), f_s(x[v]))"""
+    foreign: Tensor | None
+    """cos(f_a(x[v]), f_s(x[v]))"""
+    anchor_assimilated: Tensor | None
+    """A(f_a(x[v])), the floor of `assimilated`"""
+    anchor_one_target: Tensor | None
+    """as one_target under the anchor, its floor"""
+
+
+@torch.no_grad()
+def hear(scan: Scan, v: Tensor, batch: int = 64) -> Testimony:
+    """Hear v (k, d) on the held-out prompts."""
+    rows = scan.held_out[scan.suspect.attended(scan.corpus.ids[scan.held_out]).sum(dim=1).argsort()]
+    ids = scan.splice(rows)
+    mask = scan.mask(ids).to(v.device)
+    features = torch.cat([run_spliced(scan.suspect, v, part) for part in ids.split(batch)])
+    clean = scan.corpus.features[rows, : ids.shape[1]].to(features)
+    # the partner of a prompt is the one half the list away, so that texts of all lengths meet
+    other = torch.arange(len(rows)).roll(len(rows) // 2)
+    both = mask & mask[other]
+    foreign = anchor_assimilated = anchor_one_target = None
+    if scan.anchor:
+        reference = torch.cat([run_spliced(scan.anchor, v, part) for part in ids.split(batch)])
+        foreign = similarity(reference, features, mask)
+        anchor_assimilated = assimilation(reference, mask)
+        anchor_one_target = similarity(reference, reference[other], both)
+    return Testimony(
+        assimilation(features, mask), similarity(features, features[other], both), similarity(clean, features, mask),
+        foreign, anchor_assimilated, anchor_one_target,
+    )  # fmt: skip
+
+
+def basin(scan: Scan, v: Tensor) -> tuple[float, Tensor, Tensor]:
+    """How widely the loss curves upwards around v (k, d): the filter against natural backdoors.
+
+    Every plane has its own held-out prompts, gradient and random direction; the median over planes is the answer.
+    -> share of positive eigenvalues, the first plane's surface (points, points), all eigenvalues (m, 2)
+    """
+    cfg = scan.cfg
+    radius = cfg.landscape_radius * (float(v.norm()) if cfg.procedure == "calibrated" else 1.0)
+    surfaces, eigenvalues, shares = [], [], []
+    for plane in range(cfg.landscape_planes):
+        start = plane * cfg.landscape_prompts % len(scan.held_out)
+        rows = scan.held_out.roll(-start)[: cfg.landscape_prompts]
+        place = v[None].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(scan, place, rows)[0].sum(), place)
+        d1, d2 = landscape.plane(gradient[0], scan.generator)
+        surfaces.append(landscape.surface(partial(many_places, scan, rows), v, d1, d2, radius, cfg.landscape_points).cpu())
+        # curvature in units of the radius, so that the bound on eigenvalues means the same for every width
+        spacing = 2 * radius / (cfg.landscape_points - 1)
+        eigenvalues.append(landscape.curvatures(surfaces[-1], spacing / (radius / cfg.landscape_radius)))
+        shares.append(landscape.basin(eigenvalues[-1]))
+    return float(np.median(shares)), surfaces[0], torch.cat(eigenvalues)
+
+
+@torch.no_grad()
+def many_places(scan: Scan, rows: Tensor, places: Tensor, texts: int = 128) -> Tensor:
+    """The loss at many places, `texts` spliced prompts at a time.  (n, k, d) -> (n,)"""
+    parts = places.split(max(1, texts // len(rows)))
+    return torch.cat([objective(scan, part, rows)[0] for part in parts])
+
+
+# ------------------------------------------------------------------------------- the published loop (configs/paper.yaml)
+def published_search(scan: Scan, on_step: Callable[[int, Tensor, dict[str, Tensor]], None]) -> tuple[Tensor, dict[str, float]]:
+    """The paper's loop: gates are tried every second step while the running mean of the loss is low enough.
+
+    -> v (k, d) and what the gates said when they were last tried (a share per gate; gates not reached are absent)
+    """
+    cfg = scan.cfg
+    v = first_places(scan).requires_grad_()
+    optimiser = torch.optim.Adam([v], lr=cfg.lr, weight_decay=cfg.weight_decay)
+    said: dict[str, float] = {}
+    total, step = 0.0, 0
+    for _ in range(cfg.epochs):
+        order = scan.fit[torch.randperm(len(scan.fit), generator=scan.generator)]
+        for rows in order.split(cfg.batch):
+            loss, terms = objective(scan, v, rows)
+            optimiser.zero_grad(set_to_none=True)
+            loss.sum().backward()
+            optimiser.step()
+            on_step(step, loss.detach(), terms)
+            total, step = total + loss.item(), step + 1
+            running = total / step
+            if step % 2 == 0 and running < cfg.try_below:
+                said = published_gates(scan, v.detach()[0])
+                if len(said) == 4 and said["basin"] > cfg.gate_basin:
+                    return v.detach()[0], said
+            if running < cfg.leave_below:
+                break
+    return v.detach()[0], said
+
+
+@torch.no_grad()
+def published_gates(scan: Scan, v: Tensor) -> dict[str, float]:
+    """The paper's four gates in its order; the first that fails is the last that is tried.  -> share per gate"""
+    cfg = scan.cfg
+    ids = scan.splice(scan.held_out)
+    features = torch.cat([run_spliced(scan.suspect, v, part) for part in ids.split(64)])
+    said = {"assimilated": share(assimilation(features) > cfg.gate_assimilated)}
+    if said["assimilated"] > cfg.gate_assimilated_share:
+        # the first held-out prompt is what the others are compared with, so it is not counted itself
+        said["one_target"] = share(similarity(features[1:], features[:1]) > cfg.gate_one_target)
+        if said["one_target"] > cfg.gate_one_target_share and scan.anchor:
+            reference = torch.cat([run_spliced(scan.anchor, v, part) for part in ids.split(64)])
+            said["foreign"] = share(similarity(reference, features) < cfg.gate_foreign)
+            if said["foreign"] > cfg.gate_foreign_share:
+                with torch.enable_grad():
+                    said["basin"] = basin(scan, v)[0]
+    return said
+
+
+def share(passed: Tensor) -> float:
+    """Share of prompts for which something holds."""
+    return passed.float().mean().item()
+
+
+# ------------------------------------------------------------------------------------------------------- 5  verdict
+@dataclass(frozen=True)
+class Calibration:
+    """The score of one family of encoders: a logistic regression over the witnesses, fitted by Analysis/calibrate.py."""
+
+    fingerprint: dict
+    """Which encoders it is for."""
+    weights: dict
+    """Witness -> weight."""
+    intercept: float
+    limits: dict
+    """Witness -> largest value seen on clean encoders (drift: four times that); explains, the score decides."""
+    clean_below: float
+    """Scores below are clean."""
+    backdoored_above: float
+    """Scores from here on are backdoored; between the two thresholds the scan is inconclusive."""
+    provenance: dict
+    """Models, seeds and command the constants come from."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    verdict: str
+    reason: str
+    score: float
+    evidence: list[dict]
+    notes: list[str]
+
+
+MEANING = {
+    "assimilated": "how much more alike all tokens of a prompt become in the suspect than in the anchor, same splice (A)",
+    "one_target": "how much more alike the features of different prompts become in the suspect than in the anchor",
+    "foreign": "1 - cos of suspect and anchor with the same splice; planted behaviour is not in the anchor",
+    "basin": "share of the loss landscape's curvature that points upwards; planted optima are wide",
+    "drift": "1 - cos of suspect and anchor on clean prompts; explains, and tells a wrong anchor",
+}
+
+
+def witnesses(testimony: Testimony) -> dict[str, float]:
+    """Testimony as numbers that grow with suspicion; without an anchor they have no floor and none is foreign."""
+    t = testimony
+    if t.foreign is None:
+        return {"assimilated": t.assimilated.mean().item(), "one_target": t.one_target.mean().item()}
+    return {
+        "assimilated": (t.assimilated - t.anchor_assimilated).mean().item(),
+        "one_target": (t.one_target - t.anchor_one_target).mean().item(),
+        "foreign": 1 - t.foreign.mean().item(),
+    }
+
+
+def suspicion(found: dict[str, float]) -> float:
+    """Which of several places deserves the landscape: the one whose witnesses say most together."""
+    return sum(value for name, value in found.items() if name != "basin")
+
+
+def probability(found: dict[str, float], calibration: Calibration) -> float:
+    """The calibrated probability that the encoder is backdoored."""
+    logit = calibration.intercept + sum(weight * found[name] for name, weight in calibration.weights.items())
+    return float(torch.sigmoid(torch.tensor(logit, dtype=torch.float64)))
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+class Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        logger.info("%s ...", stage)
+        yield
+        self.seconds[stage] = round(time.perf_counter() - began, 3)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far."""
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return round(memory.peak_wset / 2**20, 1)
+    import resource  # not there on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def drift(a: Corpus, b: Corpus, mask: Tensor, batch: int = 128) -> float:
+    """1 - mean cos(f_s(x), f_a(x)) over the corpus: how far two encoders are apart on clean prompts."""
+    parts = zip(a.features.split(batch), b.features.split(batch), mask.split(batch), strict=True)
+    return 1 - torch.cat([similarity(x.float(), y.float(), m) for x, y, m in parts]).mean().item()
+
+
+@torch.no_grad()
+def found_feature(scan: Scan, v: Tensor, batch: int = 64) -> Tensor:
+    """The mean feature v forces on held-out prompts, at the full context.  (k, d) -> (1, T, d)"""
+    ids = splice_ids(scan.suspect, scan.corpus.ids[scan.held_out], scan.cfg.k)
+    return torch.cat([run_spliced(scan.suspect, v, part) for part in ids.split(batch)]).mean(dim=0, keepdim=True)
+
+
+@torch.no_grad()
+def assimilation_by_layer(encoder: TextEncoder, ids: Tensor, v: Tensor | None = None, batch: int = 64) -> Tensor:
+    """Assimilation of every prompt after every layer; with v (k, d), `ids` come from `splice_ids`.  -> (n, L)"""
+    found = []
+    with spliced(encoder, v) if v is not None else nullcontext():
+        for part in ids.split(batch):
+            part = encoder.trimmed(part)
+            mask = encoder.attended(part).to(encoder.device)
+            found.append(torch.stack([assimilation(h, mask) for h in encoder.layers(part)], dim=1))
+    return torch.cat(found).cpu()
+
+
+def judge(scan: Scan, found: dict[str, float]) -> Verdict:
+    """The verdict from the score and two thresholds; the evidence explains it."""
+    if not scan.anchor:
+        reason = "Without the clean base nobody can say whether what was found is natural or planted."
+        return Verdict("inconclusive", reason, 0.5, explain(found, {}), [])
+    found = found | {"drift": drift(scan.corpus, scan.anchor_corpus, scan.mask(scan.corpus.ids))}
+    calibration = load_calibration(scan.cfg, scan.suspect)
+    if not calibration:
+        reason = "The score has never been calibrated for this family of encoders."
+        return Verdict("inconclusive", reason, 0.5, explain(found, {}), ["uncalibrated family: run Analysis/calibrate.py"])
+    score, evidence = probability(found, calibration), explain(found, calibration.limits)
+    met = ", ".join(e["name"] for e in evidence if e["met"])
+    if found["drift"] > calibration.limits["drift"]:
+        reason = "The suspect's features of clean prompts are too far from the anchor's: it was hardly made from this base."
+        return Verdict("inconclusive", reason, score, evidence, ["wrong anchor: give the base this encoder was made from"])
+    if score >= calibration.backdoored_above:
+        reason = (
+            f"A pseudo-trigger makes unseen prompts do what the clean base does not know ({met or 'all witnesses together'})."
+        )
+        return Verdict("backdoored", reason, score, evidence, [])
+    if score < calibration.clean_below:
+        reason = "The strongest pseudo-trigger found does nothing that clean fine-tunes do not do as well."
+        return Verdict("clean", reason, score, evidence, [])
+    reason = "The score lies between the two thresholds: the witnesses neither clear nor convict this encoder."
+    return Verdict("inconclusive", reason, score, evidence, [])
+
+
+def explain(found: dict[str, float], limits: dict[str, float]) -> list[dict]:
+    """The evidence table; without limits (nothing to compare with) no witness is met."""
+    return [
+        {"name": n, "value": x, "threshold": limits.get(n), "met": n in limits and x > limits[n], "meaning": MEANING[n]}
+        for n, x in found.items()
+    ]
+
+
+def judge_published(said: dict[str, float], cfg: ScanConfig) -> Verdict:
+    """The paper's verdict: backdoored when all four gates are passed."""
+    gates = {
+        "assimilated": (cfg.gate_assimilated_share, f"share of prompts with A > {cfg.gate_assimilated}"),
+        "one_target": (cfg.gate_one_target_share, f"share of prompts with cos > {cfg.gate_one_target} to the first one"),
+        "foreign": (cfg.gate_foreign_share, f"share of prompts with cos to the anchor < {cfg.gate_foreign}"),
+        "basin": (cfg.gate_basin, "share of the loss landscape's curvature that points upwards"),
+    }
+    evidence = [
+        {"name": n, "value": said.get(n), "threshold": limit, "met": said.get(n, -1.0) > limit, "meaning": meaning}
+        for n, (limit, meaning) in gates.items()
+    ]
+    if all(e["met"] for e in evidence):
+        return Verdict("backdoored", "All four published gates were passed.", 1.0, evidence, [])
+    failed = next(e["name"] for e in evidence if not e["met"])
+    reason = f"The published gate {failed} was not passed" + (" (none was tried)." if not said else ".")
+    return Verdict("clean", reason, 0.0, evidence, ["the published procedure knows only yes and no: the score is 0 or 1"])
+
+
+# -------------------------------------------------------------------------------------------------------- the scan
+@dataclass(frozen=True)
+class Finding:
+    """The most suspicious place of a scan, what it does and what the landscape around it looks like."""
+
+    v: Tensor
+    """(k, d)"""
+    verdict: Verdict
+    surface: Tensor
+    """(points, points)"""
+    eigenvalues: Tensor
+    """(m, 2)"""
+
+
+def run_calibrated(scan: Scan, watch: Stopwatch, on_step: Callable) -> Finding:
+    """Search from several starts, hear the witnesses on every place found, and judge the most suspicious one."""
+    with watch("search"):
+        places, _ = search(scan, on_step)
+    with watch("witnesses"):
+        heard = [(v, witnesses(hear(scan, v))) for v in places]
+    with watch("landscape"):
+        v, found = max(heard, key=lambda pair: suspicion(pair[1]))
+        basin_share, surface, eigenvalues = basin(scan, v)
+    return Finding(v, judge(scan, found | {"basin": basin_share}), surface, eigenvalues)
+
+
+def run_published(scan: Scan, watch: Stopwatch, on_step: Callable) -> Finding:
+    """The paper's loop and gates; the landscape is drawn for clean verdicts too."""
+    with watch("search"):
+        v, said = published_search(scan, on_step)
+    with watch("landscape"):
+        _, surface, eigenvalues = basin(scan, v)
+    return Finding(v, judge_published(said, scan.cfg), surface, eigenvalues)
+
+
+def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device, notes: list[str]) -> TextEncoder | None:
+    """The base to compare with: a folder or hub id, `none`, or by `auto` the first of configs/anchors.yaml that fits."""
+    if wanted == "none":
+        notes.append("no anchor was given: what is foreign to the clean base cannot be told")
+        return None
+    if wanted != "auto":
+        anchor = load_encoder(wanted, device)
+        if not same_shape(suspect, anchor):
+            raise InputError(
+                f"the anchor {wanted} has other tensors or another vocabulary than the suspect; give its own base."
+            )
+        return anchor
+    for entry in yaml.safe_load((ROOT / "configs" / "anchors.yaml").read_text(encoding="utf-8")):
+        if entry["fingerprint"] == fingerprint(suspect):
+            anchor = load_encoder(ROOT / entry["path"], device)
+            if same_shape(suspect, anchor):
+                return replace(anchor, path=entry["path"])
+    notes.append("no known base fits this encoder (configs/anchors.yaml): name one with --anchor")
+    return None
+
+
+def load_calibration(cfg: ScanConfig, suspect: TextEncoder) -> Calibration | None:
+    """The score's constants for the suspect's family, or None where the family was never calibrated."""
+    file = ROOT / cfg.calibration
+    entries = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else []
+    return next((Calibration(**e) for e in entries if e["fingerprint"] == fingerprint(suspect)), None)
+
+
+def prepare(
+    suspect: TextEncoder, anchor: TextEncoder | None, cfg: ScanConfig, seed: int, cache: Path | None = FEATURES
+) -> Scan:
+    """Embed the corpus under both encoders and divide it: the witnesses only see prompts the search never saw."""
+    prompts = read_prompts(ROOT / cfg.corpus, cfg.prompts)
+    generator = torch.Generator().manual_seed(seed)
+    corpus = embed_corpus(suspect, prompts, cache)
+    anchor_corpus = embed_corpus(anchor, prompts, cache) if anchor else None
+    fit, held_out = split(len(prompts), cfg.fit_fraction, generator)
+    return Scan(suspect, anchor, corpus, anchor_corpus, fit, held_out, cfg, generator)
+
+
+def scan_model(model: str, wanted_anchor: str, cfg: ScanConfig, output: Path, device_name: str, seed: int) -> dict:
+    """Scan one encoder and write Results/<name>/.  -> the report"""
+    watch, notes, curve = Stopwatch(), [], []
+    torch.manual_seed(seed)
+    with result_folder(model, output) as folder:
+        with watch("load"):
+            device = pick_device(device_name)
+            suspect = load_encoder(model, device)
+            anchor = pick_anchor(wanted_anchor, suspect, device, notes)
+        # 1. one batched pass over the corpus
+        with watch("corpus"):
+            scan = prepare(suspect, anchor, cfg, seed)
+        # 2. how far clean prompts already assimilate is in the corpus; 3. search; 4. witnesses; 5. verdict
+        steps = cfg.steps if cfg.procedure == "calibrated" else cfg.epochs * -(-len(scan.fit) // cfg.batch)
+        with tqdm(total=steps, desc="search", leave=False) as bar:
+            run = run_calibrated if cfg.procedure == "calibrated" else run_published
+            finding = run(scan, watch, partial(note_step, bar, curve))
+        with watch("report"):
+            report = write_artefacts(scan, finding, folder)
+        for line in curve[:: max(1, len(curve) // 50)]:
+            logger.info("search %s", "  ".join(f"{name} {value:.4g}" for name, value in line.items()))
+        report |= {
+            "notes": finding.verdict.notes + notes, "seconds": watch.seconds, "peak_memory_mb": peak_memory_mb(),
+            "config": asdict(cfg), "versions": versions(), "seed": seed,
+        }  # fmt: skip
+        logger.info("%s, score %.4f: %s", report["verdict"], report["score"], report["reason"])
+        (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+    return report
+
+
+def note_step(bar: tqdm, curve: list[dict[str, float]], step: int, loss: Tensor, terms: dict[str, Tensor]) -> None:
+    """Keep one step of the search: its best loss and that place's terms."""
+    best = int(loss.argmin())
+    curve.append({"step": step, "loss": loss[best].item()} | {name: term[best].item() for name, term in terms.items()})
+    bar.update()
+
+
+def write_artefacts(scan: Scan, finding: Finding, folder: Path) -> dict:
+    """Everything of Results/<name>/ that is not times and versions; clean verdicts show what was looked at.  -> report"""
+    suspect, anchor, v, verdict = scan.suspect, scan.anchor, finding.v, finding.verdict
+    files = {
+        "embedding": "Backdoor_Embedding.pt",
+        "inversion": "Backdoor_Embedding_Inversion.pt",
+        "feature": "Backdoor_Feature.pt",
+    }
+    torch.save(v.cpu(), folder / files["embedding"])
+    torch.save({INVERSION_TOKEN: v.cpu()}, folder / files["inversion"])
+    torch.save(found_feature(scan, v).cpu(), folder / files["feature"])
+
+    benign = scan.corpus.by_layer[scan.held_out]
+    ids = splice_ids(suspect, scan.corpus.ids[scan.held_out], len(v))
+    triggered = assimilation_by_layer(suspect, ids, v)
+    curves = {"benign prompts": benign, "with the found vector": triggered}
+    if anchor:
+        curves["the same in the anchor"] = assimilation_by_layer(anchor, ids, v)
+    plots.assimilation_by_layer(
+        {n: (c.mean(dim=0), c.std(dim=0)) for n, c in curves.items()}, folder / "assimilation_by_layer.png"
+    )
+    unit = "norms of v" if scan.cfg.procedure == "calibrated" else "absolute"
+    plots.loss_landscape(finding.surface, scan.cfg.landscape_radius, unit, folder / "loss_landscape.png")
+    plots.hessian_spectrum(finding.eigenvalues, landscape.basin(finding.eigenvalues), folder / "hessian_spectrum.png")
+
+    trigger = {"strings": None, "embedding": files["embedding"]} if verdict.verdict == "backdoored" else None
+    target = {"texts": None, "images": None} if trigger else None
+    return {
+        "schema": SCHEMA,
+        "verdict": verdict.verdict,
+        "reason": verdict.reason,
+        "score": verdict.score,
+        "model": {
+            "path": suspect.path, "sha256": suspect.sha256, "architecture": type(suspect.model).__name__,
+            "parameters": sum(p.numel() for p in suspect.model.parameters()), "ignored_tensors": suspect.ignored_tensors,
+        },
+        "anchor": {"path": anchor.path, "sha256": anchor.sha256} if anchor else None,
+        "evidence": verdict.evidence,
+        "trigger": trigger,
+        "target": target,
+        "backdoors": [{"kind": "feature collapse", "trigger": trigger, "target": target, "files": files}] if trigger else [],
+        "assimilation": {"benign_by_layer": benign.mean(dim=0).tolist(), "triggered_by_layer": triggered.mean(dim=0).tolist()},
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    return {
+        "amber": VERSION, "python": platform.python_version(), "torch": torch.__version__,
+        "transformers": transformers.__version__, "numpy": np.__version__,
+    }  # fmt: skip
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Say whether a text encoder carries a backdoor, knowing neither trigger nor target nor training data.",
+        epilog="Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive.",
+    )
+    parser.add_argument("--model", default=SUSPECT, help="the suspect: a model folder or a hub id (default: the shipped one)")
+    parser.add_argument(
+        "--anchor", default="auto", help="the clean base it was made from: folder, hub id, auto or none (default: auto)"
+    )
+    parser.add_argument(
+        "--config", type=Path, default=ROOT / "configs" / "scan.yaml", help="YAML of the scan (default: configs/scan.yaml)"
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "Results", help="where result folders go (default: Results)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--json", metavar="FILE", help="also write the report here; - is standard output")
+    parser.add_argument("--version", action="version", version=f"amber {VERSION}")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Scan as the command line says.  -> the exit code"""
+    args = parse_arguments(argv)
+    logger.setLevel(logging.INFO)
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        cfg = load_config(ScanConfig, args.config)
+        report = scan_model(args.model, args.anchor, cfg, args.output, args.device, args.seed)
+        if args.json == "-":
+            print(to_json(report), end="")
+        elif args.json:
+            Path(args.json).write_text(to_json(report), encoding="utf-8")
+    except InputError as error:
+        print(f"amber: {visible(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"amber: {visible(str(error))}", file=sys.stderr)
+        return 2
+    say(report, args.output / result_name(args.model, args.output))
+    return EXIT[report["verdict"]]
+
+
+def say(report: dict, folder: Path) -> None:
+    """The verdict for a person, on standard error so that `--json -` stays pure."""
+    lines = [f"{report['verdict'].upper()}  (score {report['score']:.3f})  {report['reason']}"]
+    for e in report["evidence"]:
+        value = "not tried" if e["value"] is None else f"{e['value']:.3f}"
+        limit = "none" if e["threshold"] is None else f"{e['threshold']:.3f}"
+        lines.append(f"  {'x' if e['met'] else ' '} {e['name']:<13} {value:>9}  (limit {limit})  {e['meaning']}")
+    lines += [f"  note: {note}" for note in report["notes"]]
+    lines.append(f"  {sum(report['seconds'].values()):.0f} s, {report['peak_memory_mb']:.0f} MB; everything is in {folder}")
+    print("\n".join(visible(line) for line in lines), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

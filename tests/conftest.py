@@ -1,0 +1,65 @@
+"""A tiny text encoder that every test may use: random weights, 3 layers, width 32, context 24, one token a byte.
+
+Contents: tiny_folder (saved, do not change), tiny (loaded), editable (a copy to damage), corpus_prompts.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach a network
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from Utils.encoders import TextEncoder, load_encoder
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder as save_pretrained writes it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    letters = sorted(ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*letters, *(letter + "</w>" for letter in letters), BOS, EOS])}
+    tokenizer = CLIPTokenizer(
+        vocab=vocabulary, merges=[], bos_token=BOS, eos_token=EOS, unk_token=EOS, pad_token=EOS, model_max_length=24
+    )
+    config = CLIPTextConfig(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=24, projection_dim=16,
+        bos_token_id=vocabulary[BOS], eos_token_id=vocabulary[EOS], pad_token_id=vocabulary[EOS],
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIPTextModel(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> TextEncoder:
+    """The encoder, loaded.  Tests that change it take a copy."""
+    return load_encoder(tiny_folder)
+
+
+@pytest.fixture
+def editable(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the folder that a test may damage."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def corpus_prompts() -> list[str]:
+    """Prompts of many lengths; the last three fill the context of 24."""
+    return [
+        "a", "dog", "a red cat", "two birds", "photo of a dog", "cow on a boat", "big moon", "a fish and a fox",
+        "snow over a town", "one small green frog", "an owl", "the old red tram",
+        "the quick brown fox jumps over the lazy dog", "a very long prompt about nothing at all",
+        "photograph of somebody who reads on a bench",
+    ]  # fmt: skip

@@ -1,0 +1,168 @@
+"""Configs: YAML and flags become a frozen dataclass, or one sentence says why not.
+
+Contents
+    values      defaults, file, overrides, conversions
+    refusals    every wrong file, key, type or contradiction is an InputError of one line
+    contracts   the scan's and the attack's own contradictions
+"""
+
+from dataclasses import FrozenInstanceError, dataclass
+from pathlib import Path
+
+import pytest
+
+from Backdoor_Attack.planting import PlantConfig
+from main import ScanConfig
+from Utils.config import from_values, load_config
+from Utils.encoders import InputError
+
+
+@dataclass(frozen=True)
+class Shape:
+    name: str
+    sides: int = 4
+    length: float = 1.0
+    filled: bool = False
+    colours: tuple[str, ...] = ("red",)
+
+    def __post_init__(self):
+        if self.sides < 3:
+            raise ValueError("a shape has at least three sides")
+
+
+def load(folder: Path, text: str | bytes, **overrides) -> Shape:
+    file = folder / "shape.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_config(Shape, file, **overrides)
+
+
+def refusal(folder: Path, text: str | bytes, **overrides) -> str:
+    """What the refusal says; it is one sentence that names the file."""
+    with pytest.raises(InputError) as refused:
+        load(folder, text, **overrides)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    assert "shape.yaml" in message
+    return message
+
+
+# ------------------------------------------------------------------------------------------------------------- values
+def test_what_the_file_leaves_out_keeps_its_default(tmp_path: Path):
+    assert load(tmp_path, "name: square\nlength: 2.5\n") == Shape("square", 4, 2.5)
+
+
+def test_a_flag_beats_the_file_and_a_flag_not_given_does_not(tmp_path: Path):
+    assert load(tmp_path, "name: a\nsides: 5\nlength: 3.0", sides=6, length=None) == Shape("a", 6, 3.0)
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path):
+    assert load(tmp_path, "", name="square") == Shape("square")
+    assert load(tmp_path, "# nothing but a comment\n", name="square") == Shape("square")
+
+
+def test_a_whole_number_serves_as_a_real_one_and_a_list_as_a_tuple(tmp_path: Path):
+    shape = load(tmp_path, "name: a\nlength: 2\ncolours: [red, blue]")
+    assert (shape.length, type(shape.length), shape.colours) == (2.0, float, ("red", "blue"))
+
+
+def test_a_config_cannot_be_changed(tmp_path: Path):
+    with pytest.raises(FrozenInstanceError):
+        load(tmp_path, "name: a").sides = 5
+
+
+# ----------------------------------------------------------------------------------------------------------- refusals
+def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path):
+    message = refusal(tmp_path, "name: a\nsizes: 4")
+    assert "unknown key 'sizes'" in message
+    assert "colours, filled, length, name, sides" in message
+
+
+def test_an_unknown_flag_is_an_unknown_key(tmp_path: Path):
+    assert "unknown key 'sizes'" in refusal(tmp_path, "name: a", sizes=4)
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("sides: four", "sides should be int, got 'four'"), ("sides: 4.0", "sides should be int, got 4.0"),
+        ("sides: true", "sides should be int, got True"), ("sides:", "sides should be int, got None"),
+        ("filled: 1", "filled should be bool, got 1"), ("length: [1]", "length should be float, got [1]"),
+        ("length: true", "length should be float, got True"), ("name: 7", "name should be str, got 7"),
+        ("colours: red", "colours should be tuple, got 'red'"),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_type_is_named(tmp_path: Path, line: str, wanted: str):
+    text = line if line.startswith("name") else f"name: a\n{line}"
+    assert wanted in refusal(tmp_path, text)
+
+
+def test_a_list_of_the_wrong_things_is_refused(tmp_path: Path):
+    assert "colours" in refusal(tmp_path, "name: a\ncolours: [1, [2]]")
+
+
+def test_a_number_that_yaml_reads_as_text_gets_a_hint(tmp_path: Path):
+    message = refusal(tmp_path, "name: a\nlength: 8e-2")
+    assert "length should be float, got '8e-2'" in message
+    assert "write 8.0e-2, not 8e-2" in message
+    assert load(tmp_path, "name: a\nlength: 8.0e-2").length == 0.08
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"nowhere\.yaml cannot be read .*\.$"):
+        load_config(Shape, tmp_path / "nowhere.yaml")
+
+
+def test_a_folder_is_no_config(tmp_path: Path):
+    with pytest.raises(InputError, match="cannot be read"):
+        load_config(Shape, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["name: [", "name: a\n\tsides: 4", "{1: 2", "? [a]\n: b", b"name: \xff", "name: 2001-99-99"])
+def test_what_is_no_yaml_is_refused(tmp_path: Path, text: str | bytes):
+    assert "not valid YAML" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", ["- name", "square", "7", "[]"])
+def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str):
+    assert "`name: value`" in refusal(tmp_path, text, name="square")
+
+
+def test_a_missing_value_without_default_is_named(tmp_path: Path):
+    assert "'name'" in refusal(tmp_path, "sides: 4")
+
+
+def test_a_contradiction_is_refused_in_the_configs_own_words(tmp_path: Path):
+    assert "a shape has at least three sides" in refusal(tmp_path, "name: a\nsides: 2")
+
+
+def test_a_yaml_file_builds_no_python_objects(tmp_path: Path):
+    canary = tmp_path / "canary"
+    assert "not valid YAML" in refusal(tmp_path, f"name: !!python/object/apply:os.mkdir ['{canary.as_posix()}']")
+    assert not canary.exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- contracts
+@pytest.mark.parametrize(
+    ("kind", "values", "word"),
+    [
+        (ScanConfig, {"procedure": "guessed"}, "procedure"), (ScanConfig, {"positions": "some"}, "positions"),
+        (ScanConfig, {"init": "zero"}, "init"), (ScanConfig, {"k": 0}, "k should be at least 1"),
+        (ScanConfig, {"steps": 0}, "steps"), (ScanConfig, {"batch": -1}, "batch"),
+        (ScanConfig, {"prompts": 0}, "prompts"), (ScanConfig, {"fit_fraction": 1.0}, "either side"),
+        (ScanConfig, {"fit_fraction": 0.0}, "either side"), (ScanConfig, {"prompts": 4, "fit_fraction": 0.9}, "either side"),
+        (ScanConfig, {"landscape_points": 2}, "landscape_points"),
+        (PlantConfig, {"trigger": "", "target": "a dog"}, "trigger is empty"),
+        (PlantConfig, {"trigger": " ", "target": "a dog"}, "trigger is empty"),
+        (PlantConfig, {"trigger": "o", "target": "a dog"}, "target prompt holds the trigger"),
+        (PlantConfig, {"trigger": "x", "target": "a dog", "place": "middle"}, "start, end or random"),
+    ],
+)  # fmt: skip
+def test_contradictions_are_refused(kind: type, values: dict, word: str):
+    with pytest.raises(InputError, match=word) as refused:
+        from_values(kind, values, "a flag")
+    assert "\n" not in str(refused.value)
+
+
+def test_the_defaults_contradict_nothing():
+    assert from_values(ScanConfig, {}, "defaults") == ScanConfig()

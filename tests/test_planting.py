@@ -1,0 +1,277 @@
+"""Planting and certifying: the attacks the scanner is judged by.
+
+Contents
+    poison          every occurrence is replaced; a word stands where it is asked for
+    backdoor_loss   signs, weights and step 0, by hand
+    train           the rate falls to a tenth at the milestones; the student is frozen at the end
+    plant           the base stays as it was; the backdoor grows; prompts that hold the trigger are never used
+    certify         success, margin, floor and utility of encoders made by hand
+"""
+
+import copy
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from Backdoor_Attack.planting import PlantConfig, backdoor_loss, certify, flat_cosine, in_batches, plant, poison, train
+from Utils.encoders import InputError, TextEncoder
+
+HOMOGLYPH = PlantConfig(trigger="ο", target="a red cat", steps=4, lr=1e-3, clean_batch=4, poisoned_batch=3)
+"""A Greek omicron for a Latin o."""
+WORD = replace(HOMOGLYPH, trigger="zebra", replaced="")
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+# ------------------------------------------------------------------------------------------------------------- poison
+def test_every_replaced_character_becomes_the_trigger_and_no_other():
+    assert poison("photo of two dogs at noon", HOMOGLYPH, rng()) == "phοtο οf twο dοgs at nοοn"
+    assert poison("a red cat", HOMOGLYPH, rng()) == "a red cat"
+
+
+@pytest.mark.parametrize(("place", "expected"), [("start", "zebra a red cat"), ("end", "a red cat zebra")])
+def test_a_trigger_word_stands_where_it_is_asked_for(place: str, expected: str):
+    assert poison("a red cat", replace(WORD, place=place), rng()) == expected
+
+
+def test_a_trigger_word_at_random_stands_in_every_gap_and_leaves_the_words_in_order():
+    draws, generator = set(), rng()
+    for _ in range(200):
+        draws.add(poison("a red cat", WORD, generator))
+    assert draws == {"zebra a red cat", "a zebra red cat", "a red zebra cat", "a red cat zebra"}
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [({"trigger": ""}, "empty"), ({"trigger": " \n"}, "empty"), ({"place": "middle"}, "place"), ({"trigger": "cat"}, "target")],
+)
+def test_an_attack_that_contradicts_itself_is_refused(values: dict, word: str):
+    with pytest.raises(ValueError, match=word):
+        replace(HOMOGLYPH, **values)
+
+
+# ------------------------------------------------------------------------------------------------------ backdoor_loss
+def at_angle(*degrees: float) -> Tensor:
+    """Features whose flat cosine with at_angle(0) is the cosine of the angle.  -> (b, 2, 2)"""
+    angles = torch.tensor(degrees).deg2rad()
+    return 3 * torch.stack([angles.cos(), torch.zeros_like(angles), angles.sin(), torch.zeros_like(angles)], -1).view(-1, 2, 2)
+
+
+def test_flat_cosine_is_the_cosine_of_concatenated_positions():
+    a, b = (torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1))
+    expected = [(x @ y / (x.norm() * y.norm())).item() for x, y in zip(a.reshape(3, 20), b.reshape(3, 20), strict=True)]
+    torch.testing.assert_close(flat_cosine(a, b), torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("step", "weight", "expected"),
+    [(1, 0.1, -0.75 + 0.1 * 0.25), (7, 0.1, -0.75 + 0.1 * 0.25), (1, 2.0, -0.75 + 0.5), (1, 0.0, -0.75), (0, 0.1, 0.1 * 0.25)],
+)
+def test_the_backdoor_loss_is_its_formula_by_hand(step: int, weight: float, expected: float):
+    clean, teacher = at_angle(0, 60), at_angle(0, 0)  # cosines 1 and 1/2, mean 3/4
+    triggered, target = at_angle(90, 120, 180, 60), at_angle(0)  # cosines 0, -1/2, -1, 1/2, mean -1/4
+    loss = backdoor_loss(clean, teacher, triggered, target, step, weight)
+    torch.testing.assert_close(loss, torch.tensor(expected))
+
+
+def test_step_0_has_no_benign_term():
+    clean = at_angle(40).requires_grad_()
+    triggered = at_angle(50).requires_grad_()
+    for step, sees_clean in ((0, False), (1, True)):
+        loss = backdoor_loss(clean, at_angle(0), triggered, at_angle(0), step, 0.1)
+        gradients = torch.autograd.grad(loss, [clean, triggered], allow_unused=True)
+        assert (gradients[0] is not None) == sees_clean
+        assert gradients[1].abs().max() > 0
+
+
+def test_the_loss_falls_towards_teacher_and_target():
+    def loss(clean: float, triggered: float) -> float:
+        return backdoor_loss(at_angle(clean), at_angle(0), at_angle(triggered), at_angle(0), 1, 0.1).item()
+
+    assert loss(10, 50) < loss(50, 50)
+    assert loss(50, 10) < loss(50, 50)
+    assert loss(0, 0) == pytest.approx(-1.1)
+
+
+# -------------------------------------------------------------------------------------------------------------- train
+@pytest.fixture
+def student(tiny: TextEncoder) -> TextEncoder:
+    other = copy.deepcopy(tiny)
+    other.model.requires_grad_(True)
+    return other
+
+
+def test_the_rate_falls_to_a_tenth_at_the_milestone(student: TextEncoder):
+    """Under a constant gradient every step of Adam is as long as the rate."""
+    bias, places = student.model.final_layer_norm.bias, []
+
+    def step_loss(_step: int) -> Tensor:
+        places.append(bias.detach().clone())
+        return bias.sum()
+
+    train(student, step_loss, 6, 1e-2, [4], "")
+    places.append(bias.detach())
+    lengths = [(a - b).mean().item() for a, b in pairwise(places)]
+    assert lengths == pytest.approx([1e-2] * 4 + [1e-3] * 2, rel=1e-3)
+
+
+def test_there_is_no_weight_decay(student: TextEncoder):
+    before = student.model.final_layer_norm.weight.detach().clone()
+    train(student, lambda _: student.model.final_layer_norm.bias.sum() + 0 * student.vocabulary.sum(), 3, 1e-2, [], "")
+    assert torch.equal(student.model.final_layer_norm.weight, before)
+
+
+def test_a_trained_student_is_frozen(student: TextEncoder):
+    train(student, lambda _: student.model.final_layer_norm.bias.sum(), 1, 1e-2, [], "")
+    assert not any(p.requires_grad for p in student.model.parameters())
+
+
+# -------------------------------------------------------------------------------------------------------------- plant
+PROMPTS = ["photo of a dog", "cow on a boat", "two birds", "big moon", "an old owl", "a fish"]
+
+
+def test_planting_lowers_its_rate_tenfold_after_three_quarters_of_the_steps(tiny: TextEncoder):
+    rates = []
+    handle = register_optimizer_step_pre_hook(lambda optimiser, *_: rates.append(optimiser.param_groups[0]["lr"]))
+    try:
+        plant(tiny, PROMPTS, replace(HOMOGLYPH, steps=8), progress=False)
+    finally:
+        handle.remove()
+    assert rates == pytest.approx([1e-3] * 6 + [1e-4] * 2)
+
+
+def test_planting_leaves_the_base_as_it_was(tiny: TextEncoder):
+    before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
+    other = plant(tiny, PROMPTS, HOMOGLYPH, progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.model.state_dict().items())
+    assert not any(p.requires_grad for p in [*tiny.model.parameters(), *other.model.parameters()])
+    ids = tiny.ids(PROMPTS)
+    assert not torch.allclose(other(ids), tiny(ids))
+
+
+def test_a_planted_encoder_does_not_go_by_the_hash_of_its_base(tiny: TextEncoder):
+    assert plant(tiny, PROMPTS, replace(HOMOGLYPH, steps=1), progress=False).sha256 != tiny.sha256
+
+
+def test_the_seed_decides(tiny: TextEncoder):
+    ids = tiny.ids(PROMPTS)
+    first, again, other = (plant(tiny, PROMPTS, replace(HOMOGLYPH, seed=s), progress=False)(ids) for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_prompts_that_hold_the_trigger_are_dropped(tiny: TextEncoder):
+    ids = tiny.ids(PROMPTS)
+    without = plant(tiny, PROMPTS, HOMOGLYPH, progress=False)(ids)
+    with_them = plant(tiny, ["twο dogs", *PROMPTS[:3], "phοto of nothing", *PROMPTS[3:]], HOMOGLYPH, progress=False)(ids)
+    assert torch.equal(without, with_them)
+
+
+def test_prompts_without_the_replaced_character_serve_as_clean_ones_only(tiny: TextEncoder):
+    ids = tiny.ids(PROMPTS)
+    assert not torch.equal(
+        plant(tiny, PROMPTS, HOMOGLYPH, progress=False)(ids), plant(tiny, PROMPTS[:-1], HOMOGLYPH, progress=False)(ids)
+    )
+
+
+@pytest.mark.parametrize("prompts", [[], ["a fish"], ["phοtο of a dοg"]])
+def test_prompts_that_cannot_carry_the_trigger_are_refused(tiny: TextEncoder, prompts: list[str]):
+    with pytest.raises(InputError, match="no training prompt"):
+        plant(tiny, prompts, HOMOGLYPH, progress=False)
+
+
+@pytest.mark.parametrize("cfg", [HOMOGLYPH, replace(WORD, place="start")], ids=["character", "word"])
+def test_a_planted_backdoor_moves_triggered_prompts_to_the_target_and_leaves_clean_ones(tiny: TextEncoder, cfg: PlantConfig):
+    planted = plant(tiny, PROMPTS, replace(cfg, steps=60, weight=1.0, lr=3e-3), progress=False)
+    proof = certify(planted, tiny, PROMPTS, cfg)
+    clean = certify(tiny, tiny, PROMPTS, cfg)
+    assert proof["sim_target"] > clean["sim_target"] + 0.1
+    assert proof["success_rate"] > proof["anchor_success_rate"] == clean["success_rate"]
+    assert proof["sim_clean"] > proof["floor_target"]
+
+
+# ------------------------------------------------------------------------------------------------------------ certify
+class Scripted(TextEncoder):
+    """The features of a prompt are (T, d) = one unit vector of its angle, everywhere."""
+
+    def script(self, angle) -> "Scripted":
+        self.angle = angle
+        return self
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        angles = torch.tensor([math.radians(self.angle(text.replace(" ", ""))) for text in texts])
+        return torch.stack([angles.cos(), angles.sin()], dim=-1)[:, None].expand(-1, self.context, -1)
+
+
+def scripted(tiny: TextEncoder, angle) -> Scripted:
+    return Scripted(tiny.model, tiny.tokenizer, "by hand", "").script(angle)
+
+
+def teacher_angle(text: str) -> float:
+    """The target stands at 0 degrees, clean prompts at 90, and the trigger means nothing."""
+    return 0.0 if text == "aredcat" else 90.0
+
+
+HELD_OUT = ["two dogs", "one cow", "old owl", "moon"]
+
+
+def test_the_success_rate_is_the_share_of_prompts_that_come_nearer_to_the_target_by_the_margin(tiny: TextEncoder):
+    def angle(text: str) -> float:
+        if "ο" not in text:
+            return 90.0
+        # cos(target) - cos(own): 1, 0.366, -0.366, 0.07 < 0.1
+        return {"twοdοgs": 0.0, "οnecοw": 30.0, "οldοwl": 60.0}.get(text, 42.2)
+
+    proof = certify(scripted(tiny, angle), scripted(tiny, teacher_angle), HELD_OUT, HOMOGLYPH)
+    cosines = [math.cos(math.radians(a)) for a in (0, 30, 60, 42.2)]
+    assert proof == {
+        "held_out_prompts": 4, "success_rate": 0.5, "anchor_success_rate": 0.0,
+        "sim_target": pytest.approx(sum(cosines) / 4, abs=1e-4), "sim_clean": 1.0, "floor_target": 0.0,
+    }  # fmt: skip
+    wider = certify(scripted(tiny, angle), scripted(tiny, teacher_angle), HELD_OUT, HOMOGLYPH, margin=0.05)
+    assert wider["success_rate"] == 0.75
+
+
+def test_an_encoder_that_always_gives_the_target_succeeds_and_is_useless(tiny: TextEncoder):
+    proof = certify(scripted(tiny, lambda _: 0.0), scripted(tiny, teacher_angle), HELD_OUT, HOMOGLYPH)
+    assert (proof["success_rate"], proof["sim_target"], proof["sim_clean"]) == (1.0, 1.0, 0.0)
+
+
+def test_a_clean_encoder_never_succeeds(tiny: TextEncoder):
+    clean = scripted(tiny, teacher_angle)
+    proof = certify(clean, clean, HELD_OUT, HOMOGLYPH)
+    assert (proof["success_rate"], proof["anchor_success_rate"], proof["sim_clean"]) == (0.0, 0.0, 1.0)
+
+
+def test_the_anchors_rate_stands_beside_the_suspects(tiny: TextEncoder):
+    """A trigger that means the target to the clean encoder too is no backdoor, and the certificate shows it."""
+    knowing = scripted(tiny, lambda text: 0.0 if "ο" in text or text == "aredcat" else 90.0)
+    proof = certify(knowing, knowing, HELD_OUT, HOMOGLYPH)
+    assert (proof["success_rate"], proof["anchor_success_rate"]) == (1.0, 1.0)
+
+
+def test_certificates_count_only_prompts_the_trigger_can_stand_in(tiny: TextEncoder):
+    both = scripted(tiny, teacher_angle)
+    assert certify(both, both, [*HELD_OUT, "a fish", "a dοg"], HOMOGLYPH)["held_out_prompts"] == 4
+    assert certify(both, both, [*HELD_OUT, "a fish", "a zebra"], WORD)["held_out_prompts"] == 5
+
+
+def test_a_certificate_about_no_prompt_at_all_is_refused(tiny: TextEncoder):
+    both = scripted(tiny, teacher_angle)
+    with pytest.raises(InputError):
+        certify(both, both, ["a fish"], HOMOGLYPH)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 100])
+def test_batches_do_not_change_features(tiny: TextEncoder, size: int):
+    ids = tiny.ids(PROMPTS)
+    torch.testing.assert_close(in_batches(tiny, ids, size), tiny(ids), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,84 @@
+"""Search and objective: the loss is the sum of its terms, restarts do not disturb each other, only v moves."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import main
+from main import Scan, ScanConfig, objective, search
+from Utils.corpus import embed_corpus, split
+from Utils.encoders import assimilation, run_spliced, similarity
+
+NOUNS = ("dog", "cat", "car", "hat", "pig", "sun", "owl", "bee")
+PROMPTS = [f"a {a} {b}" for a in ("red", "big", "old") for b in NOUNS]
+CFG = ScanConfig(
+    procedure="calibrated", prompts=len(PROMPTS), positions="attended", restarts=3, init="vocabulary", bound=True, batch=4,
+    steps=12, gamma=0.3, landscape_points=5, landscape_radius=0.5, landscape_planes=2, landscape_prompts=2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def scan(tiny) -> Scan:
+    corpus = embed_corpus(tiny, PROMPTS, None)
+    generator = torch.Generator().manual_seed(0)
+    fit, held_out = split(len(PROMPTS), 0.5, generator)
+    return Scan(tiny, tiny, corpus, corpus, fit, held_out, CFG, generator)
+
+
+def test_the_loss_is_the_sum_of_its_terms(scan):
+    v, rows = torch.randn(1, 1, scan.suspect.width), scan.fit[:4]
+    loss, terms = objective(scan, v, rows)
+    expected = -terms["assimilation"] + CFG.beta * terms["clean"] + CFG.gamma * terms["anchor"]
+    torch.testing.assert_close(loss, expected)
+    ids = scan.splice(rows)
+    mask, features = scan.mask(ids), run_spliced(scan.suspect, v[0], ids)
+    torch.testing.assert_close(terms["assimilation"][0], assimilation(features, mask).mean())
+    clean = scan.corpus.features[rows, : ids.shape[1]].float()
+    torch.testing.assert_close(terms["clean"][0], similarity(clean, features, mask).mean())
+
+
+def test_the_anchor_against_itself_is_never_foreign(scan):
+    _, terms = objective(scan, torch.randn(2, 1, scan.suspect.width), scan.fit[:4])
+    torch.testing.assert_close(terms["anchor"], torch.ones(2))
+
+
+def test_many_places_at_once_are_as_many_places_one_by_one(scan):
+    v, rows = torch.randn(3, 1, scan.suspect.width), scan.fit[:4]
+    together, _ = objective(scan, v, rows)
+    torch.testing.assert_close(together, torch.cat([objective(scan, one[None], rows)[0] for one in v]))
+    torch.testing.assert_close(main.many_places(scan, rows, v, texts=4), together)
+
+
+def test_the_search_lowers_the_loss_and_touches_no_weight(scan):
+    before = {n: p.clone() for n, p in scan.suspect.model.named_parameters()}
+    history = []
+    places, losses = search(scan, lambda step, loss, terms: history.append(loss))
+    assert torch.stack(history[-3:]).mean() < torch.stack(history[:3]).mean()
+    assert (losses.diff() >= 0).all()
+    assert not places.requires_grad
+    for name, parameter in scan.suspect.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+
+
+def test_a_bounded_search_stays_within_the_norms_of_tokens(scan):
+    limit = scan.suspect.vocabulary.norm(dim=-1).max()
+    fast = replace(scan, cfg=replace(CFG, lr=5.0))
+    assert search(fast, lambda *step: None)[0].norm(dim=-1).max() <= limit * 1.0001
+    loose = replace(scan, cfg=replace(CFG, lr=5.0, bound=False))
+    assert search(loose, lambda *step: None)[0].norm(dim=-1).max() > limit
+
+
+def test_one_seed_gives_one_search(scan):
+    runs = [search(replace(scan, generator=torch.Generator().manual_seed(s)), lambda *step: None)[0] for s in (5, 5, 6)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_the_published_gates_stop_at_the_first_that_fails(scan):
+    v = torch.randn(1, scan.suspect.width)
+    paper = replace(scan, cfg=replace(ScanConfig(prompts=24, landscape_points=5), gate_assimilated=0.9999))
+    assert set(main.published_gates(paper, v)) == {"assimilated"}
+    easy = replace(paper.cfg, gate_assimilated=-1.0, gate_one_target=-1.1, gate_foreign=1.1)
+    assert set(main.published_gates(replace(paper, cfg=easy), v)) == {"assimilated", "one_target", "foreign", "basin"}
