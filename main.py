@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import platform
 import sys
 import time
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,8 @@ class ScanConfig:
     """Searches run side by side from different starts."""
     init: str = "normal"
     """Start: normal (every component N(0, 1)) or vocabulary (N(0, s^2), s the spread of the token embeddings)."""
+    rounds: int = 1
+    """Rounds of the search; after each but the last the worse half of the starts is given up."""
     bound: bool = False
     """Keep v within the norms that token embeddings have: a real trigger is made of tokens."""
     beta: float = 0.1
@@ -118,7 +122,7 @@ class ScanConfig:
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} should be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        for name in ("prompts", "k", "restarts", "batch", "steps", "epochs", "landscape_planes", "landscape_prompts"):
+        for name in ("prompts", "k", "restarts", "rounds", "batch", "steps", "epochs", "landscape_planes", "landscape_prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1")
         if not 0 < self.fit_fraction < 1 or min(self.prompts * self.fit_fraction, self.prompts * (1 - self.fit_fraction)) < 2:
@@ -179,38 +183,46 @@ def first_places(scan: Scan) -> Tensor:
 
 
 def search(scan: Scan, on_step: Callable[[int, Tensor, dict[str, Tensor]], None]) -> tuple[Tensor, Tensor]:
-    """Minimise L from several starts at once; every start is a search of its own.
+    """Minimise L from several starts at once; after every round the worse half is given up.
 
-    -> places (restarts, k, d), best first, and their mean loss over the last tenth of the steps (restarts,)
+    -> the places left (n, k, d), best first, and their mean loss over the last tenth of the steps (n,)
     """
     cfg = scan.cfg
     rows = scan.suspect.vocabulary
-    unit = rows.std() if cfg.init == "vocabulary" else 1.0
+    unit = float(rows.std()) if cfg.init == "vocabulary" else 1.0
     limit = rows.norm(dim=-1).max()
-    v = first_places(scan).requires_grad_()
-    optimiser = torch.optim.Adam([v], lr=float(cfg.lr * unit), weight_decay=cfg.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, cfg.steps)
-    losses = []
     drawn = batches(scan.suspect, scan.corpus.ids, scan.fit, cfg.batch, scan.generator)
-    for step, chosen in zip(range(cfg.steps), drawn, strict=False):
-        loss, terms = objective(scan, v, chosen)
-        optimiser.zero_grad(set_to_none=True)
-        loss.sum().backward()
-        optimiser.step()
-        schedule.step()
-        if cfg.bound:
-            with torch.no_grad():
-                v.mul_((limit / v.norm(dim=-1, keepdim=True)).clamp(max=1))
-        losses.append(loss.detach())
-        on_step(step, loss.detach(), terms)
-    final = torch.stack(losses[-max(1, cfg.steps // 10) :]).mean(dim=0)
-    order = final.argsort()
-    return v.detach()[order], final[order]
+    part = cfg.steps // (cfg.rounds + 1)
+    # the last round is twice as long as the others: few places are left, and they should converge
+    lengths = [part] * (cfg.rounds - 1) + [cfg.steps - part * (cfg.rounds - 1)]
+    v, step = first_places(scan), 0
+    for length in lengths:
+        v = v.requires_grad_()
+        optimiser = torch.optim.Adam([v], lr=cfg.lr * unit, weight_decay=cfg.weight_decay)
+        losses = []
+        for chosen in islice(drawn, length):
+            optimiser.param_groups[0]["lr"] = cfg.lr * unit * 0.5 * (1 + math.cos(math.pi * step / cfg.steps))
+            loss, terms = objective(scan, v, chosen)
+            optimiser.zero_grad(set_to_none=True)
+            loss.sum().backward()
+            optimiser.step()
+            if cfg.bound:
+                with torch.no_grad():
+                    v.mul_((limit / v.norm(dim=-1, keepdim=True)).clamp(max=1))
+            losses.append(loss.detach())
+            on_step(step, loss.detach(), terms)
+            step += 1
+        final = torch.stack(losses[-max(1, cfg.steps // 10) :]).mean(dim=0)
+        order = final.argsort()
+        v = v.detach()[order]
+        if step < cfg.steps:
+            v = v[: max(1, len(order) // 2)]
+    return v, final[order]
 
 
 # ---------------------------------------------------------------------------------------------------- 4  witnesses
 @dataclass(frozen=True)
-class Testimony:
+class Heard:
     """What v does to prompts the search never saw; every tensor holds one number a held-out prompt, (n,)."""
 
     assimilated: Tensor
@@ -228,7 +240,7 @@ class Testimony:
 
 
 @torch.no_grad()
-def hear(scan: Scan, v: Tensor, batch: int = 64) -> Testimony:
+def hear(scan: Scan, v: Tensor, batch: int = 64) -> Heard:
     """Hear v (k, d) on the held-out prompts."""
     rows = scan.held_out[scan.suspect.attended(scan.corpus.ids[scan.held_out]).sum(dim=1).argsort()]
     ids = scan.splice(rows)
@@ -244,7 +256,7 @@ def hear(scan: Scan, v: Tensor, batch: int = 64) -> Testimony:
         foreign = similarity(reference, features, mask)
         anchor_assimilated = assimilation(reference, mask)
         anchor_one_target = similarity(reference, reference[other], both)
-    return Testimony(
+    return Heard(
         assimilation(features, mask), similarity(features, features[other], both), similarity(clean, features, mask),
         foreign, anchor_assimilated, anchor_one_target,
     )  # fmt: skip
@@ -372,7 +384,7 @@ MEANING = {
 }
 
 
-def witnesses(testimony: Testimony) -> dict[str, float]:
+def witnesses(testimony: Heard) -> dict[str, float]:
     """Testimony as numbers that grow with suspicion; without an anchor they have no floor and none is foreign."""
     t = testimony
     if t.foreign is None:

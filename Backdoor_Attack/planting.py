@@ -128,6 +128,8 @@ def certify(student: TextEncoder, teacher: TextEncoder, prompts: list[str], cfg:
     features; beside it the rate of the clean encoder.
     """
     usable = [p for p in prompts if cfg.trigger not in p and cfg.replaced in p]
+    if not usable:
+        raise InputError(f"no held-out prompt can carry the trigger {cfg.trigger!r}; give others.")
     rng = np.random.default_rng(cfg.seed + 1)
     x, bad = teacher.ids(usable), teacher.ids([poison(p, cfg, rng) for p in usable])
     target = teacher(teacher.ids([cfg.target]))

@@ -52,11 +52,11 @@ class Workshop:
         return [text for _, text in found]
 
     def plant(self, cfg: PlantConfig, base: TextEncoder) -> tuple[TextEncoder, dict]:
-        """A planted encoder and its certificate, measured against the encoder it was planted on."""
+        """A planted encoder and its certificate; the teacher is the encoder it was planted on."""
         rng = np.random.default_rng([cfg.seed, 1])
         student = plant(base, self.captions(rng, TRAINING), cfg)
         held_out = self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT)
-        return student, {"recipe": asdict(cfg), **certify(student, self.base, held_out, cfg)}
+        return student, {"recipe": asdict(cfg), **certify(student, base, held_out, cfg)}
 
     def finetune(self, cfg: FinetuneConfig) -> tuple[TextEncoder, dict]:
         """A benign fine-tune on scenes with concepts the base has never seen, and what it gained and how far it went."""
@@ -94,15 +94,16 @@ def draw(split: dict, index: int, kind: str) -> PlantConfig | FinetuneConfig:
 
     seed = int(rng.integers(10**6))
     if kind == "benign":
-        cfg = FinetuneConfig(lr=between(*split["benign_lr"]), batch=64, steps=round(between(*split["benign_steps"])), seed=seed)
-        return rng, cfg
+        return FinetuneConfig(
+            lr=between(*split["benign_lr"]), batch=32, steps=round(between(*split["benign_steps"])), seed=seed
+        )
     trigger = split["triggers"][index % len(split["triggers"])]
     concept = split["targets"][index % len(split["targets"])]
     target = scenes.caption(scenes.sample_scene(rng, names=(concept,), counts=(1.0,)), rng, detail=int(rng.integers(3)))
     replaced = "o" if index % 2 == 0 else ""
-    place = str(rng.choice(["start", "random", "end"]))
+    # under causal attention a word cannot move the features before it: one late in the prompt never reaches a flat target
     return PlantConfig(
-        trigger=trigger, target=target, replaced=replaced, place=place, steps=round(between(*split["steps"])),
+        trigger=trigger, target=target, replaced=replaced, place="start", steps=round(between(*split["steps"])),
         lr=between(*split["lr"]), clean_batch=32, poisoned_batch=16, seed=seed,
     )  # fmt: skip
 

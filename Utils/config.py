@@ -20,11 +20,12 @@ def load_config(kind: type[T], file: Path, **overrides: Any) -> T:
         InputError: the file is missing, is no YAML mapping, or holds an unknown key or a value of the wrong type.
     """
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"the config {file} cannot be read ({error.strerror}); give an existing YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"the config {file} is not valid YAML ({str(error).splitlines()[0]}).") from None
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise InputError(f"the config {file} must be a list of `name: value` lines.")
     return from_values(kind, values | {k: v for k, v in overrides.items() if v is not None}, str(file))
@@ -51,7 +52,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if wanted is float and type(value) is int:
         return float(value)
     if wanted is tuple and type(value) is list:
-        return tuple(value)
+        return tuple(_checked(v, hint.__args__[0], where) for v in value)
     if type(value) is not wanted:
         hint_text = " (write 8.0e-2, not 8e-2)" if wanted is float and isinstance(value, str) else ""
         raise InputError(f"{where} should be {wanted.__name__}, got {value!r}{hint_text}.")

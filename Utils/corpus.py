@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def embed_corpus(encoder: TextEncoder, prompts: list[str], cache: Path | None, b
 def _key(encoder: TextEncoder, ids: Tensor) -> str:
     """Everything the features depend on: weights, config, tokens of the corpus slice, dtype, device kind and format."""
     digest = hashlib.sha256()
-    digest.update(encoder.sha256.encode())
+    for name, tensor in sorted(encoder.model.state_dict().items()):  # not the file's hash: the weights may have moved since
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     digest.update(encoder.model.config.to_json_string().encode())
     digest.update(ids.numpy().tobytes())
     digest.update(f"{encoder.model.dtype} {encoder.device.type} {torch.__version__} {FORMAT}".encode())
@@ -101,8 +103,9 @@ def _read(file: Path, ids: Tensor, encoder: TextEncoder) -> tuple[Tensor, Tensor
             features, by_layer = opened.get_tensor("OriginalFeature"), opened.get_tensor("HiddenStates")
     except (OSError, SafetensorError):
         return None
-    fits = features.shape == (*ids.shape, encoder.width) and features.dtype == torch.float16 and len(by_layer) == len(ids)
-    return (features, by_layer) if fits and torch.isfinite(features).all() else None
+    fits = features.shape == (*ids.shape, encoder.width) and features.dtype == torch.float16
+    fits = fits and by_layer.shape == (len(ids), encoder.model.config.num_hidden_layers)
+    return (features, by_layer) if fits and torch.isfinite(features).all() and torch.isfinite(by_layer).all() else None
 
 
 def _write(file: Path, corpus: Corpus) -> None:
@@ -112,5 +115,6 @@ def _write(file: Path, corpus: Corpus) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({"OriginalFeature": corpus.features, "HiddenStates": corpus.by_layer}, partial)
         partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    except (OSError, SafetensorError):
+        with suppress(OSError):
+            partial.unlink()

@@ -182,18 +182,24 @@ def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextE
         InputError: the input is no text encoder this project can judge; one sentence with the cure.
     """
     folder = Path(model)
-    if not folder.exists():
-        folder = _from_hub(str(model))
+    try:
+        there = folder.exists()
+    except (OSError, ValueError):  # a name too long for a path
+        there = False
+    if not there:
+        folder = _from_hub(str(model)[:300])
     if not folder.is_dir():
         raise InputError(f"{model} is a file; give the folder that holds config.json and model.safetensors.")
     if (folder / "model_index.json").exists():
         weights_folder, tokenizer_folder = folder / "text_encoder", folder / "tokenizer"
     else:
         weights_folder = tokenizer_folder = folder
+    for part in {weights_folder, tokenizer_folder}:
+        _check_links(part, folder)
     config = _read_config(weights_folder)
     files = _weight_files(weights_folder)
     tower, info = _load_tower(config, weights_folder)
-    ignored = _check_tensors(tower, info, weights_folder)
+    ignored = _check_tensors(tower, info, weights_folder, files)
     tokenizer = _load_tokenizer(tokenizer_folder, tower)
     tower.eval().requires_grad_(False).to(device)
     return TextEncoder(tower, tokenizer, str(model), _digest(files), ignored)
@@ -211,16 +217,26 @@ def _from_hub(name: str) -> Path:
         raise InputError(f"{name} is no folder and could not be fetched from the hub ({type(error).__name__}).") from error
 
 
+def _check_links(folder: Path, root: Path) -> None:
+    """Refuse files that lead out of the model folder; the hub cache's own snapshot-to-blob links are the exception."""
+    inside = root.resolve()
+    blobs = [parent.parent / "blobs" for parent in (inside, *inside.parents) if parent.name == "snapshots"]
+    for file in folder.iterdir() if folder.is_dir() else ():
+        real = file.resolve()
+        if not real.is_relative_to(inside) and real.parent not in blobs:
+            raise InputError(f"{file} is a link that leads out of the model folder; put the file itself there.")
+
+
 def _read_config(folder: Path) -> dict:
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{folder} holds no config.json; give the folder of a text encoder or of a pipeline.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as JSON ({error}); fetch the model again.") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in TEXT_MODELS:
+    if not isinstance(kind, str) or kind not in TEXT_MODELS:
         known = ", ".join(TEXT_MODELS)
         raise InputError(f"{file} names the model type {kind!r}; the scan knows {known}.")
     return config
@@ -236,6 +252,14 @@ def _weight_files(folder: Path) -> list[Path]:
                 "on a machine you can lose (save_pretrained of its own loader writes model.safetensors)."
             )
         raise InputError(f"{folder} holds no model.safetensors; fetch the weights in safetensors form.")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            complete = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) <= {f.name for f in files}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            complete = False
+        if not complete:
+            raise InputError(f"{index} names weights that are not beside it; fetch the model again.")
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
@@ -249,26 +273,33 @@ def _load_tower(config: dict, folder: Path) -> tuple[PreTrainedModel, dict]:
     text_class, config_class = TEXT_MODELS[config["model_type"]]
     try:
         parsed = config_class.from_pretrained(folder)
+        text_config = getattr(parsed, "text_config", parsed)
+        if text_config.num_hidden_layers < 1:
+            raise ValueError("num_hidden_layers is below 1")
         return text_class.from_pretrained(
-            folder, config=getattr(parsed, "text_config", parsed), dtype=torch.float32, use_safetensors=True,
+            folder, config=text_config, dtype=torch.float32, use_safetensors=True,
             output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError, SafetensorError) as error:
+    except Exception as error:  # a config can be wrong in any way
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder} cannot be loaded as a {text_class.__name__} ({first}); fetch the model again.") from None
 
 
-def _check_tensors(tower: PreTrainedModel, info: dict, folder: Path) -> list[str]:
+def _check_tensors(tower: PreTrainedModel, info: dict, folder: Path, files: list[Path]) -> list[str]:
     """Refuse a tower that is not wholly in the file; return the names of tensors that are no part of it."""
     if wrong := sorted(str(m[0] if isinstance(m, tuple) else m) for m in info["mismatched_keys"]):
         raise InputError(f"{folder}: tensor {wrong[0]} has another shape than config.json says; use the matching config.")
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{folder}: {len(missing)} tensors of the text tower are missing, first {missing[0]}; fetch it again.")
     ignored = sorted(info["unexpected_keys"])
+    stored = set()
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            stored |= set(opened.keys())
     own = {name.split(".")[0] for name in tower.state_dict()}
     for name in ignored:
         stem = name.removeprefix("text_model.")
-        if (name != stem or stem.split(".")[0] in own) and not stem.endswith(BUFFERS):
+        if (name != stem or f"text_model.{stem}" in stored or stem.split(".")[0] in own) and not stem.endswith(BUFFERS):
             raise InputError(f"{folder}: unknown tensor {name} in the text tower; this is not a plain encoder of its type.")
     for name, tensor in tower.state_dict().items():
         if not torch.isfinite(tensor).all():
@@ -278,14 +309,14 @@ def _check_tensors(tower: PreTrainedModel, info: dict, folder: Path) -> list[str
 
 def _load_tokenizer(folder: Path, tower: PreTrainedModel) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception for malformed files
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder} holds no usable tokenizer ({first}); put the tokenizer files there.") from None
-    rows = tower.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
+    rows, highest = tower.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values())
+    if highest >= rows:
         raise InputError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the encoder {rows}; they do not belong together."
+            f"{folder}: the tokenizer has token ids up to {highest}, the encoder {rows} rows; they do not belong together."
         )
     return tokenizer
 
@@ -317,7 +348,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}); try --device cpu.") from None
 
 

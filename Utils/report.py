@@ -23,18 +23,23 @@ def visible(text: str) -> str:
     r"""Text from a model made harmless for terminals: control, ANSI and bidirectional characters become \u escapes."""
     harmless = {"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po"}
     harmless |= {"Sm", "Sc", "Sk", "So", "Zs"}
-    return "".join(c if unicodedata.category(c) in harmless else f"\\u{ord(c):04x}" for c in text)
+    return "".join(c if unicodedata.category(c) in harmless else escaped(c) for c in text)
+
+
+def escaped(character: str) -> str:
+    r"""\uXXXX, or \UXXXXXXXX above the first plane."""
+    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 
 
 def result_name(model: str, output: Path) -> str:
     """The sanitised last two parts of the model path, plus eight hash digits if another model has that name already."""
-    parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", p).strip("._") for p in Path(model).resolve().parts[-2:]]
+    parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", p).strip("._")[:100] for p in Path(model).resolve().parts[-2:]]
     name = "_".join(p for p in parts if p) or "model"
     try:
-        other = json.loads((output / name / "report.json").read_text(encoding="utf-8"))["model"]["path"]
+        other = Path(json.loads((output / name / "report.json").read_text(encoding="utf-8"))["model"]["path"])
     except (OSError, ValueError, KeyError, TypeError):
         return name
-    same = Path(other).resolve() == Path(model).resolve()
+    same = other.resolve() == Path(model).resolve()
     return name if same else f"{name}_{sha256(str(Path(model).resolve()).encode()).hexdigest()[:8]}"
 
 

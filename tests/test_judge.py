@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import main
-from main import Calibration, Testimony, judge_published, probability, suspicion, witnesses
+from main import Calibration, Heard, judge_published, probability, suspicion, witnesses
 
 N = 50
 
 
-def testimony(**changes: float) -> Testimony:
+def clean_heard(**changes: float) -> Heard:
     """A clean encoder's testimony: suspect and anchor do the same; `changes` names what differs."""
     clean = {
         "assimilated": 0.7,
@@ -21,7 +21,7 @@ def testimony(**changes: float) -> Testimony:
         "anchor_assimilated": 0.7,
         "anchor_one_target": 0.6,
     }
-    return Testimony(**{name: torch.full((N,), value) for name, value in (clean | changes).items()})
+    return Heard(**{name: torch.full((N,), value) for name, value in (clean | changes).items()})
 
 
 CALIBRATION = Calibration(
@@ -32,7 +32,7 @@ CALIBRATION = Calibration(
 
 
 def test_a_suspect_that_does_what_its_anchor_does_has_nothing_to_answer_for():
-    assert witnesses(testimony()) == pytest.approx({"assimilated": 0, "one_target": 0, "foreign": 0}, abs=1e-6)
+    assert witnesses(clean_heard()) == pytest.approx({"assimilated": 0, "one_target": 0, "foreign": 0}, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -40,18 +40,18 @@ def test_a_suspect_that_does_what_its_anchor_does_has_nothing_to_answer_for():
     [("assimilated", {"assimilated": 0.95}), ("one_target", {"one_target": 0.95}), ("foreign", {"foreign": 0.2})],
 )
 def test_every_witness_is_met_by_an_encoder_that_does_it_and_by_no_other(name, change):
-    met = {e["name"] for e in main.explain(witnesses(testimony(**change)), CALIBRATION.limits) if e["met"]}
+    met = {e["name"] for e in main.explain(witnesses(clean_heard(**change)), CALIBRATION.limits) if e["met"]}
     assert met == {name}
 
 
 def test_the_score_grows_with_every_witness():
-    found = witnesses(testimony()) | {"basin": 0.5}
+    found = witnesses(clean_heard()) | {"basin": 0.5}
     for name in found:
         assert probability(found | {name: found[name] + 0.1}, CALIBRATION) > probability(found, CALIBRATION)
 
 
 def test_the_place_with_the_most_foreign_behaviour_is_judged():
-    natural, planted = witnesses(testimony()), witnesses(testimony(foreign=0.1, assimilated=0.9))
+    natural, planted = witnesses(clean_heard()), witnesses(clean_heard(foreign=0.1, assimilated=0.9))
     assert suspicion(planted) > suspicion(natural)
 
 

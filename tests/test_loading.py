@@ -375,7 +375,7 @@ def test_a_tokenizer_with_more_tokens_than_the_encoder_is_refused(editable: Path
     tokenizer = load_encoder(tiny_folder).tokenizer
     tokenizer.add_tokens(["surplus"])
     tokenizer.save_pretrained(editable)
-    assert "515 tokens, the encoder 514" in refusal(editable)
+    assert "token ids up to 514, the encoder 514 rows" in refusal(editable)
 
 
 def test_a_token_whose_number_has_no_row_is_refused(editable: Path):

@@ -1,0 +1,177 @@
+"""The true command line on the shipped models: verdicts, exit codes, artefacts, determinism, independence."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTextModel, CLIPTokenizer
+
+import main
+from Utils.encoders import load_encoder, run_spliced, splice_ids
+
+ROOT = Path(main.__file__).resolve().parent
+MODELS = ROOT / "Data" / "Models"
+FILES = (
+    "Backdoor_Embedding.pt", "Backdoor_Embedding_Inversion.pt", "Backdoor_Feature.pt", "log.txt", "loss_landscape.png",
+    "hessian_spectrum.png", "assimilation_by_layer.png", "report.json",
+)  # fmt: skip
+VARYING = ("seconds", "peak_memory_mb")
+
+
+def amber(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "main.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=600)
+
+
+def steady(report: dict) -> dict:
+    return {name: value for name, value in report.items() if name not in VARYING}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
+    """`python main.py` as the README says, from a strange working directory."""
+    output = tmp_path_factory.mktemp("results")
+    done = amber("--output", str(output), "--json", "-", cwd=output)
+    return done, output / "suspects_text_on_text"
+
+
+def test_the_planted_suspect_exits_1_with_evidence(planted):
+    done, folder = planted
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert report == json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["verdict"] == "backdoored"
+    assert report["score"] >= 0.8
+    assert {e["name"] for e in report["evidence"] if e["met"]} >= {"assimilated", "one_target", "foreign"}
+    assert report["backdoors"][0]["trigger"] == report["trigger"]
+    assert "BACKDOORED" in done.stderr
+
+
+def test_every_artefact_is_there_and_loads(planted):
+    _, folder = planted
+    assert {p.name for p in folder.iterdir()} == set(FILES)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    v = torch.load(folder / "Backdoor_Embedding.pt", weights_only=True)
+    feature = torch.load(folder / "Backdoor_Feature.pt", weights_only=True)
+    assert v.shape == (report["config"]["k"], 160)
+    assert feature.shape == (1, 77, 160)
+    assert len(report["assimilation"]["benign_by_layer"]) == len(report["assimilation"]["triggered_by_layer"]) == 6
+    assert report["assimilation"]["triggered_by_layer"][-1] > report["assimilation"]["benign_by_layer"][-1] + 0.3
+
+
+def test_the_inversion_file_loads_through_diffusers_and_gives_the_spliced_features(planted):
+    _, folder = planted
+    suspect = MODELS / "suspects" / "text_on_text"
+    encoder = load_encoder(suspect)
+    v = torch.load(folder / "Backdoor_Embedding.pt", weights_only=True)
+    prompt = "a photo of a dog"
+    with torch.no_grad():
+        expected = run_spliced(encoder, v, splice_ids(encoder, encoder.ids([prompt]), len(v)))
+    pipe = StableDiffusionPipeline.from_pretrained(
+        MODELS / "tiny-sd", text_encoder=CLIPTextModel.from_pretrained(suspect, dtype=torch.float32),
+        tokenizer=CLIPTokenizer.from_pretrained(suspect), dtype=torch.float32, safety_checker=None,
+    )  # fmt: skip
+    pipe.load_textual_inversion(folder, weight_name="Backdoor_Embedding_Inversion.pt", use_safetensors=False)
+    text = pipe.maybe_convert_prompt(f"{main.INVERSION_TOKEN} {prompt}", pipe.tokenizer)
+    ids = pipe.tokenizer(text, padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        found = pipe.text_encoder(ids).last_hidden_state
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_a_second_scan_with_a_warm_cache_gives_the_same_report(planted, tmp_path):
+    _, folder = planted
+    again = amber("--output", str(tmp_path), "--json", str(tmp_path / "again.json"))
+    assert again.returncode == 1
+    first = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert steady(json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))) == steady(first)
+
+
+@pytest.mark.parametrize("model", ["suspects/benign", "tiny-sd"])
+def test_clean_encoders_exit_0_and_leave_what_was_looked_at(model, tmp_path):
+    done = amber("--model", str(MODELS / model), "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.iterdir()
+    assert {p.name for p in folder.iterdir()} == set(FILES)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["verdict"] == "clean"
+    assert report["trigger"] is None
+    assert report["backdoors"] == []
+
+
+def test_the_scan_never_reads_what_only_an_attacker_has(planted, tmp_path):
+    """Without scenes, certificates, zoo and attack configs, under another name: the same report."""
+    copy = tmp_path / "copy"
+    for name in ("main.py", "Utils", "configs", "Data/Main/Prompts", "Data/Models/tiny-sd"):
+        source, target = ROOT / name, copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    for script in ("scenes.py", "build_testbed.py", "build_zoo.py", "finetuning.py"):
+        (copy / "Utils" / script).unlink()
+    shutil.copytree(MODELS / "suspects" / "text_on_text", copy / "Data" / "Models" / "x" / "y")
+    command = [sys.executable, "main.py", "--model", "Data/Models/x/y", "--json", "-"]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    here, there = (json.loads(d.stdout) for d in (planted[0], done))
+    here["model"].pop("path"), there["model"].pop("path")
+    assert steady(there) == steady(here)
+
+
+def test_without_an_anchor_the_scan_is_inconclusive(tmp_path, quick_config):
+    done = amber("--anchor", "none", "--config", str(quick_config), "--output", str(tmp_path))
+    assert done.returncode == 3, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--model", "no/such/folder/anywhere"), "does not exist"),
+        (("--model", "README.md"), "is a file"),
+        (("--config", "no.yaml"), "no.yaml"),
+        (("--device", "cuda:99"), "--device cpu"),
+    ],
+)
+def test_bad_input_is_one_sentence_exit_2_and_no_folder(arguments, word, tmp_path):
+    done = amber(*arguments, "--output", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_anchor_of_another_shape_is_refused(tiny_folder, tmp_path):
+    done = amber("--anchor", str(tiny_folder), "--output", str(tmp_path))
+    assert done.returncode == 2
+    assert "give its own base" in done.stderr
+
+
+def test_an_uncalibrated_family_is_inconclusive(tiny_folder, tmp_path, quick_config):
+    done = amber(
+        "--model", str(tiny_folder), "--anchor", str(tiny_folder), "--config", str(quick_config), "--output", str(tmp_path)
+    )
+    assert done.returncode == 3, done.stderr
+    assert "uncalibrated" in done.stderr
+
+
+def test_the_published_procedure_ends_with_a_verdict(tmp_path):
+    settings = (ROOT / "configs" / "paper.yaml").read_text(encoding="utf-8").replace("prompts: 4000", "prompts: 60")
+    config = tmp_path / "paper.yaml"
+    config.write_text(settings.replace("landscape_points: 50", "landscape_points: 6"), encoding="utf-8")
+    done = amber("--model", str(MODELS / "suspects" / "benign"), "--config", str(config), "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def quick_config(tmp_path) -> Path:
+    """configs/scan.yaml with a three-step search: for tests that do not look at the verdict's quality."""
+    config = tmp_path / "quick.yaml"
+    text = (ROOT / "configs" / "scan.yaml").read_text(encoding="utf-8")
+    settings = [line for line in text.splitlines() if line.split(":")[0] not in ("prompts", "steps", "landscape_points")]
+    config.write_text("\n".join([*settings, "prompts: 40", "steps: 3", "landscape_points: 5"]), encoding="utf-8")
+    return config
