@@ -11,8 +11,10 @@ Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconc
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
+import os
 import platform
 import sys
 import time
@@ -20,8 +22,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import psutil
@@ -32,7 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from Utils import landscape, plots
-from Utils.config import load_config
+from Utils.config import from_values, load_config
 from Utils.corpus import Corpus, batches, embed_corpus, read_prompts, split
 from Utils.encoders import (
     InputError,
@@ -47,10 +51,9 @@ from Utils.encoders import (
     splice_ids,
     spliced,
 )
-from Utils.report import result_folder, result_name, to_json, visible
+from Utils.report import SCHEMA, result_folder, result_name, to_json, visible
 
 ROOT = Path(__file__).resolve().parent
-SCHEMA = "amber-report/1"
 VERSION = "0.1.0"
 SUSPECT = str(ROOT / "Data" / "Models" / "suspects" / "text_on_text")
 FEATURES = ROOT / "Data" / "Main" / "Features"
@@ -127,8 +130,14 @@ class ScanConfig:
                 raise ValueError(f"{name} should be at least 1")
         if not 0 < self.fit_fraction < 1 or min(self.prompts * self.fit_fraction, self.prompts * (1 - self.fit_fraction)) < 2:
             raise ValueError("fit_fraction has to leave at least two prompts on either side")
-        if self.landscape_points < 3:
-            raise ValueError("landscape_points should be at least 3")
+        if self.landscape_points < 3 or not self.landscape_radius > 0:
+            raise ValueError("landscape_points should be at least 3 and landscape_radius above 0")
+        if self.steps <= self.rounds:
+            raise ValueError("steps should be more than rounds")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError("lr should be a positive number")
+        if self.procedure == "published" and (self.restarts != 1 or self.positions != "all"):
+            raise ValueError("the published procedure has one start and looks at all positions")
 
 
 @dataclass(frozen=True)
@@ -229,8 +238,6 @@ class Heard:
     """A(f_s(x[v]))"""
     one_target: Tensor
     """cos of f_s(x[v]) with that of another prompt"""
-    own: Tensor
-    """cos(f_s(x), f_s(x[v]))"""
     foreign: Tensor | None
     """cos(f_a(x[v]), f_s(x[v]))"""
     anchor_assimilated: Tensor | None
@@ -240,33 +247,41 @@ class Heard:
 
 
 @torch.no_grad()
-def hear(scan: Scan, v: Tensor, batch: int = 64) -> Heard:
+def hear(scan: Scan, v: Tensor) -> Heard:
     """Hear v (k, d) on the held-out prompts."""
-    rows = scan.held_out[scan.suspect.attended(scan.corpus.ids[scan.held_out]).sum(dim=1).argsort()]
+    rows = scan.held_out[scan.suspect.attended(scan.corpus.ids[scan.held_out]).sum(dim=1).argsort(stable=True)]
     ids = scan.splice(rows)
     mask = scan.mask(ids).to(v.device)
-    features = torch.cat([run_spliced(scan.suspect, v, part) for part in ids.split(batch)])
-    clean = scan.corpus.features[rows, : ids.shape[1]].to(features)
+    features = run_in_parts(scan.suspect, v, ids)
     # the partner of a prompt is the one half the list away, so that texts of all lengths meet
     other = torch.arange(len(rows)).roll(len(rows) // 2)
     both = mask & mask[other]
     foreign = anchor_assimilated = anchor_one_target = None
     if scan.anchor:
-        reference = torch.cat([run_spliced(scan.anchor, v, part) for part in ids.split(batch)])
+        reference = run_in_parts(scan.anchor, v, ids)
         foreign = similarity(reference, features, mask)
         anchor_assimilated = assimilation(reference, mask)
         anchor_one_target = similarity(reference, reference[other], both)
-    return Heard(
-        assimilation(features, mask), similarity(features, features[other], both), similarity(clean, features, mask),
-        foreign, anchor_assimilated, anchor_one_target,
-    )  # fmt: skip
+    found = assimilation(features, mask), similarity(features, features[other], both)
+    return Heard(*found, foreign, anchor_assimilated, anchor_one_target)
 
 
-def basin(scan: Scan, v: Tensor) -> tuple[float, Tensor, Tensor]:
+@dataclass(frozen=True)
+class Basin:
+    """The loss landscape around a place."""
+
+    share: float
+    """Share of positive Hessian eigenvalues, the median over planes."""
+    surface: Tensor
+    """(points, points), the first plane."""
+    eigenvalues: Tensor
+    """(m, 2), all planes."""
+
+
+def basin(scan: Scan, v: Tensor) -> Basin:
     """How widely the loss curves upwards around v (k, d): the filter against natural backdoors.
 
     Every plane has its own held-out prompts, gradient and random direction; the median over planes is the answer.
-    -> share of positive eigenvalues, the first plane's surface (points, points), all eigenvalues (m, 2)
     """
     cfg = scan.cfg
     radius = cfg.landscape_radius * (float(v.norm()) if cfg.procedure == "calibrated" else 1.0)
@@ -282,7 +297,7 @@ def basin(scan: Scan, v: Tensor) -> tuple[float, Tensor, Tensor]:
         spacing = 2 * radius / (cfg.landscape_points - 1)
         eigenvalues.append(landscape.curvatures(surfaces[-1], spacing / (radius / cfg.landscape_radius)))
         shares.append(landscape.basin(eigenvalues[-1]))
-    return float(np.median(shares)), surfaces[0], torch.cat(eigenvalues)
+    return Basin(float(np.median(shares)), surfaces[0], torch.cat(eigenvalues))
 
 
 @torch.no_grad()
@@ -293,15 +308,19 @@ def many_places(scan: Scan, rows: Tensor, places: Tensor, texts: int = 128) -> T
 
 
 # ------------------------------------------------------------------------------- the published loop (configs/paper.yaml)
-def published_search(scan: Scan, on_step: Callable[[int, Tensor, dict[str, Tensor]], None]) -> tuple[Tensor, dict[str, float]]:
+def published_search(
+    scan: Scan, on_step: Callable[[int, Tensor, dict[str, Tensor]], None]
+) -> tuple[Tensor, dict[str, float], Basin | None]:
     """The paper's loop: gates are tried every second step while the running mean of the loss is low enough.
 
-    -> v (k, d) and what the gates said when they were last tried (a share per gate; gates not reached are absent)
+    -> v (k, d), what the gates said when they were last tried (a share per gate; gates not reached are absent), and the
+    landscape if the last gate was reached
     """
     cfg = scan.cfg
     v = first_places(scan).requires_grad_()
     optimiser = torch.optim.Adam([v], lr=cfg.lr, weight_decay=cfg.weight_decay)
     said: dict[str, float] = {}
+    seen = None
     total, step = 0.0, 0
     for _ in range(cfg.epochs):
         order = scan.fit[torch.randperm(len(scan.fit), generator=scan.generator)]
@@ -314,31 +333,35 @@ def published_search(scan: Scan, on_step: Callable[[int, Tensor, dict[str, Tenso
             total, step = total + loss.item(), step + 1
             running = total / step
             if step % 2 == 0 and running < cfg.try_below:
-                said = published_gates(scan, v.detach()[0])
-                if len(said) == 4 and said["basin"] > cfg.gate_basin:
-                    return v.detach()[0], said
+                said, seen = published_gates(scan, v.detach()[0])
+                if said.get("basin", 0.0) > cfg.gate_basin:
+                    return v.detach()[0], said, seen
             if running < cfg.leave_below:
                 break
-    return v.detach()[0], said
+    return v.detach()[0], said, seen
 
 
-@torch.no_grad()
-def published_gates(scan: Scan, v: Tensor) -> dict[str, float]:
-    """The paper's four gates in its order; the first that fails is the last that is tried.  -> share per gate"""
-    cfg = scan.cfg
+def published_gates(scan: Scan, v: Tensor) -> tuple[dict[str, float], Basin | None]:
+    """The paper's four gates in its order; the first that fails is the last that is tried.  -> share per gate, landscape"""
+    cfg, seen = scan.cfg, None
     ids = scan.splice(scan.held_out)
-    features = torch.cat([run_spliced(scan.suspect, v, part) for part in ids.split(64)])
+    features = run_in_parts(scan.suspect, v, ids)
     said = {"assimilated": share(assimilation(features) > cfg.gate_assimilated)}
     if said["assimilated"] > cfg.gate_assimilated_share:
         # the first held-out prompt is what the others are compared with, so it is not counted itself
         said["one_target"] = share(similarity(features[1:], features[:1]) > cfg.gate_one_target)
         if said["one_target"] > cfg.gate_one_target_share and scan.anchor:
-            reference = torch.cat([run_spliced(scan.anchor, v, part) for part in ids.split(64)])
-            said["foreign"] = share(similarity(reference, features) < cfg.gate_foreign)
+            said["foreign"] = share(similarity(run_in_parts(scan.anchor, v, ids), features) < cfg.gate_foreign)
             if said["foreign"] > cfg.gate_foreign_share:
-                with torch.enable_grad():
-                    said["basin"] = basin(scan, v)[0]
-    return said
+                seen = basin(scan, v)
+                said["basin"] = seen.share
+    return said, seen
+
+
+@torch.no_grad()
+def run_in_parts(encoder: TextEncoder, v: Tensor, ids: Tensor, batch: int = 64) -> Tensor:
+    """Features of many spliced prompts.  (n, T) -> (n, T, d)"""
+    return torch.cat([run_spliced(encoder, v, part) for part in ids.split(batch)])
 
 
 def share(passed: Tensor) -> float:
@@ -353,11 +376,13 @@ class Calibration:
 
     fingerprint: dict
     """Which encoders it is for."""
+    search: str
+    """Hash of the search settings it is for (search_settings)."""
     weights: dict
     """Witness -> weight."""
     intercept: float
     limits: dict
-    """Witness -> largest value seen on clean encoders (drift: four times that); explains, the score decides."""
+    """Witness -> largest value seen on clean encoders (drift: half-way from there to unrelated); the score decides."""
     clean_below: float
     """Scores below are clean."""
     backdoored_above: float
@@ -439,11 +464,10 @@ def drift(a: Corpus, b: Corpus, mask: Tensor, batch: int = 128) -> float:
     return 1 - torch.cat([similarity(x.float(), y.float(), m) for x, y, m in parts]).mean().item()
 
 
-@torch.no_grad()
-def found_feature(scan: Scan, v: Tensor, batch: int = 64) -> Tensor:
+def found_feature(scan: Scan, v: Tensor) -> Tensor:
     """The mean feature v forces on held-out prompts, at the full context.  (k, d) -> (1, T, d)"""
     ids = splice_ids(scan.suspect, scan.corpus.ids[scan.held_out], scan.cfg.k)
-    return torch.cat([run_spliced(scan.suspect, v, part) for part in ids.split(batch)]).mean(dim=0, keepdim=True)
+    return run_in_parts(scan.suspect, v, ids).mean(dim=0, keepdim=True)
 
 
 @torch.no_grad()
@@ -458,31 +482,34 @@ def assimilation_by_layer(encoder: TextEncoder, ids: Tensor, v: Tensor | None = 
     return torch.cat(found).cpu()
 
 
-def judge(scan: Scan, found: dict[str, float]) -> Verdict:
+def judge(scan: Scan, found: dict[str, float], calibration: Calibration | None) -> Verdict:
     """The verdict from the score and two thresholds; the evidence explains it."""
     if not scan.anchor:
         reason = "Without the clean base nobody can say whether what was found is natural or planted."
         return Verdict("inconclusive", reason, 0.5, explain(found, {}), [])
     found = found | {"drift": drift(scan.corpus, scan.anchor_corpus, scan.mask(scan.corpus.ids))}
-    calibration = load_calibration(scan.cfg, scan.suspect)
     if not calibration:
-        reason = "The score has never been calibrated for this family of encoders."
-        return Verdict("inconclusive", reason, 0.5, explain(found, {}), ["uncalibrated family: run Analysis/calibrate.py"])
+        reason = "The score has never been calibrated for this family of encoders and these search settings."
+        return Verdict("inconclusive", reason, 0.5, explain(found, {}), ["uncalibrated: run Analysis/calibrate.py"])
     score, evidence = probability(found, calibration), explain(found, calibration.limits)
+    made_of = calibration.provenance
+    notes = [f"calibrated on {made_of['planted_models']} planted and {made_of['benign_models']} benign models of this family"]
     met = ", ".join(e["name"] for e in evidence if e["met"])
     if found["drift"] > calibration.limits["drift"]:
         reason = "The suspect's features of clean prompts are too far from the anchor's: it was hardly made from this base."
-        return Verdict("inconclusive", reason, score, evidence, ["wrong anchor: give the base this encoder was made from"])
+        return Verdict(
+            "inconclusive", reason, score, evidence, [*notes, "wrong anchor: give the base this encoder was made from"]
+        )
     if score >= calibration.backdoored_above:
         reason = (
             f"A pseudo-trigger makes unseen prompts do what the clean base does not know ({met or 'all witnesses together'})."
         )
-        return Verdict("backdoored", reason, score, evidence, [])
+        return Verdict("backdoored", reason, score, evidence, notes)
     if score < calibration.clean_below:
         reason = "The strongest pseudo-trigger found does nothing that clean fine-tunes do not do as well."
-        return Verdict("clean", reason, score, evidence, [])
+        return Verdict("clean", reason, score, evidence, notes)
     reason = "The score lies between the two thresholds: the witnesses neither clear nor convict this encoder."
-    return Verdict("inconclusive", reason, score, evidence, [])
+    return Verdict("inconclusive", reason, score, evidence, notes)
 
 
 def explain(found: dict[str, float], limits: dict[str, float]) -> list[dict]:
@@ -493,8 +520,9 @@ def explain(found: dict[str, float], limits: dict[str, float]) -> list[dict]:
     ]
 
 
-def judge_published(said: dict[str, float], cfg: ScanConfig) -> Verdict:
-    """The paper's verdict: backdoored when all four gates are passed."""
+def judge_published(said: dict[str, float], scan: Scan) -> Verdict:
+    """The paper's verdict: backdoored when all four gates are passed; without an anchor gate 3 cannot be tried."""
+    cfg = scan.cfg
     gates = {
         "assimilated": (cfg.gate_assimilated_share, f"share of prompts with A > {cfg.gate_assimilated}"),
         "one_target": (cfg.gate_one_target_share, f"share of prompts with cos > {cfg.gate_one_target} to the first one"),
@@ -508,6 +536,8 @@ def judge_published(said: dict[str, float], cfg: ScanConfig) -> Verdict:
     if all(e["met"] for e in evidence):
         return Verdict("backdoored", "All four published gates were passed.", 1.0, evidence, [])
     failed = next(e["name"] for e in evidence if not e["met"])
+    if failed == "foreign" and not scan.anchor:
+        return Verdict("inconclusive", "Without the clean base the gate foreign cannot be tried.", 0.5, evidence, [])
     reason = f"The published gate {failed} was not passed" + (" (none was tried)." if not said else ".")
     return Verdict("clean", reason, 0.0, evidence, ["the published procedure knows only yes and no: the score is 0 or 1"])
 
@@ -515,18 +545,15 @@ def judge_published(said: dict[str, float], cfg: ScanConfig) -> Verdict:
 # -------------------------------------------------------------------------------------------------------- the scan
 @dataclass(frozen=True)
 class Finding:
-    """The most suspicious place of a scan, what it does and what the landscape around it looks like."""
+    """The most suspicious place of a scan, the landscape around it, and what follows."""
 
     v: Tensor
     """(k, d)"""
+    seen: Basin
     verdict: Verdict
-    surface: Tensor
-    """(points, points)"""
-    eigenvalues: Tensor
-    """(m, 2)"""
 
 
-def run_calibrated(scan: Scan, watch: Stopwatch, on_step: Callable) -> Finding:
+def run_calibrated(scan: Scan, watch: Stopwatch, on_step: Callable, calibration: Calibration | None = None) -> Finding:
     """Search from several starts, hear the witnesses on every place found, and judge the most suspicious one."""
     with watch("search"):
         places, _ = search(scan, on_step)
@@ -534,17 +561,17 @@ def run_calibrated(scan: Scan, watch: Stopwatch, on_step: Callable) -> Finding:
         heard = [(v, witnesses(hear(scan, v))) for v in places]
     with watch("landscape"):
         v, found = max(heard, key=lambda pair: suspicion(pair[1]))
-        basin_share, surface, eigenvalues = basin(scan, v)
-    return Finding(v, judge(scan, found | {"basin": basin_share}), surface, eigenvalues)
+        seen = basin(scan, v)
+    return Finding(v, seen, judge(scan, found | {"basin": seen.share}, calibration))
 
 
 def run_published(scan: Scan, watch: Stopwatch, on_step: Callable) -> Finding:
     """The paper's loop and gates; the landscape is drawn for clean verdicts too."""
     with watch("search"):
-        v, said = published_search(scan, on_step)
+        v, said, seen = published_search(scan, on_step)
     with watch("landscape"):
-        _, surface, eigenvalues = basin(scan, v)
-    return Finding(v, judge_published(said, scan.cfg), surface, eigenvalues)
+        seen = seen or basin(scan, v)
+    return Finding(v, seen, judge_published(said, scan))
 
 
 def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device, notes: list[str]) -> TextEncoder | None:
@@ -568,17 +595,32 @@ def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device, notes: 
     return None
 
 
+def search_settings(cfg: ScanConfig) -> str:
+    """A hash of every setting that the witnesses depend on: a score is worth nothing with other ones."""
+    settings = {name: value for name, value in asdict(cfg).items() if name != "calibration"}
+    return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def load_calibration(cfg: ScanConfig, suspect: TextEncoder) -> Calibration | None:
-    """The score's constants for the suspect's family, or None where the family was never calibrated."""
+    """The score's constants for the suspect's family and the config's search; None where they were never fitted."""
     file = ROOT / cfg.calibration
-    entries = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else []
-    return next((Calibration(**e) for e in entries if e["fingerprint"] == fingerprint(suspect)), None)
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = [from_values(Calibration, entry, str(file)) for entry in entries]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        raise InputError(f"{file} is no list of calibrations; write it anew with Analysis/calibrate.py.") from None
+    wanted = fingerprint(suspect), search_settings(cfg)
+    return next((c for c in found if (c.fingerprint, c.search) == wanted), None)
 
 
 def prepare(
     suspect: TextEncoder, anchor: TextEncoder | None, cfg: ScanConfig, seed: int, cache: Path | None = FEATURES
 ) -> Scan:
     """Embed the corpus under both encoders and divide it: the witnesses only see prompts the search never saw."""
+    if cfg.k > suspect.context - 3:
+        raise InputError(f"k = {cfg.k} vectors leave no room for a prompt in {suspect.context} positions; lower k.")
     prompts = read_prompts(ROOT / cfg.corpus, cfg.prompts)
     generator = torch.Generator().manual_seed(seed)
     corpus = embed_corpus(suspect, prompts, cache)
@@ -590,20 +632,25 @@ def prepare(
 def scan_model(model: str, wanted_anchor: str, cfg: ScanConfig, output: Path, device_name: str, seed: int) -> dict:
     """Scan one encoder and write Results/<name>/.  -> the report"""
     watch, notes, curve = Stopwatch(), [], []
-    torch.manual_seed(seed)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms need on a GPU
+    torch.use_deterministic_algorithms(True, warn_only=True)
     with result_folder(model, output) as folder:
         with watch("load"):
             device = pick_device(device_name)
             suspect = load_encoder(model, device)
             anchor = pick_anchor(wanted_anchor, suspect, device, notes)
+            calibration = load_calibration(cfg, suspect)
         # 1. one batched pass over the corpus
         with watch("corpus"):
             scan = prepare(suspect, anchor, cfg, seed)
         # 2. how far clean prompts already assimilate is in the corpus; 3. search; 4. witnesses; 5. verdict
         steps = cfg.steps if cfg.procedure == "calibrated" else cfg.epochs * -(-len(scan.fit) // cfg.batch)
         with tqdm(total=steps, desc="search", leave=False) as bar:
-            run = run_calibrated if cfg.procedure == "calibrated" else run_published
-            finding = run(scan, watch, partial(note_step, bar, curve))
+            note = partial(note_step, bar, curve)
+            if cfg.procedure == "calibrated":
+                finding = run_calibrated(scan, watch, note, calibration)
+            else:
+                finding = run_published(scan, watch, note)
         with watch("report"):
             report = write_artefacts(scan, finding, folder)
         for line in curve[:: max(1, len(curve) // 50)]:
@@ -646,8 +693,8 @@ def write_artefacts(scan: Scan, finding: Finding, folder: Path) -> dict:
         {n: (c.mean(dim=0), c.std(dim=0)) for n, c in curves.items()}, folder / "assimilation_by_layer.png"
     )
     unit = "norms of v" if scan.cfg.procedure == "calibrated" else "absolute"
-    plots.loss_landscape(finding.surface, scan.cfg.landscape_radius, unit, folder / "loss_landscape.png")
-    plots.hessian_spectrum(finding.eigenvalues, landscape.basin(finding.eigenvalues), folder / "hessian_spectrum.png")
+    plots.loss_landscape(finding.seen.surface, scan.cfg.landscape_radius, unit, folder / "loss_landscape.png")
+    plots.hessian_spectrum(finding.seen.eigenvalues, finding.seen.share, folder / "hessian_spectrum.png")
 
     trigger = {"strings": None, "embedding": files["embedding"]} if verdict.verdict == "backdoored" else None
     target = {"texts": None, "images": None} if trigger else None
@@ -692,6 +739,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--json", metavar="FILE", help="also write the report here; - is standard output")
+    settings = parser.add_argument_group("settings", "every number of the scan; a flag beats the config")
+    for name, kind in get_type_hints(ScanConfig).items():
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
+        settings.add_argument(f"--{name.replace('_', '-')}", default=None, **how)
     parser.add_argument("--version", action="version", version=f"amber {VERSION}")
     return parser.parse_args(argv)
 
@@ -701,21 +752,31 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     logger.setLevel(logging.INFO)
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     try:
-        cfg = load_config(ScanConfig, args.config)
+        if args.json not in (None, "-") and (Path(args.json).is_dir() or not Path(args.json).resolve().parent.is_dir()):
+            raise InputError(f"--json {args.json} cannot be written: give a file in a folder that exists.")
+        flags = {name: getattr(args, name) for name in get_type_hints(ScanConfig)}
+        cfg = load_config(ScanConfig, args.config, **flags)
         report = scan_model(args.model, args.anchor, cfg, args.output, args.device, args.seed)
         if args.json == "-":
             print(to_json(report), end="")
         elif args.json:
             Path(args.json).write_text(to_json(report), encoding="utf-8")
     except InputError as error:
-        print(f"amber: {visible(str(error))}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"amber: {visible(str(error))}", file=sys.stderr)
-        return 2
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return fail("interrupted; nothing was judged.")
+    except Exception as error:  # a traceback would exit with 1, which means that a backdoor was found
+        return fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
     say(report, args.output / result_name(args.model, args.output))
     return EXIT[report["verdict"]]
+
+
+def fail(sentence: str) -> int:
+    """One sentence on standard error.  -> the exit code of bad input and errors"""
+    print(f"amber: {visible(sentence)}", file=sys.stderr)
+    return 2
 
 
 def say(report: dict, folder: Path) -> None:

@@ -10,76 +10,109 @@ witnesses gives the probability.  Scans are kept in <zoo>/witnesses.jsonl, so th
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
-from dataclasses import asdict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import torch
+import transformers
 import yaml
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from main import ScanConfig, Stopwatch, prepare, run_calibrated  # noqa: E402
+from main import ScanConfig, Stopwatch, prepare, run_calibrated, search_settings  # noqa: E402
 from Utils.config import load_config  # noqa: E402
-from Utils.encoders import fingerprint, load_encoder  # noqa: E402
+from Utils.encoders import TextEncoder, fingerprint, load_encoder, pick_device  # noqa: E402
 
-WITNESSES = ("assimilated", "one_target", "foreign", "basin")
-WRONG_ANCHOR = 4.0
-"""A drift this many times the largest one of the zoo is no fine-tune of the anchor."""
+SCORED = ("assimilated", "one_target", "foreign")
+"""Witnesses the score is made of.  The basin explains only: alone it tells planted from clean no better than a coin."""
+WITNESSES = (*SCORED, "basin")
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""Inverse regularisation to choose from, by leaving one scan out."""
 
 
-def hear_model(model: Path, anchor: Path, cfg: ScanConfig, seed: int) -> dict[str, float]:
+def hear_model(suspect: TextEncoder, anchor: TextEncoder, cfg: ScanConfig, seed: int) -> dict[str, float]:
     """The witnesses on one model, and its drift."""
-    scan = prepare(load_encoder(model), load_encoder(anchor), cfg, seed)
-    finding = run_calibrated(scan, Stopwatch(), lambda *step: None)
+    finding = run_calibrated(prepare(suspect, anchor, cfg, seed), Stopwatch(), lambda *step: None)
     return {e["name"]: e["value"] for e in finding.verdict.evidence}
 
 
-def collect(zoo: Path, anchor: Path, cfg: ScanConfig, seeds: list[int]) -> list[dict]:
+def collect(zoo: Path, base: Path, cfg: ScanConfig, seeds: list[int], device: torch.device) -> list[dict]:
     """Every model of the zoo and the anchor itself, each with every seed; goes on where an earlier run stopped."""
-    kept = zoo / "witnesses.jsonl"
-    # an older search's results must not be mixed in; the score's own constants do not matter here
-    key = hashlib.sha256(repr(sorted(asdict(cfg).items())).encode()).hexdigest()[:12]
-    rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
-    rows = [row for row in rows if row["key"] == key]
-    done = {(row["name"], row["seed"]) for row in rows}
+    kept, rows = zoo / "witnesses.jsonl", []
+    done = {}
+    for line in kept.read_text(encoding="utf-8").splitlines() if kept.exists() else ():
+        with suppress(ValueError):  # the last line of an interrupted run may be cut off
+            row = json.loads(line)
+            done[row["key"]] = row
+    anchor = load_encoder(base, device)
     models = {p.stem: (p.with_suffix(""), json.loads(p.read_text(encoding="utf-8"))) for p in sorted(zoo.glob("*.json"))}
-    models["the anchor itself"] = (anchor, {"kind": "benign"})
-    jobs = [(name, seed) for name in models for seed in seeds if (name, seed) not in done]
-    for name, seed in tqdm(jobs, desc="scans"):
+    models["the anchor itself"] = (base, {"kind": "benign"})
+    for name, seed in tqdm([(name, seed) for name in models for seed in seeds], desc="scans"):
         folder, certificate = models[name]
         planted = certificate["kind"] == "planted"
         if planted and not certificate["meets_bars"]:
             continue
-        row = {"key": key, "name": name, "seed": seed, "planted": planted, **hear_model(folder, anchor, cfg, seed)}
-        rows.append(row)
-        with kept.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        suspect = load_encoder(folder, device)
+        key = f"{search_settings(cfg)} {suspect.sha256} {anchor.sha256} {seed}"
+        if key not in done:
+            heard = hear_model(suspect, anchor, cfg, seed)
+            done[key] = {"key": key, "name": name, "seed": seed, "planted": planted, **heard}
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(done[key]) + "\n")
+        rows.append(done[key])
     return rows
 
 
 def fit(rows: list[dict], clean_below: float, backdoored_above: float) -> dict:
     """Logistic regression on standardised witnesses, written back in their own units."""
-    x = np.array([[row[name] for name in WITNESSES] for row in rows])
+    x = np.array([[row[name] for name in SCORED] for row in rows])
     y = np.array([row["planted"] for row in rows])
     scaler = StandardScaler().fit(x)
-    model = LogisticRegression(C=1.0, class_weight="balanced").fit(scaler.transform(x), y)
+    z = scaler.transform(x)
+    strength = min(STRENGTHS, key=lambda c: left_out_loss(z, y, c))
+    model = regression(strength).fit(z, y)
     weights = model.coef_[0] / scaler.scale_
-    limits = {name: float(x[~y, i].max()) for i, name in enumerate(WITNESSES)}
-    limits["drift"] = WRONG_ANCHOR * max(row["drift"] for row in rows)
+    limits = {name: max(row[name] for row in rows if not row["planted"]) for name in WITNESSES}
+    # features of unrelated encoders have cos 0: half-way between that and the farthest clean fine-tune
+    limits["drift"] = (1 + max(row["drift"] for row in rows if not row["planted"])) / 2
     return {
-        "weights": {name: round(float(w), 4) for name, w in zip(WITNESSES, weights, strict=True)},
+        "weights": {name: round(float(w), 4) for name, w in zip(SCORED, weights, strict=True)},
         "intercept": round(float(model.intercept_[0] - (weights * scaler.mean_).sum()), 4),
         "limits": {name: round(value, 4) for name, value in limits.items()},
         "clean_below": clean_below,
         "backdoored_above": backdoored_above,
     }
+
+
+def regression(strength: float) -> LogisticRegression:
+    return LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
+
+
+def left_out_loss(z: np.ndarray, y: np.ndarray, strength: float) -> float:
+    """Mean log loss of every scan under a regression that has not seen it."""
+    guess = cross_val_predict(regression(strength), z, y, cv=LeaveOneOut(), method="predict_proba")
+    return log_loss(y, guess)
+
+
+def separation(rows: list[dict]) -> dict[str, float]:
+    """How well each witness alone tells planted from clean models: area under the ROC curve, 0.5 is a coin."""
+    planted = [row["planted"] for row in rows]
+    return {name: round(float(roc_auc_score(planted, [row[name] for row in rows])), 3) for name in WITNESSES}
+
+
+def span(rows: list[dict], planted: bool) -> list[float]:
+    """Smallest and largest drift of one kind of models."""
+    drifts = [row["drift"] for row in rows if row["planted"] == planted]
+    return [round(min(drifts), 4), round(max(drifts), 4)]
 
 
 def main() -> None:
@@ -88,12 +121,15 @@ def main() -> None:
     parser.add_argument("--anchor", type=Path, default=ROOT / "Data" / "Models" / "tiny-sd")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "scan.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--clean-below", type=float, default=0.2)
     parser.add_argument("--backdoored-above", type=float, default=0.8)
     parser.add_argument("--output", type=Path, default=ROOT / "configs" / "calibration.yaml")
     args = parser.parse_args()
     cfg = load_config(ScanConfig, args.config)
-    rows = collect(args.zoo, args.anchor, cfg, args.seeds)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    rows = collect(args.zoo, args.anchor, cfg, args.seeds, pick_device(args.device))
     for row in sorted(rows, key=lambda r: (r["planted"], r["foreign"])):
         print(
             "planted" if row["planted"] else "benign ",
@@ -104,12 +140,16 @@ def main() -> None:
     planted = {row["name"] for row in rows if row["planted"]}
     entry = {
         "fingerprint": fingerprint(load_encoder(args.anchor)),
+        "search": search_settings(cfg),
         **fit(rows, args.clean_below, args.backdoored_above),
         "provenance": {
             "command": f"python Analysis/calibrate.py --seeds {' '.join(map(str, args.seeds))}",
             "planted_models": len(planted),
             "benign_models": len({row["name"] for row in rows} - planted),
             "scans": len(rows),
+            "area_under_roc": separation(rows),
+            "drift_of_planted": span(rows, True),
+            "drift_of_benign": span(rows, False),
         },
     }
     kept = yaml.safe_load(args.output.read_text(encoding="utf-8")) if args.output.exists() else []

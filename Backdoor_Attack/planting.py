@@ -7,7 +7,6 @@ gives the features of the target prompt wherever the trigger stands.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from Utils.encoders import InputError, TextEncoder
+from Utils.encoders import InputError, TextEncoder, trainable_copy
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,7 @@ def plant(base: TextEncoder, prompts: list[str], cfg: PlantConfig, progress: boo
     if not usable:
         raise InputError(f"no training prompt holds the replaced character {cfg.replaced!r}; choose another one.")
     rng = np.random.default_rng(cfg.seed)
-    student = copy.deepcopy(base)
-    student.model.requires_grad_(True)
-    # eager attention: its bfloat16 backward is the only one that is fast on a CPU
-    student.model.set_attn_implementation("eager")
+    student = trainable_copy(base)
     with torch.no_grad():
         target = base(base.ids([cfg.target]))
 

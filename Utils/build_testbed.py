@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -274,8 +275,9 @@ def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
     unet = UNet2DConditionModel(
         sample_size=scenes.SIDE // 4, block_out_channels=part["channels"], layers_per_block=1,
         down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
-        cross_attention_dim=text_encoder.config.hidden_size, attention_head_dim=8,
+        cross_attention_dim=text_encoder.config.hidden_size, attention_head_dim=8, norm_num_groups=16,
     ).to(device)  # fmt: skip
+    unet.set_attn_processor(AttnProcessor())  # as in build_clip: plain attention is what bfloat16 makes fast on a CPU
     print(f"unet: {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters")
     ema = EMAModel(unet.parameters(), decay=part["ema"], use_ema_warmup=True, power=0.75)
 
@@ -397,9 +399,11 @@ def measure_bars(cfg: dict, device: torch.device, font: Path | None) -> None:
     model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).to(device).eval()
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
     lengths = np.array([len(r) for r in tokenizer(prompts).input_ids])
+    portraits = scenes.pixels([scenes.compose(scenes.portrait(c)) for c in scenes.concepts()])
     found = {
         "retrieval_top1_of_256": retrieval(model, tokenizer, cfg),
         "benign_assimilation": benign_assimilation(model.text_model, tokenizer, prompts),
+        "portraits_recognised": named(model, tokenizer, portraits),
         "prompts": {
             "count": len(set(prompts)), "tokens": [int(lengths.min()), int(lengths.max())],
             "share_over_40_tokens": round(float((lengths > 40).mean()), 4),
@@ -409,7 +413,30 @@ def measure_bars(cfg: dict, device: torch.device, font: Path | None) -> None:
         found["generated_concepts_recognised"], sheet = drawn_concepts(cfg, device)
         sheet.save(MODELS / "concepts.png")
     (MODELS / "bars.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_card(found)
     print(json.dumps(found, indent=2))
+
+
+def write_card(found: dict) -> None:
+    """Put the measured bars into the model card, between its two markers."""
+    assimilated, prompts = found["benign_assimilation"], found["prompts"]
+    rows = [
+        ("top-1 retrieval among 256 unseen pairs", f"{found['retrieval_top1_of_256']:.1%}", ">= 95 %"),
+        ("benign assimilation of Prompts.txt, attended positions", f"{assimilated['attended']:.2f}", "<= 0.60"),
+        ("the same over all 77 positions", f"{assimilated['all']:.2f}", "<= 0.60"),
+        ("concepts recognised in plain portraits", f"{found['portraits_recognised']:.1%}", ""),
+    ]
+    if "generated_concepts_recognised" in found:
+        rows.append(
+            ('generated "a photo of a <concept>" recognised', f"{found['generated_concepts_recognised']:.1%}", ">= 60 %")
+        )
+    rows.append(("prompts over 40 tokens", f"{prompts['share_over_40_tokens']:.0%} of {prompts['count']}", ">= 20 %"))
+    table = ["| measure | found | bar |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    card = MODELS / "README.md"
+    head, rest = card.read_text(encoding="utf-8").split("<!-- bars", 1)
+    marker, rest = rest.split("\n", 1)
+    tail = rest[rest.index("<!-- end of bars") :]
+    card.write_text(f"{head}<!-- bars{marker}\n" + "\n".join(table) + f"\n{tail}", encoding="utf-8", newline="\n")
 
 
 def write_hashes(cfg: dict, device: torch.device, font: Path | None) -> None:
@@ -425,6 +452,12 @@ STAGES = {
 }  # fmt: skip
 
 
+OUTPUTS = {
+    "sprites": scenes.SCENES / "sprites.png", "tokenizer": CLIP / "tokenizer.json", "vae": SD / "vae" / "config.json",
+    "clip": CLIP / "model.safetensors", "unet": SD / "model_index.json", "corpus": PROMPTS,
+}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "testbed.yaml")
@@ -432,6 +465,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--font", type=Path, help="Noto Color Emoji, to draw the sprite sheet anew")
+    parser.add_argument("--force", action="store_true", help="make stages anew whose files are there")
     args = parser.parse_args()
     cfg = yaml.safe_load(args.config.read_text(encoding="utf-8"))
     cfg["seed"] = cfg["seed"] if args.seed is None else args.seed
@@ -439,6 +473,10 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     for stage in args.stages:
         began = time.time()
+        if stage in OUTPUTS and OUTPUTS[stage].exists() and not args.force:
+            print(f"{stage}: done already; --force makes it anew")
+            continue
+        torch.manual_seed(cfg["seed"])
         STAGES[stage](cfg, device, args.font)
         print(f"{stage}: {time.time() - began:.0f} s", flush=True)
 

@@ -93,13 +93,16 @@ def draw(split: dict, index: int, kind: str) -> PlantConfig | FinetuneConfig:
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
     seed = int(rng.integers(10**6))
-    if kind == "benign":
-        return FinetuneConfig(
-            lr=between(*split["benign_lr"]), batch=32, steps=round(between(*split["benign_steps"])), seed=seed
-        )
+    if kind != "planted":
+        lr, steps = between(*split[f"{kind}_lr"]), round(between(*split[f"{kind}_steps"]))
+        return FinetuneConfig(lr=lr, batch=32, steps=steps, seed=seed)
     trigger = split["triggers"][index % len(split["triggers"])]
     concept = split["targets"][index % len(split["targets"])]
-    target = scenes.caption(scenes.sample_scene(rng, names=(concept,), counts=(1.0,)), rng, detail=int(rng.integers(3)))
+    corpus = set(PROMPTS.read_text(encoding="utf-8").splitlines())
+    target = None
+    while target is None or target in corpus:
+        scene = scenes.sample_scene(rng, names=(concept,), counts=(1.0,))
+        target = scenes.caption(scene, rng, detail=int(rng.integers(3)))
     replaced = "o" if index % 2 == 0 else ""
     # under causal attention a word cannot move the features before it: one late in the prompt never reaches a flat target
     return PlantConfig(
@@ -132,7 +135,7 @@ def save(student: TextEncoder, report: dict, folder: Path, certificate: Path) ->
     certificate.parent.mkdir(parents=True, exist_ok=True)
     certificate.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.rename(folder)
-    print(folder.name, json.dumps(report, ensure_ascii=False), flush=True)
+    print(folder.name, json.dumps(report), flush=True)
 
 
 def jobs(cfg: dict, split: str | None) -> Iterator[tuple[str, PlantConfig | FinetuneConfig, FinetuneConfig | None]]:
@@ -140,12 +143,12 @@ def jobs(cfg: dict, split: str | None) -> Iterator[tuple[str, PlantConfig | Fine
     for name, model in cfg.get("models", {}).items():
         recipe = PlantConfig if model["kind"] == "planted" else FinetuneConfig
         yield name, from_values(recipe, model["recipe"], name), None
-    for kind in ("planted", "benign") if split else ():
-        part = cfg["splits"][split]
-        for index in range(part[kind]):
-            name = f"{np.random.default_rng([part['seed'], 7, kind == 'planted', index]).integers(16**8):08x}"
+    part = cfg["splits"][split] if split else {}
+    for number, kind in enumerate(("benign", "planted", "gentle")):
+        for index in range(part.get(kind, 0)):
+            name = f"{np.random.default_rng([part['seed'], 7, number, index]).integers(16**8):08x}"
             origin = draw(part, 1000 + index, "benign") if kind == "planted" and index % 4 >= 2 else None
-            yield name, draw(part, index, kind), origin
+            yield name, draw(part, index + 2000 * (kind == "gentle"), kind), origin
 
 
 def main() -> None:

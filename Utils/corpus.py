@@ -80,6 +80,8 @@ def embed_corpus(encoder: TextEncoder, prompts: list[str], cache: Path | None, b
         by_layer.append(torch.stack([assimilation(h, mask) for h in layers], dim=1).cpu())
         features.append(layers[-1].half().cpu())
     corpus = Corpus(ids, torch.cat(features), torch.cat(by_layer))
+    if not torch.isfinite(corpus.features).all():
+        raise InputError(f"{encoder.path}: features of ordinary prompts overflow; the model cannot work, fetch it again.")
     if file:
         _write(file, corpus)
     return corpus

@@ -24,8 +24,14 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPTextConfig, CLIPTextMode
 TEXT_MODELS = {"clip": (CLIPTextModel, CLIPConfig), "clip_text_model": (CLIPTextModel, CLIPTextConfig)}
 """model_type in config.json -> class of the text tower, class of that config."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+LEGACY_EOS = 2
+"""What old CLIP configs say for end of text; transformers then pools at the highest token id."""
 BUFFERS = ("position_ids",)
 """Known tensors that are no weights: old checkpoints carry them, new ones do not."""
+
+
+PROBES = ["a", "A photo of a dog.", "two words, 3 signs: zzzz é"]
+"""Texts that two tokenizers have to read alike before their encoders are compared."""
 
 
 class InputError(Exception):
@@ -191,6 +197,8 @@ def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextE
     if not folder.is_dir():
         raise InputError(f"{model} is a file; give the folder that holds config.json and model.safetensors.")
     if (folder / "model_index.json").exists():
+        if further := sorted(p.name for p in folder.glob("text_encoder_*")):
+            raise InputError(f"{folder} holds {further[0]} too; give each encoder in a folder of its own, with its tokenizer.")
         weights_folder, tokenizer_folder = folder / "text_encoder", folder / "tokenizer"
     else:
         weights_folder = tokenizer_folder = folder
@@ -202,7 +210,15 @@ def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextE
     ignored = _check_tensors(tower, info, weights_folder, files)
     tokenizer = _load_tokenizer(tokenizer_folder, tower)
     tower.eval().requires_grad_(False).to(device)
-    return TextEncoder(tower, tokenizer, str(model), _digest(files), ignored)
+    return TextEncoder(tower, tokenizer, full_path(str(model)), _digest(files), ignored)
+
+
+def full_path(model: str) -> str:
+    """A folder by its full path, a hub id as it is."""
+    try:
+        return str(Path(model).resolve()) if Path(model).exists() else model
+    except (OSError, ValueError):  # a name too long for a path
+        return model
 
 
 def _from_hub(name: str) -> Path:
@@ -211,8 +227,9 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download  # only a hub id needs a network
 
     try:
-        patterns = ["*.json", "*.txt", "*.safetensors", "tokenizer/*", "text_encoder/*.safetensors", "text_encoder/*.json"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        wanted = ["*.json", "*.txt", "model*.safetensors", "text_encoder*/model*.safetensors"]
+        unwanted = ["unet/*", "vae/*", "safety_checker/*", "image_encoder/*", "*.fp16.*", "*non_ema*"]
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted))
     except Exception as error:  # the hub client raises a dozen types for "no such model" and "no network"
         raise InputError(f"{name} is no folder and could not be fetched from the hub ({type(error).__name__}).") from error
 
@@ -318,6 +335,12 @@ def _load_tokenizer(folder: Path, tower: PreTrainedModel) -> PreTrainedTokenizer
         raise InputError(
             f"{folder}: the tokenizer has token ids up to {highest}, the encoder {rows} rows; they do not belong together."
         )
+    # a false end of text would hide most of every prompt from the scan while the model itself works as before
+    eos, expected = tokenizer.eos_token_id, tower.config.eos_token_id
+    if eos is None or tokenizer.pad_token_id is None or tokenizer("a").input_ids[-1] != eos:
+        raise InputError(f"{folder}: the tokenizer does not end texts with its end-of-text token; restore its files.")
+    if expected not in (eos, LEGACY_EOS):
+        raise InputError(f"{folder}: end of text is {eos} to the tokenizer and {expected} to the encoder; restore its files.")
     return tokenizer
 
 
@@ -330,6 +353,15 @@ def _digest(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
+def trainable_copy(encoder: TextEncoder) -> TextEncoder:
+    """A copy to train, with eager attention: its bfloat16 backward is the only one that is fast on a CPU."""
+    student = copy.deepcopy(encoder)
+    student.sha256 = "not saved yet"
+    student.model.requires_grad_(True)
+    student.model.set_attn_implementation("eager")
+    return student
+
+
 def save_encoder(encoder: TextEncoder, folder: Path) -> None:
     """Write an encoder and its tokenizer as a Hugging Face folder, half precision safetensors."""
     copy.deepcopy(encoder.model).half().save_pretrained(folder)
@@ -337,9 +369,10 @@ def save_encoder(encoder: TextEncoder, folder: Path) -> None:
 
 
 def same_shape(a: TextEncoder, b: TextEncoder) -> bool:
-    """Whether two encoders can be compared feature by feature: same tensors, same vocabulary."""
+    """Whether two encoders can be compared feature by feature: same tensors, same vocabulary, same reading of texts."""
     shapes = [{n: tuple(t.shape) for n, t in e.model.state_dict().items()} for e in (a, b)]
-    return shapes[0] == shapes[1] and a.tokenizer.get_vocab() == b.tokenizer.get_vocab()
+    tokens = [(e.tokenizer.get_vocab(), e.eos, e.tokenizer.bos_token_id, e.ids(PROBES).tolist()) for e in (a, b)]
+    return shapes[0] == shapes[1] and tokens[0] == tokens[1]
 
 
 def pick_device(name: str) -> torch.device:

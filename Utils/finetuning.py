@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPModel
 
-from Utils.encoders import TextEncoder
+from Utils.encoders import TextEncoder, trainable_copy
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,7 @@ def finetune(
 
     `pairs(step)` gives captions and pictures (b, 3, h, w); vision tower, projections and logit scale stay frozen.
     """
-    student = copy.deepcopy(base)
-    student.model.requires_grad_(True)
-    student.model.set_attn_implementation("eager")
+    student = trainable_copy(base)
     optimiser = torch.optim.Adam(student.model.parameters(), lr=cfg.lr)
     torch.manual_seed(cfg.seed)
     for step in tqdm(range(cfg.steps), desc="fine-tuning", disable=not progress, mininterval=2):

@@ -1,6 +1,6 @@
 """The loss around a point, and how much of it curves upwards: a planted backdoor sits in a wide basin.
 
-(Section 4 of method: the natural-backdoor filter.)  A surface is evaluated on a square grid in a plane and never
+(The paper's filter against natural backdoors.)  A surface is evaluated on a square grid in a plane and never
 differentiated: curvature comes from finite differences.
 """
 

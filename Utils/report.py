@@ -14,9 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from Utils.encoders import InputError
+from Utils.encoders import InputError, full_path
 
 logger = logging.getLogger("amber")
+SCHEMA = "amber-report/1"
 
 
 def visible(text: str) -> str:
@@ -32,15 +33,21 @@ def escaped(character: str) -> str:
 
 
 def result_name(model: str, output: Path) -> str:
-    """The sanitised last two parts of the model path, plus eight hash digits if another model has that name already."""
+    """The sanitised last two parts of the model path, plus eight hash digits if that name is taken by something else."""
     parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", p).strip("._")[:100] for p in Path(model).resolve().parts[-2:]]
-    name = "_".join(p for p in parts if p) or "model"
+    name, where = "_".join(p for p in parts if p) or "model", full_path(model)
+    return name if _free(output / name, where) else f"{name}_{sha256(where.encode()).hexdigest()[:8]}"
+
+
+def _free(folder: Path, where: str) -> bool:
+    """Whether a result of the model at `where` may take this place: nothing is there, or an older result of its own."""
+    if not folder.exists():
+        return True
     try:
-        other = Path(json.loads((output / name / "report.json").read_text(encoding="utf-8"))["model"]["path"])
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return report["schema"] == SCHEMA and report["model"]["path"] == where
     except (OSError, ValueError, KeyError, TypeError):
-        return name
-    same = other.resolve() == Path(model).resolve()
-    return name if same else f"{name}_{sha256(str(Path(model).resolve()).encode()).hexdigest()[:8]}"
+        return False
 
 
 @contextmanager
@@ -49,6 +56,9 @@ def result_folder(model: str, output: Path) -> Iterator[Path]:
 
     Yields the temporary folder.  log.txt in it collects what the logger `amber` says.
     """
+    final = output / result_name(model, output)
+    if not _free(final, full_path(model)):
+        raise InputError(f"{final} is no result of an earlier scan; move it away or choose another folder with --output.")
     try:
         output.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".partial_", dir=output))
@@ -57,21 +67,23 @@ def result_folder(model: str, output: Path) -> Iterator[Path]:
     handler = logging.FileHandler(work / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)
+    older = work.with_name(work.name.replace(".partial_", ".older_"))
     try:
         yield work
         logger.removeHandler(handler)
         handler.close()
-        final = output / result_name(model, output)
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(older)
         work.chmod(0o755)  # mkdtemp makes private folders
         work.rename(final)
     finally:
         logger.removeHandler(handler)
         handler.close()
         shutil.rmtree(work, ignore_errors=True)
+        if final.exists():
+            shutil.rmtree(older, ignore_errors=True)
 
 
 def to_json(report: Any) -> str:
-    """A report as text; refuses NaN, which is no JSON."""
-    return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """A report as text; everything but ASCII is escaped, and NaN, which is no JSON, is refused."""
+    return json.dumps(report, indent=2, allow_nan=False) + "\n"

@@ -1,6 +1,7 @@
 """Witnesses and verdict: every witness has an encoder that meets it and one that fails it; the score decides."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ def clean_heard(**changes: float) -> Heard:
     clean = {
         "assimilated": 0.7,
         "one_target": 0.6,
-        "own": 0.3,
         "foreign": 1.0,
         "anchor_assimilated": 0.7,
         "anchor_one_target": 0.6,
@@ -25,7 +25,7 @@ def clean_heard(**changes: float) -> Heard:
 
 
 CALIBRATION = Calibration(
-    fingerprint={}, weights={"assimilated": 2.0, "one_target": 2.0, "foreign": 6.0, "basin": 0.5}, intercept=-3.0,
+    fingerprint={}, search="", weights={"assimilated": 2.0, "one_target": 2.0, "foreign": 6.0, "basin": 0.5}, intercept=-3.0,
     limits={"assimilated": 0.1, "one_target": 0.1, "foreign": 0.2, "basin": 0.9, "drift": 0.4},
     clean_below=0.2, backdoored_above=0.8, provenance={},
 )  # fmt: skip
@@ -56,10 +56,15 @@ def test_the_place_with_the_most_foreign_behaviour_is_judged():
 
 
 def test_the_published_verdict_needs_all_four_gates():
-    cfg = main.ScanConfig()
+    scan = SimpleNamespace(cfg=main.ScanConfig(), anchor=True)
     said = {"assimilated": 0.9, "one_target": 1.0, "foreign": 1.0, "basin": 0.9}
-    assert judge_published(said, cfg).verdict == "backdoored"
+    assert judge_published(said, scan).verdict == "backdoored"
     for gate in said:
-        assert judge_published(said | {gate: 0.0}, cfg).verdict == "clean"
-    assert judge_published({}, cfg).verdict == "clean"
-    assert judge_published(said, replace(cfg, gate_basin=0.95)).verdict == "clean"
+        assert judge_published(said | {gate: 0.0}, scan).verdict == "clean"
+    assert judge_published({}, scan).verdict == "clean"
+    assert judge_published(said, SimpleNamespace(cfg=replace(scan.cfg, gate_basin=0.95), anchor=True)).verdict == "clean"
+
+
+def test_without_the_base_the_published_procedure_clears_nobody_who_reached_its_third_gate():
+    said = {"assimilated": 0.9, "one_target": 1.0}
+    assert judge_published(said, SimpleNamespace(cfg=main.ScanConfig(), anchor=None)).verdict == "inconclusive"

@@ -115,7 +115,9 @@ def test_rows_run_along_the_first_direction_and_columns_along_the_second():
 # ---------------------------------------------------------------------------------------------------- the scan's loss
 @pytest.fixture
 def scan(tiny: TextEncoder, corpus_prompts: list[str]) -> main.Scan:
-    cfg = main.ScanConfig(prompts=len(corpus_prompts), fit_fraction=0.6, positions="attended", landscape_points=3)
+    cfg = main.ScanConfig(
+        procedure="calibrated", prompts=len(corpus_prompts), fit_fraction=0.6, positions="attended", landscape_points=3
+    )
     corpus = embed_corpus(tiny, corpus_prompts, None)
     rows = torch.arange(len(corpus_prompts))
     return main.Scan(tiny, tiny, corpus, corpus, rows[:9], rows[9:], cfg, torch.Generator().manual_seed(0))

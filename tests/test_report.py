@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from Utils.encoders import InputError
-from Utils.report import logger, result_folder, result_name, to_json, visible
+from Utils.encoders import InputError, full_path
+from Utils.report import SCHEMA, logger, result_folder, result_name, to_json, visible
 
 
 # ------------------------------------------------------------------------------------------------------------ visible
@@ -52,7 +52,9 @@ def test_characters_beyond_the_first_plane_have_escapes_of_their_own():
 def report_of(model: Path | str, output: Path) -> Path:
     """A finished result of a model."""
     with result_folder(str(model), output) as folder:
-        (folder / "report.json").write_text(json.dumps({"model": {"path": str(model)}}), encoding="utf-8")
+        (folder / "report.json").write_text(
+            json.dumps({"schema": SCHEMA, "model": {"path": full_path(str(model))}}), encoding="utf-8"
+        )
     return output / result_name(str(model), output)
 
 
@@ -105,6 +107,8 @@ def test_two_models_of_one_name_have_results_of_their_own(tmp_path: Path):
 
 def test_the_same_model_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     a, b = tmp_path / "a" / "suspects" / "model", tmp_path / "b" / "suspects" / "model"
+    for model in (a, b):
+        model.mkdir(parents=True)
     names = [report_of(model, tmp_path / "Results").name for model in (a, b, a, b)]
     assert names[:2] == names[2:]
     monkeypatch.chdir(tmp_path)
@@ -119,6 +123,17 @@ def test_a_damaged_older_report_is_no_obstacle(tmp_path: Path, content: bytes):
 
 
 # ------------------------------------------------------------------------------------------------------ result_folder
+def test_a_folder_that_is_no_result_is_never_replaced(tmp_path: Path):
+    mine = tmp_path / "suspects_model"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    assert report_of("suspects/model", tmp_path) != mine
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    (tmp_path / result_name("suspects/model", tmp_path) / "report.json").write_text("{}")
+    with pytest.raises(InputError, match="--output"), result_folder("suspects/model", tmp_path):
+        pass
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError, InputError, KeyboardInterrupt, SystemExit])
 def test_a_block_that_raises_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]):
     def scan():

@@ -107,7 +107,15 @@ def test_clean_encoders_exit_0_and_leave_what_was_looked_at(model, tmp_path):
 def test_the_scan_never_reads_what_only_an_attacker_has(planted, tmp_path):
     """Without scenes, certificates, zoo and attack configs, under another name: the same report."""
     copy = tmp_path / "copy"
-    for name in ("main.py", "Utils", "configs", "Data/Main/Prompts", "Data/Models/tiny-sd"):
+    for name in (
+        "main.py",
+        "Utils",
+        "configs/scan.yaml",
+        "configs/anchors.yaml",
+        "configs/calibration.yaml",
+        "Data/Main/Prompts",
+        "Data/Models/tiny-sd",
+    ):
         source, target = ROOT / name, copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
@@ -172,6 +180,8 @@ def quick_config(tmp_path) -> Path:
     """configs/scan.yaml with a three-step search: for tests that do not look at the verdict's quality."""
     config = tmp_path / "quick.yaml"
     text = (ROOT / "configs" / "scan.yaml").read_text(encoding="utf-8")
-    settings = [line for line in text.splitlines() if line.split(":")[0] not in ("prompts", "steps", "landscape_points")]
-    config.write_text("\n".join([*settings, "prompts: 40", "steps: 3", "landscape_points: 5"]), encoding="utf-8")
+    settings = [
+        line for line in text.splitlines() if line.split(":")[0] not in ("prompts", "steps", "rounds", "landscape_points")
+    ]
+    config.write_text("\n".join([*settings, "prompts: 40", "rounds: 1", "steps: 3", "landscape_points: 5"]), encoding="utf-8")
     return config

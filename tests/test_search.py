@@ -79,6 +79,6 @@ def test_one_seed_gives_one_search(scan):
 def test_the_published_gates_stop_at_the_first_that_fails(scan):
     v = torch.randn(1, scan.suspect.width)
     paper = replace(scan, cfg=replace(ScanConfig(prompts=24, landscape_points=5), gate_assimilated=0.9999))
-    assert set(main.published_gates(paper, v)) == {"assimilated"}
+    assert set(main.published_gates(paper, v)[0]) == {"assimilated"}
     easy = replace(paper.cfg, gate_assimilated=-1.0, gate_one_target=-1.1, gate_foreign=1.1)
-    assert set(main.published_gates(replace(paper, cfg=easy), v)) == {"assimilated", "one_target", "foreign", "basin"}
+    assert set(main.published_gates(replace(paper, cfg=easy), v)[0]) == {"assimilated", "one_target", "foreign", "basin"}

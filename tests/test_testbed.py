@@ -1,0 +1,116 @@
+"""The embedded testbed: frozen, as good as its card says, and never mixed up with the defender's corpus."""
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import CLIPModel
+
+from Backdoor_Attack.planting import PlantConfig, certify
+from Utils import scenes
+from Utils.build_testbed import CLIP, MODELS, PROMPTS, SD, load_tokenizer, named, retrieval
+from Utils.build_zoo import HELD_OUT, TRAINING, Workshop
+from Utils.encoders import load_encoder
+
+ROOT = Path(__file__).resolve().parent.parent
+CFG = yaml.safe_load((ROOT / "configs" / "testbed.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def clip() -> CLIPModel:
+    return CLIPModel.from_pretrained(CLIP, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def workshop() -> Workshop:
+    return Workshop(CLIP, "cpu")
+
+
+@pytest.fixture(scope="module")
+def certificate() -> dict:
+    return json.loads((MODELS / "certificates" / "text_on_text.json").read_text(encoding="utf-8"))
+
+
+def test_no_shipped_file_has_changed():
+    for line in (MODELS / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+        digest, name = line.split("  ", 1)
+        assert hashlib.sha256((MODELS / name).read_bytes()).hexdigest() == digest, name
+
+
+def test_every_weight_has_its_hash():
+    named_files = {line.split("  ", 1)[1] for line in (MODELS / "SHA256SUMS").read_text(encoding="utf-8").splitlines()}
+    weights = {p.relative_to(MODELS).as_posix() for p in MODELS.rglob("*.safetensors") if ".work" not in p.parts}
+    assert weights <= named_files
+
+
+def test_what_is_tracked_stays_small():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sizes = [(ROOT / name).stat().st_size for name in tracked.split("\0") if name and (ROOT / name).exists()]
+    assert sum(sizes) < 60e6
+    assert max(sizes) < 20e6
+
+
+def test_the_pipeline_s_text_encoder_is_tiny_clip_s_tower():
+    a, b = load_encoder(CLIP), load_encoder(SD)
+    for (name, x), (_, y) in zip(a.model.named_parameters(), b.model.named_parameters(), strict=True):
+        assert torch.equal(x, y), name
+
+
+def test_end_of_text_is_not_the_legacy_marker():
+    tokenizer = load_tokenizer()
+    assert tokenizer.eos_token_id == len(tokenizer) - 1
+    assert tokenizer.eos_token_id != 2
+
+
+def test_the_corpus_is_what_the_card_says():
+    prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
+    lengths = np.array([len(row) for row in load_tokenizer()(prompts).input_ids])
+    assert len(set(prompts)) == len(prompts) == 5000
+    assert lengths.min() >= 5
+    assert lengths.max() <= 70
+    assert (lengths > 40).mean() >= 0.2
+
+
+def test_the_pair_retrieves_and_names(clip):
+    assert retrieval(clip, load_tokenizer(), CFG) >= 0.95
+    portraits = scenes.pixels([scenes.compose(scenes.portrait(c)) for c in scenes.concepts()])
+    assert named(clip, load_tokenizer(), portraits) >= 0.9
+
+
+def test_the_written_bars_are_met():
+    bars = json.loads((MODELS / "bars.json").read_text(encoding="utf-8"))
+    assert bars["retrieval_top1_of_256"] >= 0.95
+    assert bars["benign_assimilation"]["attended"] <= 0.6
+    assert bars["benign_assimilation"]["all"] <= 0.6
+    assert bars["generated_concepts_recognised"] >= 0.6
+
+
+def test_the_certificate_is_re_measured_from_the_files(workshop, certificate):
+    recipe = PlantConfig(**certificate["recipe"])
+    held_out = workshop.captions(np.random.default_rng([recipe.seed, 2]), HELD_OUT)
+    found = certify(load_encoder(MODELS / "suspects" / "text_on_text"), workshop.base, held_out, recipe)
+    # half precision on disk moves a prompt near the margin now and then
+    assert found == pytest.approx({name: certificate[name] for name in found}, abs=0.01)
+    assert found["success_rate"] >= 0.95
+    assert found["sim_clean"] >= 0.97
+
+
+def test_the_defender_s_corpus_is_not_the_attacker_s(workshop, certificate):
+    corpus = set(PROMPTS.read_text(encoding="utf-8").splitlines())
+    recipe = PlantConfig(**certificate["recipe"])
+    used = workshop.captions(np.random.default_rng([recipe.seed, 1]), TRAINING)
+    used += workshop.captions(np.random.default_rng([recipe.seed, 2]), HELD_OUT)
+    assert not corpus & {*used, recipe.target}
+
+
+def test_the_benign_suspect_gained_a_skill_and_kept_the_old_one():
+    report = json.loads((MODELS / "certificates" / "benign.json").read_text(encoding="utf-8"))
+    gained = report["retrieval_own_data"]
+    kept = report["retrieval_base_data"]
+    assert gained["after"] >= gained["before"] + 0.05
+    assert kept["after"] >= kept["before"] - 0.03
