@@ -747,12 +747,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def quiet_libraries() -> None:
+    """Keep transformers' loading bars and load reports out of ours: what they report is checked by the loader."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Scan as the command line says.  -> the exit code"""
     args = parse_arguments(argv)
     logger.setLevel(logging.INFO)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     try:
         if args.json not in (None, "-") and (Path(args.json).is_dir() or not Path(args.json).resolve().parent.is_dir()):
             raise InputError(f"--json {args.json} cannot be written: give a file in a folder that exists.")

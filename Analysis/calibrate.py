@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
@@ -28,7 +27,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from main import ScanConfig, Stopwatch, prepare, run_calibrated, search_settings  # noqa: E402
+from main import ScanConfig, Stopwatch, prepare, quiet_libraries, run_calibrated, search_settings  # noqa: E402
 from Utils.config import load_config  # noqa: E402
 from Utils.encoders import TextEncoder, fingerprint, load_encoder, pick_device  # noqa: E402
 
@@ -127,8 +126,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "configs" / "calibration.yaml")
     args = parser.parse_args()
     cfg = load_config(ScanConfig, args.config)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     rows = collect(args.zoo, args.anchor, cfg, args.seeds, pick_device(args.device))
     for row in sorted(rows, key=lambda r: (r["planted"], r["foreign"])):
         print(
