@@ -297,9 +297,14 @@ def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
     fit("unet", {"unet": unet}, part, step_loss, ema=ema)
     ema.copy_to(unet.parameters())
     StableDiffusionPipeline(
-        vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=tokenizer, unet=unet.half().eval(), scheduler=scheduler,
+        vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=load_tokenizer(), unet=unet.half().eval(), scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(SD)  # fmt: skip
+    # diffusers notes where it loaded a part from; a path of this machine has no place in a shipped file
+    config = SD / "vae" / "config.json"
+    known = json.loads(config.read_text(encoding="utf-8"))
+    known.pop("_name_or_path", None)
+    config.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
