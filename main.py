@@ -404,7 +404,7 @@ MEANING = {
     "assimilated": "how much more alike all tokens of a prompt become in the suspect than in the anchor, same splice (A)",
     "one_target": "how much more alike the features of different prompts become in the suspect than in the anchor",
     "foreign": "1 - cos of suspect and anchor with the same splice; planted behaviour is not in the anchor",
-    "basin": "share of the loss landscape's curvature that points upwards; planted optima are wide",
+    "basin": "share of the loss landscape's curvature that points upwards; explains only, it is not in the score",
     "drift": "1 - cos of suspect and anchor on clean prompts; explains, and tells a wrong anchor",
 }
 

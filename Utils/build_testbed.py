@@ -297,7 +297,8 @@ def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
     fit("unet", {"unet": unet}, part, step_loss, ema=ema)
     ema.copy_to(unet.parameters())
     StableDiffusionPipeline(
-        vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=load_tokenizer(), unet=unet.half().eval(), scheduler=scheduler,
+        vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=load_tokenizer(), unet=unet.half().eval(),
+        scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(SD)  # fmt: skip
     # diffusers notes where it loaded a part from; a path of this machine has no place in a shipped file
@@ -445,8 +446,10 @@ def write_card(found: dict) -> None:
 
 
 def write_hashes(cfg: dict, device: torch.device, font: Path | None) -> None:
-    """SHA256SUMS of every shipped weight and tokenizer file, for the test that keeps the testbed frozen."""
-    files = sorted(p for p in MODELS.rglob("*") if p.suffix in {".safetensors", ".json", ".txt"} and ".work" not in p.parts)
+    """SHA256SUMS of every shipped weight, config and tokenizer, for the test that keeps the testbed frozen."""
+    files = sorted(
+        p for p in MODELS.rglob("*") if p.suffix in {".safetensors", ".json"} and p.parent != MODELS and ".work" not in p.parts
+    )
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(MODELS).as_posix()}" for p in files]
     (MODELS / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
