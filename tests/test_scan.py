@@ -185,3 +185,15 @@ def quick_config(tmp_path) -> Path:
     ]
     config.write_text("\n".join([*settings, "prompts: 40", "rounds: 1", "steps: 3", "landscape_points: 5"]), encoding="utf-8")
     return config
+
+
+def test_a_wrong_anchor_is_noticed_and_not_believed(tmp_path):
+    """Same shape, same tokens, unrelated weights: everything is foreign to it, and that convicts nobody."""
+    base = CLIPTextModel.from_pretrained(MODELS / "tiny-sd" / "text_encoder", dtype=torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPTextModel(base.config).save_pretrained(tmp_path / "wrong")
+    CLIPTokenizer.from_pretrained(MODELS / "tiny-sd" / "tokenizer").save_pretrained(tmp_path / "wrong")
+    done = amber("--model", str(MODELS / "suspects" / "benign"), "--anchor", str(tmp_path / "wrong"), "--output", str(tmp_path))
+    assert done.returncode == 3, done.stderr
+    assert "wrong anchor" in done.stderr
