@@ -5,7 +5,7 @@
     python Utils/build_testbed.py --font NotoColorEmoji.ttf --stages sprites
 
 Stages: sprites, tokenizer, vae, clip, unet, corpus, bars, hashes.  Interrupted trainings go on where they stopped
-(checkpoints in Data/Models/.work).  Two CPU cores need about two hours, a GPU minutes.
+(checkpoints in Data/Models/.work).  Two CPU cores need little more than an hour.
 """
 
 from __future__ import annotations
