@@ -1,7 +1,7 @@
 """Fit the score of the scan on models whose answer is known, and write configs/calibration.yaml.
 
     python Utils/build_zoo.py --split calibration
-    python Analysis/calibrate.py --zoo Data/Zoo/calibration --anchor Data/Models/tiny-sd --seeds 0 1
+    python Analysis/calibrate.py --zoo Data/Zoo/calibration --anchor Data/Models/tiny-sd --seeds 0
 
 The null distribution is made of benign fine-tunes and of the anchor against itself; a logistic regression over the
 witnesses gives the probability.  Scans are kept in <zoo>/witnesses.jsonl, so that an interrupted run goes on.
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, default=ROOT / "Data" / "Zoo" / "calibration")
     parser.add_argument("--anchor", type=Path, default=ROOT / "Data" / "Models" / "tiny-sd")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "scan.yaml")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clean-below", type=float, default=0.2)
     parser.add_argument("--backdoored-above", type=float, default=0.8)
