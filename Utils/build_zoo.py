@@ -144,11 +144,11 @@ def jobs(cfg: dict, split: str | None) -> Iterator[tuple[str, PlantConfig | Fine
         recipe = PlantConfig if model["kind"] == "planted" else FinetuneConfig
         yield name, from_values(recipe, model["recipe"], name), None
     part = cfg["splits"][split] if split else {}
-    for number, kind in enumerate(("benign", "planted", "gentle")):
+    for number, kind in enumerate(("benign", "planted", "gentle", "far")):
         for index in range(part.get(kind, 0)):
             name = f"{np.random.default_rng([part['seed'], 7, number, index]).integers(16**8):08x}"
             origin = draw(part, 1000 + index, "benign") if kind == "planted" and index % 4 >= 2 else None
-            yield name, draw(part, index + 2000 * (kind == "gentle"), kind), origin
+            yield name, draw(part, index + 2000 * (kind == "gentle") + 3000 * (kind == "far"), kind), origin
 
 
 def main() -> None:
