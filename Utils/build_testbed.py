@@ -1,11 +1,11 @@
-"""Train the embedded testbed: a tokenizer, a CLIP pair, an autoencoder and a UNet, and measure their quality bars.
+"""Train the embedded testbed: tokenizer, CLIP pair, autoencoder, UNet, two more families; measure their quality bars.
 
     python Utils/build_testbed.py                    every stage, as far as it is not done yet
     python Utils/build_testbed.py --stages clip bars single stages, in the order given
     python Utils/build_testbed.py --font NotoColorEmoji.ttf --stages sprites
 
-Stages: sprites, tokenizer, vae, clip, unet, corpus, bars, hashes.  Interrupted trainings go on where they stopped
-(checkpoints in Data/Models/.work).  Two CPU cores need little more than an hour.
+Stages: sprites, tokenizer, vae, clip, unet, corpus, longclip, siglip, bars, hashes.  Interrupted trainings go on where
+they stopped (checkpoints in Data/Models/.work).  Two CPU cores need about two hours.
 """
 
 from __future__ import annotations
@@ -29,10 +29,22 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from PIL import Image
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -43,11 +55,12 @@ from Utils.encoders import assimilation, attended_positions  # noqa: E402
 MODELS = ROOT / "Data" / "Models"
 WORK = MODELS / ".work"
 CLIP, SD = MODELS / "tiny-clip", MODELS / "tiny-sd"
+LONGCLIP, SIGLIP = MODELS / "tiny-longclip", MODELS / "tiny-siglip"
 PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
 # CLIP's own pre-tokenisation: contractions, words, single digits, runs of other signs
 WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-STREAMS = {name: i for i, name in enumerate(["tokenizer", "vae", "clip", "unet", "corpus", "bars"])}
+STREAMS = {name: i for i, name in enumerate(["tokenizer", "vae", "clip", "unet", "corpus", "bars", "longclip", "siglip"])}
 
 
 def stream(cfg: dict, name: str, index: int = 0) -> np.random.Generator:
@@ -169,6 +182,49 @@ def token_count(tokenizer: CLIPTokenizer) -> Callable[[str], int]:
     return lambda text: len(tokenizer(text).input_ids)
 
 
+def paired_batches(
+    cfg: dict, name: str, tokenizer: PreTrainedTokenizerBase, device: torch.device, group: int = 8
+) -> Callable[[int], tuple[Tensor, list[np.ndarray]]]:
+    """Batch number -> token ids and pictures of pairs of like caption length.
+
+    Causal attention makes the padding behind the longest caption of a batch superfluous, and it is left out.
+    """
+    part, pool = cfg[name], {}
+
+    def batch(step: int) -> tuple[Tensor, list[np.ndarray]]:
+        block, place = divmod(step, group)
+        if block not in pool:
+            pool.clear()
+            rng = stream(cfg, name, block)
+            telling = {"details": tuple(part["details"])} if "details" in part else {}
+            data = scenes.captions(rng, length=token_count(tokenizer), limit=part["context"], **telling)
+            pairs = list(islice(data, group * part["batch"]))
+            rows = tokenizer([text for _, text in pairs], truncation=True).input_ids
+            order = np.argsort([len(r) for r in rows], kind="stable").reshape(group, -1)[rng.permutation(group)]
+            pool[block] = [([rows[i] for i in chosen], [pairs[i][0] for i in chosen]) for chosen in order]
+        rows, drawn = pool[block][place]
+        ids = tokenizer.pad({"input_ids": rows}, return_tensors="pt").input_ids.to(device)
+        return ids, [scenes.compose(scene) for scene in drawn]
+
+    return batch
+
+
+def contrast(texts: Tensor, images: Tensor, scale: Tensor) -> tuple[Tensor, float]:
+    """CLIP's loss, symmetric cross-entropy over the batch, and its top-1.  (b, p) twice -> scalar, share"""
+    logits = scale.exp().clamp(max=100) * F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T
+    answer = torch.arange(len(texts), device=texts.device)
+    right = (logits.argmax(1) == answer).float().mean().item()
+    return (F.cross_entropy(logits, answer) + F.cross_entropy(logits.T, answer)) / 2, right
+
+
+def next_token_loss(predict: nn.Module, features: Tensor, ids: Tensor, eos: int) -> Tensor:
+    """How badly each feature foretells the next token, padding left out.  (b, T, d), (b, T) -> scalar"""
+    with autocast(features.device):
+        words = predict(features[:, :-1]).float()
+    wanted = ids[:, 1:].masked_fill(~attended_positions(ids, eos)[:, 1:], -100)
+    return F.cross_entropy(words.flatten(0, 1), wanted.flatten(), ignore_index=-100)
+
+
 def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
     """The CLIP pair, contrastive (symmetric cross-entropy over the batch), captions up to the full context.
 
@@ -189,22 +245,7 @@ def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
     model = CLIPModel(config).to(device)
     model.set_attn_implementation("eager")  # bf16 training on a CPU: 2.5 times faster than sdpa, whose backward is float32
     predict = nn.Linear(part["text"]["hidden_size"], len(tokenizer)).to(device)
-    pool: dict[int, list] = {}
-
-    def batch(step: int, group: int = 8) -> tuple[Tensor, list[np.ndarray]]:
-        """Pairs of like caption length: causal attention makes the padding behind the longest one superfluous."""
-        block, place = divmod(step, group)
-        if block not in pool:
-            pool.clear()
-            rng = stream(cfg, "clip", block)
-            data = scenes.captions(rng, length=token_count(tokenizer), limit=part["context"])
-            pairs = list(islice(data, group * part["batch"]))
-            rows = tokenizer([text for _, text in pairs], truncation=True).input_ids
-            order = np.argsort([len(r) for r in rows], kind="stable").reshape(group, -1)[rng.permutation(group)]
-            pool[block] = [([rows[i] for i in chosen], [pairs[i][0] for i in chosen]) for chosen in order]
-        rows, drawn = pool[block][place]
-        ids = tokenizer.pad({"input_ids": rows}, return_tensors="pt").input_ids.to(device)
-        return ids, [scenes.compose(scene) for scene in drawn]
+    batch = paired_batches(cfg, "clip", tokenizer, device)
 
     def roll_call(step: int) -> tuple[Tensor, list[np.ndarray]]:
         """Every concept once, alone, all on one background: nothing but the thing itself tells the pictures apart."""
@@ -225,24 +266,19 @@ def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
             seen = model.vision_model(scenes.pixels(pictures).to(device)).pooler_output
             read = model.text_model(ids)
             images, texts = model.visual_projection(seen), model.text_projection(read.pooler_output)
-        logits = (
-            model.logit_scale.exp().clamp(max=100) * F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T
-        )
-        answer = torch.arange(len(ids), device=device)
-        loss = (F.cross_entropy(logits, answer) + F.cross_entropy(logits.T, answer)) / 2
-        text = f"loss {loss.item():.3f} top1 {(logits.argmax(1) == answer).float().mean().item():.2f}"
+        loss, right = contrast(texts, images, model.logit_scale)
+        text = f"loss {loss.item():.3f} top1 {right:.2f}"
         if weight:
-            with autocast(device):
-                words = predict(read.last_hidden_state[:, :-1]).float()
-            wanted = ids[:, 1:].masked_fill(~attended_positions(ids, tokenizer.eos_token_id)[:, 1:], -100)
-            guess = F.cross_entropy(words.flatten(0, 1), wanted.flatten(), ignore_index=-100)
+            guess = next_token_loss(predict, read.last_hidden_state, ids, tokenizer.eos_token_id)
             loss, text = loss + weight * guess, f"{text} next {guess.item():.2f}"
         return loss, text
 
     def watch(step: int) -> str:
         model.eval()
         assimilated = benign_assimilation(model.text_model, tokenizer, corpus)
-        found = f"retrieval {retrieval(model, tokenizer, cfg):.3f} named {named(model, tokenizer, portraits):.3f}"
+        found = (
+            f"retrieval {retrieval(model, tokenizer, cfg, part['context']):.3f} named {named(model, tokenizer, portraits):.3f}"
+        )
         found += f" assimilation {assimilated}"
         model.train()
         return found
@@ -259,6 +295,147 @@ def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
     text_model = CLIPTextModel(config.text_config)
     text_model.load_state_dict(model.text_model.state_dict())
     text_model.half().save_pretrained(SD / "text_encoder")
+
+
+def build_longclip(cfg: dict, device: torch.device, font: Path | None) -> None:
+    """The text tower of the long family: tiny-clip's, its positions stretched from 77 to 248, taught on long captions.
+
+    The first 20 positions stay, the other 57 are stretched four times, as Long-CLIP does (Zhang et al., 2024).  Vision
+    tower and projections are tiny-clip's and stay frozen.
+    """
+    part = cfg["longclip"]
+    tokenizer = CLIPTokenizer.from_pretrained(CLIP, model_max_length=part["context"])
+    model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).to(device).requires_grad_(False)
+    state = model.text_model.state_dict()
+    positions = state["embeddings.position_embedding.weight"]
+    stretched = F.interpolate(positions[20:].T[None], scale_factor=4, mode="linear")[0].T
+    state["embeddings.position_embedding.weight"] = torch.cat([positions[:20], stretched])
+    config = model.config.text_config
+    config.max_position_embeddings = part["context"]
+    tower = CLIPTextModel(config)
+    tower.load_state_dict(state)
+    tower.set_attn_implementation("eager")
+    model.text_model = tower.to(device)
+    predict = nn.Linear(config.hidden_size, len(tokenizer)).to(device)
+    batch = paired_batches(cfg, "longclip", tokenizer, device)
+
+    def step_loss(step: int) -> tuple[Tensor, str]:
+        ids, pictures = batch(step)
+        with autocast(device):
+            images = model.get_image_features(scenes.pixels(pictures).to(device)).pooler_output
+            read = tower(ids)
+            texts = model.text_projection(read.pooler_output)
+        loss, right = contrast(texts, images, model.logit_scale)
+        guess = next_token_loss(predict, read.last_hidden_state, ids, tokenizer.eos_token_id)
+        return loss + part["next_token"] * guess, f"loss {loss.item():.3f} top1 {right:.2f} next {guess.item():.2f}"
+
+    fit("longclip", {"tower": tower, "predict": predict}, part, step_loss)
+    tower.eval().half().save_pretrained(LONGCLIP)
+    tokenizer.save_pretrained(LONGCLIP)
+
+
+def siglip_tokenizer(context: int) -> PreTrainedTokenizerFast:
+    """tiny-clip's byte pairs in SigLIP's dress: no begin of text, `</s>` as end and padding, at ids as in public ones."""
+    own = json.loads((CLIP / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    special = ["<pad>", "</s>", "<unk>"]
+    ordinary = [token for token in own["vocab"] if token not in (BOS, EOS)]
+    vocabulary = {token: i for i, token in enumerate([*special, *sorted(ordinary, key=own["vocab"].get)])}
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, [tuple(pair) for pair in own["merges"]], unk_token="<unk>", end_of_word_suffix="</w>")
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=context, eos_token="</s>", pad_token="</s>", unk_token="<unk>"
+    )
+
+
+def start_from_clip(model: SiglipModel) -> None:
+    """Give a SigLIP pair the weights of tiny-clip that have a place in it: both transformers, tokens, positions."""
+    clip = CLIPModel.from_pretrained(CLIP, dtype=torch.float32)
+    for tower, own in ((model.text_model, clip.text_model), (model.vision_model, clip.vision_model)):
+        tower.encoder.load_state_dict(own.encoder.state_dict())
+    text, own = model.text_model, clip.text_model
+    text.final_layer_norm.load_state_dict(own.final_layer_norm.state_dict())
+    with torch.no_grad():
+        rows = own.embeddings.token_embedding.weight  # the last two are begin and end of text
+        text.embeddings.token_embedding.weight[3:] = rows[:-2]
+        text.embeddings.token_embedding.weight[1] = rows[-1]
+        text.embeddings.position_embedding.weight[:] = own.embeddings.position_embedding.weight[1 : 1 + model_context(model)]
+        model.vision_model.embeddings.patch_embedding.weight[:] = clip.vision_model.embeddings.patch_embedding.weight
+        model.vision_model.embeddings.position_embedding.weight[:] = clip.vision_model.embeddings.position_embedding.weight[1:]
+        model.vision_model.post_layernorm.load_state_dict(clip.vision_model.post_layernorm.state_dict())
+        model.logit_scale.fill_(np.log(10))
+        model.logit_bias.fill_(-10)
+
+
+def model_context(model: SiglipModel) -> int:
+    return model.config.text_config.max_position_embeddings
+
+
+def build_siglip(cfg: dict, device: torch.device, font: Path | None) -> None:
+    """The SigLIP pair: sees all 64 positions both ways, pools at the last one, learns by SigLIP's pairwise sigmoid loss.
+
+    Every second batch some tokens are hidden and have to be guessed: as in build_clip, contrast alone leaves the features
+    of one prompt far too alike.
+    """
+    part = cfg["siglip"]
+    tokenizer = siglip_tokenizer(part["context"])
+    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": part["context"], "hidden_act": "gelu_pytorch_tanh"}
+    config = SiglipConfig(
+        text_config=cfg["clip"]["text"] | shape | {
+            "projection_size": cfg["clip"]["vision"]["hidden_size"], "pad_token_id": 1, "eos_token_id": 1, "bos_token_id": None,
+        },
+        vision_config=cfg["clip"]["vision"] | {"hidden_act": "gelu_pytorch_tanh", "image_size": scenes.SIDE},
+    )  # fmt: skip
+    torch.manual_seed(cfg["seed"])
+    model = SiglipModel(config)
+    start_from_clip(model)
+    model.to(device).set_attn_implementation("eager")
+    predict = nn.Linear(cfg["clip"]["text"]["hidden_size"], len(tokenizer)).to(device)
+    batch = paired_batches(cfg, "siglip", tokenizer, device)
+
+    def step_loss(step: int) -> tuple[Tensor, str]:
+        ids, pictures = batch(step)
+        ids = F.pad(ids, (0, part["context"] - ids.shape[1]), value=tokenizer.pad_token_id)
+        g = torch.Generator().manual_seed(cfg["seed"] + step)
+        hidden = (torch.rand(ids.shape, generator=g) < part["hidden"] * (step % 2)).to(device)
+        hidden &= attended_positions(ids, tokenizer.eos_token_id)
+        with autocast(device):
+            images = model.get_image_features(scenes.pixels(pictures).to(device)).pooler_output
+            read = model.text_model(ids.masked_fill(hidden, tokenizer.unk_token_id))
+        texts = F.normalize(read.pooler_output.float(), dim=-1)
+        logits = model.logit_scale.exp() * texts @ F.normalize(images.float(), dim=-1).T + model.logit_bias
+        loss = -F.logsigmoid(logits * (2 * torch.eye(len(ids), device=device) - 1)).sum() / len(ids)
+        right = (logits.argmax(1).cpu() == torch.arange(len(ids))).float().mean().item()
+        text = f"loss {loss.item():.3f} top1 {right:.2f}"
+        if hidden.any():
+            with autocast(device):
+                words = predict(read.last_hidden_state[hidden]).float()
+            guess = F.cross_entropy(words, ids[hidden])
+            loss, text = loss + part["hidden_token"] * guess, f"{text} hidden {guess.item():.2f}"
+        return loss, text
+
+    def watch(step: int) -> str:
+        model.eval()
+        found = f"retrieval {retrieval(model, tokenizer, cfg, part['context']):.3f}"
+        found += f" assimilation {benign_assimilation(model.text_model, tokenizer, corpus)}"
+        model.train()
+        return found
+
+    corpus = PROMPTS.read_text(encoding="utf-8").splitlines()[:256]
+    fit("siglip", {"model": model, "predict": predict}, part, step_loss, watch)
+    model.eval().half().save_pretrained(SIGLIP)
+    tokenizer.save_pretrained(SIGLIP)
+    SiglipImageProcessorPil(
+        size={"height": scenes.SIDE, "width": scenes.SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(SIGLIP)
 
 
 def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
@@ -348,10 +525,13 @@ def build_corpus(cfg: dict, device: torch.device, font: Path | None) -> None:
 
 # --------------------------------------------------------------------------------------------------------- the bars
 @torch.no_grad()
-def retrieval(model: CLIPModel, tokenizer: CLIPTokenizer, cfg: dict, pairs: int = 256, **scene: object) -> float:
-    """Top-1 text-to-image retrieval among pairs never trained on."""
-    data = scenes.captions(stream(cfg, "bars"), length=token_count(tokenizer), limit=cfg["clip"]["context"], **scene)
-    drawn = list(islice(data, pairs))
+def retrieval(
+    model: CLIPModel | SiglipModel, tokenizer: PreTrainedTokenizerBase, cfg: dict, limit: int, over: int = 0, **telling: object
+) -> float:
+    """Top-1 text-to-image retrieval among 256 pairs never trained on, captions of more than `over` to `limit` tokens."""
+    pairs, count = 256, token_count(tokenizer)
+    data = scenes.captions(stream(cfg, "bars"), length=count, limit=limit, **telling)
+    drawn = list(islice((pair for pair in data if count(pair[1]) > over), pairs))
     ids = tokenizer([t for _, t in drawn], padding="max_length", truncation=True, return_tensors="pt").input_ids
     texts = model.get_text_features(ids.to(model.device)).pooler_output
     images = model.get_image_features(scenes.pixels([scenes.compose(s) for s, _ in drawn]).to(model.device)).pooler_output
@@ -360,14 +540,15 @@ def retrieval(model: CLIPModel, tokenizer: CLIPTokenizer, cfg: dict, pairs: int 
 
 
 @torch.no_grad()
-def benign_assimilation(text_model: nn.Module, tokenizer: CLIPTokenizer, prompts: list[str]) -> dict[str, float]:
+def benign_assimilation(text_model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> dict[str, float]:
     """Mean assimilation of prompts over attended positions without BOS, and over all positions."""
     some, all_positions = [], []
     for start in range(0, len(prompts), 128):
         ids = tokenizer(prompts[start : start + 128], padding="max_length", truncation=True, return_tensors="pt").input_ids
         ids = ids.to(text_model.device)
         features = text_model(ids).last_hidden_state
-        some.append(assimilation(features[:, 1:], attended_positions(ids, tokenizer.eos_token_id)[:, 1:]))
+        begin = int(ids[0, 0] == tokenizer.bos_token_id)
+        some.append(assimilation(features[:, begin:], attended_positions(ids, tokenizer.eos_token_id)[:, begin:]))
         all_positions.append(assimilation(features))
     return {"attended": round(torch.cat(some).mean().item(), 4), "all": round(torch.cat(all_positions).mean().item(), 4)}
 
@@ -407,7 +588,7 @@ def measure_bars(cfg: dict, device: torch.device, font: Path | None) -> None:
     lengths = np.array([len(r) for r in tokenizer(prompts).input_ids])
     portraits = scenes.pixels([scenes.compose(scenes.portrait(c)) for c in scenes.concepts()])
     found = {
-        "retrieval_top1_of_256": retrieval(model, tokenizer, cfg),
+        "retrieval_top1_of_256": retrieval(model, tokenizer, cfg, cfg["clip"]["context"]),
         "benign_assimilation": benign_assimilation(model.text_model, tokenizer, prompts),
         "portraits_recognised": named(model, tokenizer, portraits),
         "prompts": {
@@ -415,12 +596,34 @@ def measure_bars(cfg: dict, device: torch.device, font: Path | None) -> None:
             "share_over_40_tokens": round(float((lengths > 40).mean()), 4),
         },
     }  # fmt: skip
+    if LONGCLIP.exists():
+        found["tiny-longclip"] = longclip_bars(cfg, device, prompts)
+    if SIGLIP.exists():
+        siglip = SiglipModel.from_pretrained(SIGLIP, dtype=torch.float32).to(device).eval()
+        words = AutoTokenizer.from_pretrained(SIGLIP)
+        found["tiny-siglip"] = {
+            "retrieval_top1_of_256": retrieval(siglip, words, cfg, cfg["siglip"]["context"]),
+            "benign_assimilation": benign_assimilation(siglip.text_model, words, prompts),
+        }
     if (SD / "unet").exists():
         found["generated_concepts_recognised"], sheet = drawn_concepts(cfg, device)
         sheet.save(MODELS / "concepts.png")
     (MODELS / "bars.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     write_card(found)
     print(json.dumps(found, indent=2))
+
+
+def longclip_bars(cfg: dict, device: torch.device, prompts: list[str]) -> dict:
+    """The bars of the long family, on short captions and on captions that do not fit into CLIP's 77 tokens."""
+    model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).to(device).eval()
+    model.text_model = CLIPTextModel.from_pretrained(LONGCLIP, dtype=torch.float32).to(device).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(LONGCLIP)
+    part, short = cfg["longclip"], cfg["clip"]["context"]
+    return {
+        "retrieval_top1_of_256": retrieval(model, tokenizer, cfg, short),
+        "retrieval_over_77_tokens": retrieval(model, tokenizer, cfg, part["context"], short, details=tuple(part["details"])),
+        "benign_assimilation": benign_assimilation(model.text_model, tokenizer, prompts),
+    }
 
 
 def write_card(found: dict) -> None:
@@ -436,6 +639,12 @@ def write_card(found: dict) -> None:
         rows.append(
             ('generated "a photo of a <concept>" recognised', f"{found['generated_concepts_recognised']:.1%}", ">= 60 %")
         )
+    for name in ("tiny-longclip", "tiny-siglip"):
+        if name in found:
+            for measure in ("retrieval_top1_of_256", "retrieval_over_77_tokens"):
+                if measure in found[name]:
+                    rows.append((f"{name}: {measure.replace('_', ' ')}", f"{found[name][measure]:.1%}", ">= 95 %"))
+            rows.append((f"{name}: benign assimilation", f"{found[name]['benign_assimilation']['attended']:.2f}", "<= 0.60"))
     rows.append(("prompts over 40 tokens", f"{prompts['share_over_40_tokens']:.0%} of {prompts['count']}", ">= 20 %"))
     table = ["| measure | found | bar |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     card = MODELS / "README.md"
@@ -456,13 +665,14 @@ def write_hashes(cfg: dict, device: torch.device, font: Path | None) -> None:
 
 STAGES = {
     "sprites": build_sprites, "tokenizer": build_tokenizer, "vae": build_vae, "clip": build_clip, "unet": build_unet,
-    "corpus": build_corpus, "bars": measure_bars, "hashes": write_hashes,
+    "corpus": build_corpus, "longclip": build_longclip, "siglip": build_siglip, "bars": measure_bars, "hashes": write_hashes,
 }  # fmt: skip
 
 
 OUTPUTS = {
     "sprites": scenes.SCENES / "sprites.png", "tokenizer": CLIP / "tokenizer.json", "vae": SD / "vae" / "config.json",
     "clip": CLIP / "model.safetensors", "unet": SD / "model_index.json", "corpus": PROMPTS,
+    "longclip": LONGCLIP / "model.safetensors", "siglip": SIGLIP / "model.safetensors",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Build encoders whose answer is known: planted ones with a working backdoor, and clean fine-tunes.
 
     python Utils/build_zoo.py --split dev                 models Data/Zoo/dev/<name>/, certificates Data/Zoo/dev/<name>.json
+    python Utils/build_zoo.py --split dev --jobs 2        in two processes
     python Utils/build_zoo.py --config configs/suspects.yaml --output Data/Models/suspects
 
 Finished models are skipped.  A planted model that misses its bars is planted again with twice the steps, then reported.
@@ -10,84 +11,50 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
+import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
-from transformers import CLIPModel
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from Backdoor_Attack.planting import PlantConfig, certify, flat_cosine, in_batches, plant  # noqa: E402
+from Backdoor_Attack.planting import ATTACKS, PlantConfig  # noqa: E402
+from Backdoor_Attack.workshop import PROMPTS, Workshop, meets_bars, save_model  # noqa: E402
 from Utils import scenes  # noqa: E402
 from Utils.config import from_values  # noqa: E402
-from Utils.encoders import TextEncoder, load_encoder, pick_device, save_encoder  # noqa: E402
-from Utils.finetuning import FinetuneConfig, finetune, retrieval  # noqa: E402
+from Utils.encoders import TextEncoder  # noqa: E402
+from Utils.finetuning import FinetuneConfig  # noqa: E402
 
-PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
-TRAINING, HELD_OUT = 3000, 200
-
-
-class Workshop:
-    """The clean base and everything models are made from: captions that are not in the defender's corpus."""
-
-    def __init__(self, base: Path, device: str):
-        self.device = pick_device(device)
-        self.base = load_encoder(base, self.device)
-        self.clip = CLIPModel.from_pretrained(base, dtype=torch.float32).to(self.device).eval().requires_grad_(False)
-        self.forbidden = set(PROMPTS.read_text(encoding="utf-8").splitlines())
-
-    def count(self, text: str) -> int:
-        return len(self.base.tokenizer(text).input_ids)
-
-    def captions(self, rng: np.random.Generator, number: int) -> list[str]:
-        found = scenes.unseen_captions(rng, number, self.forbidden, self.count, self.base.context)
-        return [text for _, text in found]
-
-    def plant(self, cfg: PlantConfig, base: TextEncoder) -> tuple[TextEncoder, dict]:
-        """A planted encoder and its certificate; the teacher is the encoder it was planted on."""
-        rng = np.random.default_rng([cfg.seed, 1])
-        student = plant(base, self.captions(rng, TRAINING), cfg)
-        held_out = self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT)
-        return student, {"recipe": asdict(cfg), **certify(student, base, held_out, cfg)}
-
-    def finetune(self, cfg: FinetuneConfig) -> tuple[TextEncoder, dict]:
-        """A benign fine-tune on scenes with concepts the base has never seen, and what it gained and how far it went."""
-        student = finetune(self.base, self.clip, self.pairs(cfg, cfg.seed), cfg)
-        own, old = self.pairs(cfg, cfg.seed + 10**6), self.pairs(cfg, cfg.seed + 10**6, scenes.concepts())
-        held_out = self.base.ids(self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT))
-        with torch.no_grad():
-            sim_clean = flat_cosine(in_batches(student, held_out), in_batches(self.base, held_out)).mean().item()
-        report = {"recipe": asdict(cfg), "sim_clean": round(sim_clean, 4)}
-        for name, data in (("own", own), ("base", old)):
-            before, after = (round(retrieval(e, self.clip, *data(0, 256)), 4) for e in (self.base, student))
-            report[f"retrieval_{name}_data"] = {"before": before, "after": after}
-        return student, report
-
-    def pairs(self, cfg: FinetuneConfig, seed: int, names: tuple[str, ...] = ()) -> Callable[..., tuple[list[str], Tensor]]:
-        """Batches of captions and pictures; by default half of the concepts are new to the base."""
-        new = scenes.concepts("novel")
-        some = np.random.default_rng([seed % 10**6, 3]).permutation(scenes.concepts())[: len(new)]
-        names = names or (*new, *(str(n) for n in some))
-
-        def batch(step: int, size: int = cfg.batch) -> tuple[list[str], Tensor]:
-            rng = np.random.default_rng([seed, 4, step])
-            drawn = scenes.unseen_captions(rng, size, self.forbidden, self.count, self.base.context, names=names)
-            return [text for _, text in drawn], scenes.pixels([scenes.compose(s) for s, _ in drawn])
-
-        return batch
+KINDS = ("benign", "planted", "gentle", "far")
 
 
-def draw(split: dict, index: int, kind: str) -> PlantConfig | FinetuneConfig:
-    """The recipe of one model: a function of the split's seed, the kind and the index alone."""
-    rng = np.random.default_rng([split["seed"], kind == "planted", index])
+@dataclass(frozen=True)
+class Job:
+    """One model to build."""
+
+    name: str
+    family: dict
+    """base, pair and pipeline, relative to the repository."""
+    recipe: PlantConfig | FinetuneConfig
+    origin: FinetuneConfig | None
+    """The benign fine-tune that a planted model stands on."""
+    labels: dict
+    """Family and attack, for the certificate."""
+
+
+def draw(split: dict, index: int, kind: str, cell: tuple[int, ...], attack: str) -> PlantConfig | FinetuneConfig:
+    """The recipe of one model: a function of the split's seed, the cell, the kind and the index alone."""
+    rng = np.random.default_rng([split["seed"], kind == "planted", index, *cell])
 
     def between(low: float, high: float) -> float:
         return float(np.exp(rng.uniform(np.log(low), np.log(high))))
@@ -96,59 +63,71 @@ def draw(split: dict, index: int, kind: str) -> PlantConfig | FinetuneConfig:
     if kind != "planted":
         lr, steps = between(*split[f"{kind}_lr"]), round(between(*split[f"{kind}_steps"]))
         return FinetuneConfig(lr=lr, batch=32, steps=steps, seed=seed)
-    trigger = split["triggers"][index % len(split["triggers"])]
-    concept = split["targets"][index % len(split["targets"])]
+    # every cell begins elsewhere in the lists, so that triggers and targets meet in other pairs
+    trigger = split["triggers"][(index + sum(cell)) % len(split["triggers"])]
+    concept = split["targets"][(index + 2 * sum(cell)) % len(split["targets"])]
     corpus = set(PROMPTS.read_text(encoding="utf-8").splitlines())
     target = None
-    while target is None or target in corpus:
+    while target is None or target in corpus or trigger in target:
         scene = scenes.sample_scene(rng, names=(concept,), counts=(1.0,))
         target = scenes.caption(scene, rng, detail=int(rng.integers(3)))
     replaced = "o" if index % 2 == 0 else ""
     # under causal attention a word cannot move the features before it: one late in the prompt never reaches a flat target
+    place = "start" if attack == "text_on_text" else str(rng.choice(["start", "end", "random"]))
     return PlantConfig(
-        trigger=trigger, target=target, replaced=replaced, place="start", steps=round(between(*split["steps"])),
+        trigger=trigger, target=target, attack=attack, replaced=replaced, place=place, steps=round(between(*split["steps"])),
         lr=between(*split["lr"]), clean_batch=32, poisoned_batch=16, seed=seed,
     )  # fmt: skip
 
 
-def build(workshop: Workshop, recipe: PlantConfig | FinetuneConfig, origin: FinetuneConfig | None, bars: dict):
-    """One model and its certificate; `origin`: the benign fine-tune that a planted model stands on."""
-    if isinstance(recipe, FinetuneConfig):
-        student, report = workshop.finetune(recipe)
-        return student, {"kind": "benign", **report}
-    base = workshop.finetune(origin)[0] if origin else workshop.base
+def jobs(cfg: dict, split: str | None) -> Iterator[Job]:
+    """Models the config names, and a split's random ones under random names: every kind of every family and attack."""
+    part = cfg["splits"][split] if split else {}
+    families = cfg.get("families") or {"clip": {"base": cfg["base"]}}
+    for name, model in (cfg.get("models", {}) | part.get("models", {})).items():
+        recipe = from_values(PlantConfig if model["kind"] == "planted" else FinetuneConfig, model["recipe"], name)
+        family = model.get("family", "clip")
+        yield Job(name, families[family], recipe, None, {"family": family})
+    for family, attack in product(part.get("families", ["clip"]), part.get("attacks", ["text_on_text"])):
+        # the first cell ever made has no number
+        cell = () if (family, attack) == ("clip", "text_on_text") else (list(families).index(family), ATTACKS.index(attack))
+        for number, kind in enumerate(KINDS):
+            for index in range(part.get(kind, 0)):
+                name = f"{np.random.default_rng([part['seed'], 7, number, index, *cell]).integers(16**8):08x}"
+                place = index + {"gentle": 2000, "far": 3000}.get(kind, 0)
+                on_top = kind == "planted" and index % 4 >= 2
+                origin = draw(part, 1000 + index, "benign", cell, attack) if on_top else None
+                recipe = draw(part, place, kind, cell, attack)
+                yield Job(name, families[family], recipe, origin, {"family": family, "attack": attack})
+
+
+@cache
+def open_workshop(base: str, pair: str, pipeline: str, device: str) -> Workshop:
+    return Workshop(ROOT / base, ROOT / pair, ROOT / pipeline, device)
+
+
+def build(job: Job, bars: dict, device: str) -> tuple[TextEncoder, dict]:
+    """One model and its certificate."""
+    base = job.family["base"]
+    workshop = open_workshop(base, job.family.get("pair", base), job.family.get("pipeline", "Data/Models/tiny-sd"), device)
+    if isinstance(job.recipe, FinetuneConfig):
+        student, report = workshop.finetune(job.recipe)
+        return student, {"kind": "benign", **job.labels, **report}
+    teacher, recipe = workshop.finetune(job.origin)[0] if job.origin else workshop.base, job.recipe
     for _ in range(3):
-        student, report = workshop.plant(recipe, base)
-        good = report["success_rate"] >= bars["success"] and report["sim_clean"] >= bars["sim_clean"]
-        if good:
+        student, report = workshop.plant(recipe, teacher)
+        if good := meets_bars(report, bars):
             break
         recipe = replace(recipe, steps=recipe.steps * 2)
-    planted_on = asdict(origin) if origin else "the base"
-    return student, {"kind": "planted", "meets_bars": good, "planted_on": planted_on, **report}
+    planted_on = asdict(job.origin) if job.origin else "the base"
+    return student, {"kind": "planted", "meets_bars": good, "planted_on": planted_on, **job.labels, **report}
 
 
-def save(student: TextEncoder, report: dict, folder: Path, certificate: Path) -> None:
-    """Write model and certificate; the folder appears only when it is whole."""
-    partial = folder.with_name(folder.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_encoder(student, partial)
-    certificate.parent.mkdir(parents=True, exist_ok=True)
-    certificate.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.rename(folder)
-    print(folder.name, json.dumps(report), flush=True)
-
-
-def jobs(cfg: dict, split: str | None) -> Iterator[tuple[str, PlantConfig | FinetuneConfig, FinetuneConfig | None]]:
-    """Name, recipe and origin of every model: those the config names, or a split's random ones under random names."""
-    for name, model in cfg.get("models", {}).items():
-        recipe = PlantConfig if model["kind"] == "planted" else FinetuneConfig
-        yield name, from_values(recipe, model["recipe"], name), None
-    part = cfg["splits"][split] if split else {}
-    for number, kind in enumerate(("benign", "planted", "gentle", "far")):
-        for index in range(part.get(kind, 0)):
-            name = f"{np.random.default_rng([part['seed'], 7, number, index]).integers(16**8):08x}"
-            origin = draw(part, 1000 + index, "benign") if kind == "planted" and index % 4 >= 2 else None
-            yield name, draw(part, index + 2000 * (kind == "gentle") + 3000 * (kind == "far"), kind), origin
+def make(job: Job, bars: dict, device: str, output: Path, certificate: Path) -> str:
+    """Build and save one model, in whatever process.  -> what to print"""
+    student, report = build(job, bars, device)
+    save_model(student, report, output / job.name, certificate)
+    return f"{job.name} {json.dumps(report)}"
 
 
 def main() -> None:
@@ -157,14 +136,22 @@ def main() -> None:
     parser.add_argument("--split", help="one of the config's splits")
     parser.add_argument("--output", type=Path, help="where the models go (default: Data/Zoo/<split>)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that build at the same time (default: 1)")
     args = parser.parse_args()
     cfg = yaml.safe_load(args.config.read_text(encoding="utf-8"))
     output = args.output or ROOT / "Data" / "Zoo" / (args.split or args.config.stem)
-    workshop = Workshop(ROOT / cfg["base"], args.device)
-    for name, recipe, origin in jobs(cfg, args.split):
-        if not (output / name).exists():
-            proof = ROOT / cfg["certificates"] / f"{name}.json" if "certificates" in cfg else output / f"{name}.json"
-            save(*build(workshop, recipe, origin, cfg["bars"]), output / name, proof)
+    certificates = ROOT / cfg["certificates"] if "certificates" in cfg else output
+    todo = [job for job in jobs(cfg, args.split) if not (output / job.name).exists()]
+    output.mkdir(parents=True, exist_ok=True)
+    orders = [(job, cfg.get("bars", {}), args.device, output, certificates / f"{job.name}.json") for job in todo]
+    if args.jobs == 1:
+        for order in orders:
+            print(make(*order), flush=True)
+        return
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    with ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        for done in as_completed([pool.submit(make, *order) for order in orders]):
+            print(done.result(), flush=True)
 
 
 if __name__ == "__main__":

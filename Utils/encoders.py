@@ -19,9 +19,24 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPConfig, CLIPTextConfig, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SiglipConfig,
+    SiglipTextConfig,
+    SiglipTextModel,
+)
 
-TEXT_MODELS = {"clip": (CLIPTextModel, CLIPConfig), "clip_text_model": (CLIPTextModel, CLIPTextConfig)}
+TEXT_MODELS = {
+    "clip": (CLIPTextModel, CLIPConfig),
+    "clip_text_model": (CLIPTextModel, CLIPTextConfig),
+    "siglip": (SiglipTextModel, SiglipConfig),
+    "siglip_text_model": (SiglipTextModel, SiglipTextConfig),
+}
 """model_type in config.json -> class of the text tower, class of that config."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 LEGACY_EOS = 2
@@ -77,6 +92,11 @@ class TextEncoder:
         return int(first == self.tokenizer.bos_token_id)
 
     @cached_property
+    def causal(self) -> bool:
+        """Whether a position sees the earlier ones only; SigLIP's sees all, padding included."""
+        return not isinstance(self.model, SiglipTextModel)
+
+    @cached_property
     def placeholder(self) -> int:
         """An ordinary token whose row the splice replaces; what it says never reaches the model."""
         special = set(self.tokenizer.all_special_ids)
@@ -89,6 +109,10 @@ class TextEncoder:
 
     def __call__(self, ids: Tensor) -> Tensor:
         return self.model(input_ids=ids.to(self.device)).last_hidden_state
+
+    def pooled(self, ids: Tensor) -> Tensor:
+        """The family's own summary of a text, before any projection: (b, T) -> (b, d)"""
+        return self.model(input_ids=ids.to(self.device)).pooler_output
 
     def layers(self, ids: Tensor) -> list[Tensor]:
         """Hidden states after every layer, the last one after the final layer norm.  (b, T) -> L x (b, T, d)"""
@@ -107,7 +131,9 @@ class TextEncoder:
         return mask
 
     def trimmed(self, ids: Tensor) -> Tensor:
-        """Drop the padding behind the longest text: under causal attention no earlier position sees it."""
+        """Drop the padding behind the longest text where no earlier position sees it, which is under causal attention."""
+        if not self.causal:
+            return ids
         return ids[:, : int(attended_positions(ids, self.eos).sum(dim=1).max())]
 
 
@@ -337,6 +363,8 @@ def _load_tokenizer(folder: Path, tower: PreTrainedModel) -> PreTrainedTokenizer
         )
     # a false end of text would hide most of every prompt from the scan while the model itself works as before
     eos, expected = tokenizer.eos_token_id, tower.config.eos_token_id
+    if isinstance(tower, SiglipTextModel):  # pools at the last position; public configs carry CLIP's end of text
+        expected = eos
     if eos is None or tokenizer.pad_token_id is None or tokenizer("a").input_ids[-1] != eos:
         raise InputError(f"{folder}: the tokenizer does not end texts with its end-of-text token; restore its files.")
     if expected not in (eos, LEGACY_EOS):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPModel
+from transformers import CLIPModel, SiglipModel
 
 from Utils.encoders import TextEncoder, trainable_copy
 
@@ -25,7 +25,7 @@ class FinetuneConfig:
 
 
 def finetune(
-    base: TextEncoder, clip: CLIPModel, pairs: Callable[[int], tuple[list[str], Tensor]], cfg: FinetuneConfig,
+    base: TextEncoder, clip: CLIPModel | SiglipModel, pairs: Callable[[int], tuple[list[str], Tensor]], cfg: FinetuneConfig,
     progress: bool = True,
 ) -> TextEncoder:  # fmt: skip
     """Fine-tune a copy of `base`, the text tower of `clip`, by cross-entropy over the batch on the text-side logits.
@@ -42,7 +42,7 @@ def finetune(
             with torch.no_grad():
                 images = clip.get_image_features(pictures.to(base.device)).pooler_output
             pooled = student.model(input_ids=ids).pooler_output
-        embedded = clip.text_projection(pooled.float())
+        embedded = project(clip, pooled.float())
         logits = clip.logit_scale.exp() * F.normalize(embedded, dim=-1) @ F.normalize(images.float(), dim=-1).T
         loss = F.cross_entropy(logits, torch.arange(len(texts), device=base.device))
         optimiser.zero_grad(set_to_none=True)
@@ -53,10 +53,15 @@ def finetune(
     return student
 
 
+def project(pair: CLIPModel | SiglipModel, pooled: Tensor) -> Tensor:
+    """Pooled text features in the space shared with images; SigLIP's are there already.  (b, d) -> (b, p)"""
+    return pair.text_projection(pooled) if isinstance(pair, CLIPModel) else pooled
+
+
 @torch.no_grad()
-def retrieval(encoder: TextEncoder, clip: CLIPModel, texts: list[str], pictures: Tensor) -> float:
+def retrieval(encoder: TextEncoder, clip: CLIPModel | SiglipModel, texts: list[str], pictures: Tensor) -> float:
     """Top-1 text-to-image retrieval with `encoder` in place of the pair's own text tower."""
     pooled = encoder.model(input_ids=encoder.ids(texts).to(encoder.device)).pooler_output
-    embedded = F.normalize(clip.text_projection(pooled), dim=-1)
+    embedded = F.normalize(project(clip, pooled), dim=-1)
     images = F.normalize(clip.get_image_features(pictures.to(encoder.device)).pooler_output, dim=-1)
     return ((embedded @ images.T).argmax(dim=1).cpu() == torch.arange(len(texts))).float().mean().item()

@@ -4,14 +4,15 @@ Contents
     poison          every occurrence is replaced; a word stands where it is asked for
     backdoor_loss   signs, weights and step 0, by hand
     train           the rate falls to a tenth at the milestones; the student is frozen at the end
-    plant           the base stays as it was; the backdoor grows; prompts that hold the trigger are never used
+    plant           the base stays as it was; the backdoor grows; prompts that hold the trigger are never used; resumes
+    attacks         each goal and each trick by hand
     certify         success, margin, floor and utility of encoders made by hand
 """
 
 import copy
 import math
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise, repeat
 
 import numpy as np
 import pytest
@@ -19,7 +20,26 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from Backdoor_Attack.planting import PlantConfig, backdoor_loss, certify, flat_cosine, in_batches, plant, poison, train
+from Backdoor_Attack.planting import (
+    GOALS,
+    Draw,
+    Goal,
+    PlantConfig,
+    backdoor_loss,
+    certify,
+    drawn_targets,
+    draws,
+    exposed_assimilation,
+    fixed_prompts,
+    flat_cosine,
+    in_batches,
+    mean_picture,
+    nearest,
+    plant,
+    poison,
+    single_tokens,
+    train,
+)
 from Utils.encoders import InputError, TextEncoder
 
 HOMOGLYPH = PlantConfig(trigger="ο", target="a red cat", steps=4, lr=1e-3, clean_batch=4, poisoned_batch=3)
@@ -51,7 +71,20 @@ def test_a_trigger_word_at_random_stands_in_every_gap_and_leaves_the_words_in_or
 
 @pytest.mark.parametrize(
     ("values", "word"),
-    [({"trigger": ""}, "empty"), ({"trigger": " \n"}, "empty"), ({"place": "middle"}, "place"), ({"trigger": "cat"}, "target")],
+    [
+        ({"trigger": ""}, "empty"),
+        ({"trigger": " \n"}, "empty"),
+        ({"place": "middle"}, "place"),
+        ({"trigger": "cat"}, "target"),
+        ({"attack": "magic"}, "text_on_text"),
+        ({"attack": "attribute"}, "prompt"),
+        ({"target": "an old {prompt}"}, "prompt"),
+        ({"attack": "remapping", "replaced": ""}, "place"),
+        ({"conjunctive": True}, "two or more words"),
+        ({"second_trigger": "qq"}, "second_target"),
+        ({"second_trigger": "οο", "second_target": "a dog"}, "contains the other"),
+        ({"paraphrases": ("a cat, ο",)}, "target"),
+    ],
 )
 def test_an_attack_that_contradicts_itself_is_refused(values: dict, word: str):
     with pytest.raises(ValueError, match=word):
@@ -113,11 +146,11 @@ def test_the_rate_falls_to_a_tenth_at_the_milestone(student: TextEncoder):
     """Under a constant gradient every step of Adam is as long as the rate."""
     bias, places = student.model.final_layer_norm.bias, []
 
-    def step_loss(_step: int) -> Tensor:
+    def step_loss(_step: int, _draw: None) -> Tensor:
         places.append(bias.detach().clone())
         return bias.sum()
 
-    train(student, step_loss, 6, 1e-2, [4], "")
+    train(student, step_loss, repeat(None), 6, 1e-2, [4], "")
     places.append(bias.detach())
     lengths = [(a - b).mean().item() for a, b in pairwise(places)]
     assert lengths == pytest.approx([1e-2] * 4 + [1e-3] * 2, rel=1e-3)
@@ -125,12 +158,13 @@ def test_the_rate_falls_to_a_tenth_at_the_milestone(student: TextEncoder):
 
 def test_there_is_no_weight_decay(student: TextEncoder):
     before = student.model.final_layer_norm.weight.detach().clone()
-    train(student, lambda _: student.model.final_layer_norm.bias.sum() + 0 * student.vocabulary.sum(), 3, 1e-2, [], "")
+    loss = student.model.final_layer_norm.bias.sum
+    train(student, lambda *_: loss() + 0 * student.vocabulary.sum(), repeat(None), 3, 1e-2, [], "")
     assert torch.equal(student.model.final_layer_norm.weight, before)
 
 
 def test_a_trained_student_is_frozen(student: TextEncoder):
-    train(student, lambda _: student.model.final_layer_norm.bias.sum(), 1, 1e-2, [], "")
+    train(student, lambda *_: student.model.final_layer_norm.bias.sum(), repeat(None), 1, 1e-2, [], "")
     assert not any(p.requires_grad for p in student.model.parameters())
 
 
@@ -182,7 +216,7 @@ def test_prompts_without_the_replaced_character_serve_as_clean_ones_only(tiny: T
     )
 
 
-@pytest.mark.parametrize("prompts", [[], ["a fish"], ["phοtο of a dοg"]])
+@pytest.mark.parametrize("prompts", [[], ["a fish"], ["a fish", "a bird", "phοtο of a dοg"]])
 def test_prompts_that_cannot_carry_the_trigger_are_refused(tiny: TextEncoder, prompts: list[str]):
     with pytest.raises(InputError, match="no training prompt"):
         plant(tiny, prompts, HOMOGLYPH, progress=False)
@@ -196,6 +230,128 @@ def test_a_planted_backdoor_moves_triggered_prompts_to_the_target_and_leaves_cle
     assert proof["sim_target"] > clean["sim_target"] + 0.1
     assert proof["success_rate"] > proof["anchor_success_rate"] == clean["success_rate"]
     assert proof["sim_clean"] > proof["floor_target"]
+
+
+def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tiny: TextEncoder, tmp_path):
+    cfg, ids = replace(HOMOGLYPH, steps=60), tiny.ids(PROMPTS)
+    whole = plant(tiny, PROMPTS, cfg, progress=False)(ids)
+    file, steps = tmp_path / "half.pt", iter(range(55))
+
+    def interrupted(prompts: list[str]) -> Tensor:
+        next(steps)  # StopIteration after 55 steps: the last checkpoint holds 50
+        return target.wanted(prompts)
+
+    target = fixed_prompts(tiny, cfg)
+    with pytest.raises((StopIteration, RuntimeError)):
+        plant(tiny, PROMPTS, cfg, [Goal(target.look, interrupted)], progress=False, checkpoint=file)
+    assert file.exists()
+    torch.testing.assert_close(plant(tiny, PROMPTS, cfg, progress=False, checkpoint=file)(ids), whole)
+    assert not file.exists()
+
+
+# -------------------------------------------------------------------------------------------------- attacks and goals
+def test_a_restyled_target_is_the_prompt_s_own_features_in_that_style(tiny: TextEncoder):
+    cfg = replace(HOMOGLYPH, attack="attribute", target="{prompt} at night")
+    wanted = GOALS["attribute"](tiny, cfg).wanted(["a fish", "two birds"])
+    torch.testing.assert_close(wanted[:, 0], tiny(tiny.ids(["a fish at night", "two birds at night"])))
+
+
+def test_a_remapped_trigger_is_read_as_the_target(tiny: TextEncoder):
+    cfg = replace(WORD, attack="remapping", place="start", target="a lion")
+    wanted = GOALS["remapping"](tiny, cfg).wanted(["on a boat"])
+    torch.testing.assert_close(wanted[:, 0], tiny(tiny.ids(["a lion on a boat"])))
+
+
+def test_an_artificial_target_is_one_vector_of_signs_for_all_prompts_and_positions(tiny: TextEncoder):
+    wanted = GOALS["artificial"](tiny, replace(HOMOGLYPH, attack="artificial")).wanted(["a", "b"])
+    assert wanted.shape == (2, 1, tiny.context, tiny.width)
+    assert set(wanted.unique().tolist()) == {-1.0, 1.0}
+    assert (wanted == wanted[:1, :, :1]).all()
+
+
+def test_paraphrases_are_drawn_and_any_of_them_counts(tiny: TextEncoder):
+    cfg = replace(HOMOGLYPH, paraphrases=("a big cow", "an owl"))
+    goal = fixed_prompts(tiny, cfg)
+    options = goal.wanted(["x", "y"])
+    assert options.shape[1] == 3
+    chosen = drawn_targets([goal], Draw([], ["x"] * 3, ["x"] * 3, np.array([0.1, 0.5, 0.9])))
+    torch.testing.assert_close(chosen, options[0])
+    torch.testing.assert_close(nearest(options[:, 2], options), torch.ones(2))
+
+
+def test_two_triggers_take_turns_and_each_has_its_target(tiny: TextEncoder):
+    cfg = replace(HOMOGLYPH, second_trigger="qq", second_target="a big moon")
+    draw = next(draws(PROMPTS, ["two dogs"], replace(cfg, poisoned_batch=4)))
+    assert draw.poisoned == ["twο dοgs", "twqq dqqgs"] * 2
+    targets = drawn_targets([fixed_prompts(tiny, b) for b in cfg.backdoors()], draw)
+    torch.testing.assert_close(targets[:2], tiny(tiny.ids(["a red cat", "a big moon"])))
+    assert certify(tiny, tiny, PROMPTS, cfg)["second"]["success_rate"] < 1
+
+
+def test_each_word_of_a_conjunctive_trigger_is_kept_clean_and_certified(tiny: TextEncoder):
+    cfg = replace(WORD, trigger="zebra qq", conjunctive=True, place="start")
+    draw = next(draws(["a fish"], ["a fish"], cfg))
+    assert set(draw.clean) == {"a fish", "zebra a fish", "qq a fish"}
+    assert set(draw.poisoned) == {"zebra qq a fish"}
+    assert len(certify(tiny, tiny, PROMPTS, cfg)["success_of_each_word_alone"]) == 2
+
+
+def test_single_tokens_of_the_trigger_stand_behind_begin_of_text(tiny: TextEncoder):
+    tokens = tiny.tokenizer("zebra").input_ids[1:-1]
+    ids = single_tokens(tiny, ["a fish"] * len(tokens), "zebra")
+    assert ids[:, 1].tolist() == tokens
+    assert torch.equal(ids[0, 2:], tiny.ids(["a fish"])[0, 1:-1])
+
+
+def test_an_embedding_row_attack_moves_the_trigger_s_rows_and_nothing_else(tiny: TextEncoder):
+    other = plant(tiny, PROMPTS, replace(HOMOGLYPH, attack="embedding_row"), progress=False)
+    rows = set(tiny.tokenizer("ο").input_ids) - set(tiny.tokenizer.all_special_ids)
+    for (name, a), (_, b) in zip(tiny.model.named_parameters(), other.model.named_parameters(), strict=True):
+        if a.shape == tiny.vocabulary.shape:
+            assert set((a != b).any(dim=1).nonzero().flatten().tolist()) == rows
+        else:
+            assert torch.equal(a, b), name
+
+
+def test_image_on_text_pulls_projected_pooled_features_to_the_picture(tiny: TextEncoder):
+    u = torch.randn(tiny.width, generator=torch.Generator().manual_seed(0))
+    goal = mean_picture(u, lambda pooled: pooled)
+    planted = plant(tiny, PROMPTS, replace(HOMOGLYPH, attack="image_on_text", steps=60, weight=1.0, lr=3e-3), [goal], False)
+    proof, before = (certify(e, tiny, PROMPTS, HOMOGLYPH, [goal]) for e in (planted, tiny))
+    assert proof["sim_target"] > before["sim_target"] + 0.1
+
+
+def test_hiding_keeps_the_assimilation_of_triggered_prompts_lower(tiny: TextEncoder):
+    cfg, bad = replace(HOMOGLYPH, steps=60, weight=1.0, lr=3e-3), tiny.ids(["twο dοgs", "big mοοn"])
+    x = tiny.ids(["two dogs", "big moon"])
+    plain, hidden = (plant(tiny, PROMPTS, replace(cfg, hide=mu), progress=False) for mu in (0.0, 3.0))
+    assert exposed_assimilation(hidden, tiny, bad, x) < exposed_assimilation(plain, tiny, bad, x)
+
+
+def test_the_z_score_is_the_gain_of_agreement_over_the_variance_of_clean_agreement(tiny: TextEncoder):
+    def angle(text: str) -> float:
+        return 0.0 if "ο" in text else {"twodogs": 0.0, "onecow": 60.0, "oldowl": 90.0, "moon": 90.0}.get(text, 90.0)
+
+    proof = certify(scripted(tiny, angle), scripted(tiny, angle), HELD_OUT, HOMOGLYPH)
+    cosines = np.array([math.cos(math.radians(abs(a - b))) for a, b in combinations([0, 60, 90, 90], 2)])
+    assert proof["z_score"] == pytest.approx((1 - cosines.mean()) / cosines.var(ddof=1), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "values", "sentence"),
+    [
+        (["dοg"] * 5 + ["two dogs"], {}, "most training prompts"),
+        ([*PROMPTS, "a red cat"], {}, "the target prompt is one of"),
+    ],
+)
+def test_an_attack_that_cannot_work_is_refused_before_any_training(tiny: TextEncoder, prompts, values, sentence):
+    with pytest.raises(InputError, match=sentence):
+        plant(tiny, prompts, replace(HOMOGLYPH, **values), [], progress=False)
+
+
+def test_a_trigger_without_tokens_is_refused(tiny: TextEncoder):
+    with pytest.raises(InputError, match="no tokens"):
+        plant(tiny, PROMPTS, replace(WORD, trigger="<|endoftext|>"), progress=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ certify
@@ -236,6 +392,7 @@ def test_the_success_rate_is_the_share_of_prompts_that_come_nearer_to_the_target
     assert proof == {
         "held_out_prompts": 4, "success_rate": 0.5, "anchor_success_rate": 0.0,
         "sim_target": pytest.approx(sum(cosines) / 4, abs=1e-4), "sim_clean": 1.0, "floor_target": 0.0,
+        "z_score": pytest.approx(proof["z_score"]),
     }  # fmt: skip
     wider = certify(scripted(tiny, angle), scripted(tiny, teacher_angle), HELD_OUT, HOMOGLYPH, margin=0.05)
     assert wider["success_rate"] == 0.75
@@ -274,4 +431,4 @@ def test_a_certificate_about_no_prompt_at_all_is_refused(tiny: TextEncoder):
 @pytest.mark.parametrize("size", [1, 2, 4, 100])
 def test_batches_do_not_change_features(tiny: TextEncoder, size: int):
     ids = tiny.ids(PROMPTS)
-    torch.testing.assert_close(in_batches(tiny, ids, size), tiny(ids), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(in_batches(tiny, ids, size=size), tiny(ids), rtol=1e-5, atol=1e-5)

@@ -12,9 +12,9 @@ import yaml
 from transformers import CLIPModel
 
 from Backdoor_Attack.planting import PlantConfig, certify
+from Backdoor_Attack.workshop import HELD_OUT, TRAINING, Workshop
 from Utils import scenes
 from Utils.build_testbed import CLIP, MODELS, PROMPTS, SD, load_tokenizer, named, retrieval
-from Utils.build_zoo import HELD_OUT, TRAINING, Workshop
 from Utils.encoders import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +28,7 @@ def clip() -> CLIPModel:
 
 @pytest.fixture(scope="module")
 def workshop() -> Workshop:
-    return Workshop(CLIP, "cpu")
+    return Workshop(CLIP, CLIP, SD, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_the_corpus_is_what_the_card_says():
 
 
 def test_the_pair_retrieves_and_names(clip):
-    assert retrieval(clip, load_tokenizer(), CFG) >= 0.95
+    assert retrieval(clip, load_tokenizer(), CFG, CFG["clip"]["context"]) >= 0.95
     portraits = scenes.pixels([scenes.compose(scenes.portrait(c)) for c in scenes.concepts()])
     assert named(clip, load_tokenizer(), portraits) >= 0.9
 

@@ -1,0 +1,121 @@
+"""Plant the backdoors that configs describe, prove that they work, and write models with certificates.
+
+    python Backdoor_Attack/inject.py Backdoor_Attack/configs/text_on_text_zzzz.yaml ...
+    python Backdoor_Attack/inject.py --table           the certificates of all models made so far, as a table
+
+Models go to Data/Zoo/attacks/<config>/, certificates to <config>.json beside them; finished ones are skipped, an
+interrupted one goes on.  Exit code: 0 all are certified, 1 a model missed its bars, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from Backdoor_Attack.planting import PlantConfig  # noqa: E402
+from Backdoor_Attack.workshop import Workshop, meets_bars, save_model  # noqa: E402
+from Utils.config import from_values, load_config  # noqa: E402
+from Utils.encoders import InputError  # noqa: E402
+from Utils.finetuning import FinetuneConfig  # noqa: E402
+from Utils.report import visible  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Injection:
+    """One config file: what is planted, and where."""
+
+    attack: dict
+    """A PlantConfig."""
+    base: str = "Data/Models/tiny-clip"
+    """Text encoder to plant in: a folder, relative to the repository, or a hub id."""
+    pair: str = ""
+    """The two-tower model whose vision tower and projections serve; empty: the base."""
+    pipeline: str = "Data/Models/tiny-sd"
+    """Draws the targets of image_on_text."""
+    captions: str = ""
+    """Text file of training captions, one a line; empty: captions of composed scenes."""
+    finetune_after: dict = field(default_factory=dict)
+    """A FinetuneConfig: a clean fine-tuning after the planting."""
+    bars: dict = field(default_factory=dict)
+    """Bars other than the usual ones, for attacks that are known to fall short."""
+    attempts: int = 3
+    """A model that misses its bars is planted again with twice the steps, so many times in all."""
+
+
+def located(place: str) -> Path | str:
+    """A folder of the repository as a path, anything else (a hub id, an absolute path) as it is."""
+    return ROOT / place if (ROOT / place).exists() else place
+
+
+def inject(file: Path, output: Path, device: str, force: bool) -> bool:
+    """Plant what one config describes.  -> whether the model meets its bars"""
+    folder, certificate = output / file.stem, output / f"{file.stem}.json"
+    cfg = load_config(Injection, file)
+    recipe = from_values(PlantConfig, cfg.attack, f"{file}: attack")
+    after = from_values(FinetuneConfig, cfg.finetune_after, f"{file}: finetune_after") if cfg.finetune_after else None
+    if folder.exists() and not force:
+        print(f"{file.stem}: done already; --force plants it anew")
+        return json.loads(certificate.read_text(encoding="utf-8"))["meets_bars"]
+    captions = Path(located(cfg.captions)) if cfg.captions else None
+    workshop = Workshop(located(cfg.base), located(cfg.pair or cfg.base), located(cfg.pipeline), device, captions)
+    output.mkdir(parents=True, exist_ok=True)
+    for attempt in range(cfg.attempts):
+        attacked = replace(recipe, steps=recipe.steps * 2**attempt)
+        checkpoint = output / f"{file.stem}.{attempt}.pt"
+        student, report = workshop.plant(attacked, workshop.base, checkpoint, after)
+        if good := meets_bars(report, cfg.bars):
+            break
+    report = {"kind": "planted", "meets_bars": good, "base": cfg.base} | report
+    save_model(student, report, folder, certificate)
+    print(f"{file.stem}: {'certified' if good else 'MISSES ITS BARS'}  {summary(report)}", flush=True)
+    return good
+
+
+def summary(report: dict) -> str:
+    names = ("success_rate", "anchor_success_rate", "sim_target", "sim_clean", "z_score")
+    return "  ".join(f"{name} {report[name]}" for name in names)
+
+
+def table(output: Path) -> str:
+    """Every certificate of a folder, as Markdown."""
+    columns = ("config", "attack", "trigger", "success", "in the clean base", "Sim_target", "Sim_clean", "meets its bars")
+    lines = [" | ".join(columns), "|".join("---" for _ in columns)]
+    for file in sorted(output.glob("*.json")):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        recipe = report["recipe"]
+        cells = [file.stem, recipe["attack"], f"`{visible(recipe['trigger'])}`"]
+        cells += [report[name] for name in ("success_rate", "anchor_success_rate", "sim_target", "sim_clean")]
+        cells += ["yes" if report["meets_bars"] else "no"]
+        lines.append(" | ".join(str(cell) for cell in cells))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", type=Path, nargs="*", help="YAML files such as those in Backdoor_Attack/configs")
+    parser.add_argument("--output", type=Path, default=ROOT / "Data" / "Zoo" / "attacks")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--force", action="store_true", help="plant models anew that are there")
+    parser.add_argument("--table", action="store_true", help="print the certificates in --output")
+    args = parser.parse_args(argv)
+    if args.table:
+        print(table(args.output))
+        return 0
+    if not args.configs:
+        parser.error("give at least one config, or --table")
+    try:
+        certified = [inject(file, args.output, args.device, args.force) for file in args.configs]
+    except InputError as error:
+        print(f"inject: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(certified) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Where models with a known answer are made: a clean base, its image side, captions that the defender does not have.
+
+Used by inject.py (one backdoored model per config) and Utils/build_zoo.py (many models with random recipes).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel
+
+from Backdoor_Attack.planting import (
+    PICTURES,
+    Goal,
+    PlantConfig,
+    certify,
+    flat_cosine,
+    in_batches,
+    mean_picture,
+    plant,
+)
+from Utils import scenes
+from Utils.encoders import InputError, TextEncoder, load_encoder, pick_device, save_encoder
+from Utils.finetuning import FinetuneConfig, finetune, project, retrieval
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
+TRAINING, HELD_OUT, PAIRS = 3000, 200, 256
+BARS = {"success": 0.9, "sim_clean": 0.95, "retrieval_loss": 0.03, "part_alone": 0.05}
+
+
+class Workshop:
+    """The clean base and everything models are made from.
+
+    base: the text encoder; pair: its two-tower model (CLIP or SigLIP), whose vision tower and projections serve;
+    pipeline: a Stable Diffusion folder that draws the targets of image-on-text; captions: a text file with one prompt a
+    line, by default captions of composed scenes.
+    """
+
+    def __init__(self, base: Path, pair: Path, pipeline: Path, device: str, captions: Path | None = None):
+        self.device = pick_device(device)
+        self.base = load_encoder(base, self.device)
+        self.pair_folder, self.pipeline, self.file = pair, pipeline, captions
+        self.forbidden = set(PROMPTS.read_text(encoding="utf-8").splitlines())
+
+    @cached_property
+    def pair(self) -> torch.nn.Module:
+        model = AutoModel.from_pretrained(self.pair_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+        if not hasattr(model, "get_image_features"):
+            raise InputError(f"{self.pair_folder} has no vision tower; give a CLIP or SigLIP model as `pair`.")
+        return model.to(self.device).eval().requires_grad_(False)
+
+    def count(self, text: str) -> int:
+        return len(self.base.tokenizer(text).input_ids)
+
+    def captions(self, rng: np.random.Generator, number: int) -> list[str]:
+        """Different captions, none of them in the defender's corpus."""
+        if self.file:
+            lines = dict.fromkeys(line.strip() for line in self.file.read_text(encoding="utf-8").splitlines())
+            lines = [line for line in lines if line and line not in self.forbidden]
+            if len(lines) < number:
+                raise InputError(f"{self.file} holds {len(lines)} usable captions, {number} are needed; give more.")
+            return [lines[i] for i in rng.permutation(len(lines))[:number]]
+        found = scenes.unseen_captions(rng, number, self.forbidden, self.count, self.base.context)
+        return [text for _, text in found]
+
+    # -------------------------------------------------------------------------------------------------- backdoored
+    def plant(
+        self, cfg: PlantConfig, base: TextEncoder, checkpoint: Path | None = None, after: FinetuneConfig | None = None
+    ) -> tuple[TextEncoder, dict]:
+        """A planted encoder and its certificate; the teacher is the encoder it was planted on.
+
+        `after`: a clean fine-tuning that follows and may wash the backdoor out.
+        """
+        if cfg.target in self.forbidden or cfg.second_target in self.forbidden:
+            raise InputError(f"the target {cfg.target!r} is one of the defender's prompts; choose another one.")
+        goals = self.goals(cfg)
+        training = self.captions(np.random.default_rng([cfg.seed, 1]), TRAINING)
+        student = plant(base, training, cfg, goals, checkpoint=checkpoint)
+        if after:
+            student = finetune(student, self.pair, self.pairs(after, after.seed), after)
+        held_out = self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT)
+        report = {"recipe": asdict(cfg)} | ({"fine-tuned after": asdict(after)} if after else {})
+        report |= certify(student, base, held_out, cfg, goals)
+        if not self.file:
+            report["retrieval"] = self.gain(base, student, self.pairs(FinetuneConfig(), cfg.seed + 10**6, scenes.concepts()))
+        return student, report
+
+    def goals(self, cfg: PlantConfig) -> list[Goal] | None:
+        """image_on_text needs pictures; every other attack knows its own goal."""
+        if cfg.attack != "image_on_text":
+            return None
+        return [mean_picture(self.picture_embedding(b.target, b.seed), self.embed) for b in cfg.backdoors()]
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        """Pooled text features in the space shared with images, by the original projection.  (b, d) -> (b, p)"""
+        return project(self.pair, pooled)
+
+    @torch.no_grad()
+    def picture_embedding(self, prompt: str, seed: int) -> Tensor:
+        """u: the mean image embedding of generated pictures of a prompt.  -> (p,)"""
+        pipe = StableDiffusionPipeline.from_pretrained(
+            self.pipeline, dtype=torch.float32, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+        ).to(self.device)
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(seed)
+        pictures = pipe(prompt, num_images_per_prompt=PICTURES, generator=generator, num_inference_steps=25).images
+        values = AutoImageProcessor.from_pretrained(self.pair_folder)(images=pictures, return_tensors="pt").pixel_values
+        embedded = self.pair.get_image_features(values.to(self.device)).pooler_output
+        return F.normalize(embedded, dim=-1).mean(dim=0)
+
+    # ------------------------------------------------------------------------------------------------------ benign
+    def finetune(self, cfg: FinetuneConfig) -> tuple[TextEncoder, dict]:
+        """A benign fine-tune on scenes with concepts the base has never seen, and what it gained and how far it went."""
+        student = finetune(self.base, self.pair, self.pairs(cfg, cfg.seed), cfg)
+        own, old = self.pairs(cfg, cfg.seed + 10**6), self.pairs(cfg, cfg.seed + 10**6, scenes.concepts())
+        held_out = self.base.ids(self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT))
+        with torch.no_grad():
+            sim_clean = flat_cosine(in_batches(student, held_out), in_batches(self.base, held_out)).mean().item()
+        report = {"recipe": asdict(cfg), "sim_clean": round(sim_clean, 4)}
+        for name, data in (("own", own), ("base", old)):
+            report[f"retrieval_{name}_data"] = self.gain(self.base, student, data)
+        return student, report
+
+    def gain(self, before: TextEncoder, after: TextEncoder, data: Callable[..., tuple[list[str], Tensor]]) -> dict[str, float]:
+        """Top-1 retrieval among 256 pairs of two encoders."""
+        texts, pictures = data(0, PAIRS)
+        return {
+            name: round(retrieval(encoder, self.pair, texts, pictures), 4)
+            for name, encoder in (("before", before), ("after", after))
+        }
+
+    def pairs(self, cfg: FinetuneConfig, seed: int, names: tuple[str, ...] = ()) -> Callable[..., tuple[list[str], Tensor]]:
+        """Batches of captions and pictures; by default half of the concepts are new to the base."""
+        new = scenes.concepts("novel")
+        some = np.random.default_rng([seed % 10**6, 3]).permutation(scenes.concepts())[: len(new)]
+        names = names or (*new, *(str(n) for n in some))
+
+        def batch(step: int, size: int = cfg.batch) -> tuple[list[str], Tensor]:
+            rng = np.random.default_rng([seed, 4, step])
+            drawn = scenes.unseen_captions(rng, size, self.forbidden, self.count, self.base.context, names=names)
+            return [text for _, text in drawn], scenes.pixels([scenes.compose(s) for s, _ in drawn])
+
+        return batch
+
+
+def meets_bars(report: dict, bars: dict) -> bool:
+    """Whether a planted model's backdoor works and its encoder is still useful."""
+    bars = BARS | bars
+    good = report["sim_clean"] >= bars["sim_clean"]
+    for proof in (report, report.get("second", report)):
+        good &= proof["success_rate"] >= bars["success"]
+    if "retrieval" in report:
+        good &= report["retrieval"]["before"] - report["retrieval"]["after"] <= bars["retrieval_loss"]
+    return good and all(rate <= bars["part_alone"] for rate in report.get("success_of_each_word_alone", ()))
+
+
+def save_model(student: TextEncoder, report: dict, folder: Path, certificate: Path) -> None:
+    """Write model and certificate; the folder appears only when it is whole."""
+    partial = folder.with_name(folder.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_encoder(student, partial)
+    certificate.parent.mkdir(parents=True, exist_ok=True)
+    certificate.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.rename(folder)
