@@ -30,6 +30,7 @@ from typing import get_type_hints
 import numpy as np
 import psutil
 import torch
+import torch.nn.functional as F
 import transformers
 import yaml
 from torch import Tensor
@@ -97,6 +98,8 @@ class ScanConfig:
     """Prompts a step."""
     steps: int = 640
     """Steps of the calibrated search."""
+    pooled_steps: int = 0
+    """Steps of a second search, for a v that makes the pooled summaries of all prompts one; 0: none."""
     epochs: int = 2
     """Epochs of the published search."""
     try_below: float = -0.76
@@ -132,8 +135,8 @@ class ScanConfig:
             raise ValueError("fit_fraction has to leave at least two prompts on either side")
         if self.landscape_points < 3 or not self.landscape_radius > 0:
             raise ValueError("landscape_points should be at least 3 and landscape_radius above 0")
-        if self.steps <= self.rounds:
-            raise ValueError("steps should be more than rounds")
+        if self.steps <= self.rounds or 0 < self.pooled_steps <= self.rounds or self.pooled_steps < 0:
+            raise ValueError("steps and pooled_steps should be more than rounds")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError("lr should be a positive number")
         if self.procedure == "published" and (self.restarts != 1 or self.positions != "all"):
@@ -184,6 +187,24 @@ def objective(scan: Scan, places: Tensor, rows: Tensor) -> tuple[Tensor, dict[st
     return loss.view(n, b).mean(dim=1), {name: term.view(n, b).mean(dim=1) for name, term in terms.items()}
 
 
+def pooled_objective(scan: Scan, places: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """L = -A(p_s) + gamma mean cos(p_a, p_s), p the pooled summaries of x[v]; A runs over the prompts of the batch.
+
+    Ours: an attack on pooled features only (image-on-text) leaves the other positions what they were, so that no prompt
+    assimilates within itself.  Its summaries of different prompts become one.  Shapes as in `objective`.
+    """
+    n, b = len(places), len(rows)
+    ids, vectors = scan.splice(rows).repeat(n, 1), places.repeat_interleave(b, dim=0)
+    pooled = run_spliced(scan.suspect, vectors, ids, TextEncoder.pooled)
+    terms = {"assimilation": assimilation(pooled.view(n, b, -1))}
+    loss = -terms["assimilation"]
+    if scan.anchor:
+        apart = F.cosine_similarity(run_spliced(scan.anchor, vectors, ids, TextEncoder.pooled), pooled, dim=-1)
+        terms["anchor"] = apart.view(n, b).mean(dim=1)
+        loss = loss + scan.cfg.gamma * terms["anchor"]
+    return loss, terms
+
+
 def first_places(scan: Scan) -> Tensor:
     """Where the search starts.  -> (restarts, k, d)"""
     noise = torch.randn(scan.cfg.restarts, scan.cfg.k, scan.suspect.width, generator=scan.generator)
@@ -191,27 +212,32 @@ def first_places(scan: Scan) -> Tensor:
     return (noise * spread).to(scan.suspect.device)
 
 
-def search(scan: Scan, on_step: Callable[[int, Tensor, dict[str, Tensor]], None]) -> tuple[Tensor, Tensor]:
+def search(
+    scan: Scan,
+    on_step: Callable[[int, Tensor, dict[str, Tensor]], None],
+    loss_of: Callable[[Scan, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]] = objective,
+    steps: int = 0,
+) -> tuple[Tensor, Tensor]:
     """Minimise L from several starts at once; after every round the worse half is given up.
 
     -> the places left (n, k, d), best first, and their mean loss over the last tenth of the steps (n,)
     """
-    cfg = scan.cfg
+    cfg, steps = scan.cfg, steps or scan.cfg.steps
     rows = scan.suspect.vocabulary
     unit = float(rows.std()) if cfg.init == "vocabulary" else 1.0
     limit = rows.norm(dim=-1).max()
     drawn = batches(scan.suspect, scan.corpus.ids, scan.fit, cfg.batch, scan.generator)
-    part = cfg.steps // (cfg.rounds + 1)
+    part = steps // (cfg.rounds + 1)
     # the last round is twice as long as the others: few places are left, and they should converge
-    lengths = [part] * (cfg.rounds - 1) + [cfg.steps - part * (cfg.rounds - 1)]
+    lengths = [part] * (cfg.rounds - 1) + [steps - part * (cfg.rounds - 1)]
     v, step = first_places(scan), 0
     for length in lengths:
         v = v.requires_grad_()
         optimiser = torch.optim.Adam([v], lr=cfg.lr * unit, weight_decay=cfg.weight_decay)
         losses = []
         for chosen in islice(drawn, length):
-            optimiser.param_groups[0]["lr"] = cfg.lr * unit * 0.5 * (1 + math.cos(math.pi * step / cfg.steps))
-            loss, terms = objective(scan, v, chosen)
+            optimiser.param_groups[0]["lr"] = cfg.lr * unit * 0.5 * (1 + math.cos(math.pi * step / steps))
+            loss, terms = loss_of(scan, v, chosen)
             optimiser.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimiser.step()
@@ -221,10 +247,10 @@ def search(scan: Scan, on_step: Callable[[int, Tensor, dict[str, Tensor]], None]
             losses.append(loss.detach())
             on_step(step, loss.detach(), terms)
             step += 1
-        final = torch.stack(losses[-max(1, cfg.steps // 10) :]).mean(dim=0)
+        final = torch.stack(losses[-max(1, steps // 10) :]).mean(dim=0)
         order = final.argsort()
         v = v.detach()[order]
-        if step < cfg.steps:
+        if step < steps:
             v = v[: max(1, len(order) // 2)]
     return v, final[order]
 
@@ -232,18 +258,28 @@ def search(scan: Scan, on_step: Callable[[int, Tensor, dict[str, Tensor]], None]
 # ---------------------------------------------------------------------------------------------------- 4  witnesses
 @dataclass(frozen=True)
 class Heard:
-    """What v does to prompts the search never saw; every tensor holds one number a held-out prompt, (n,)."""
+    """What v does to prompts the search never saw; every tensor holds one number a held-out prompt, (n,), or one, ()."""
 
     assimilated: Tensor
     """A(f_s(x[v]))"""
     one_target: Tensor
     """cos of f_s(x[v]) with that of another prompt"""
+    pooled_target: Tensor
+    """A over prompts of the pooled summaries, ()"""
     foreign: Tensor | None
     """cos(f_a(x[v]), f_s(x[v]))"""
+    pooled_foreign: Tensor | None
+    """the same of pooled summaries"""
     anchor_assimilated: Tensor | None
     """A(f_a(x[v])), the floor of `assimilated`"""
     anchor_one_target: Tensor | None
     """as one_target under the anchor, its floor"""
+    anchor_pooled_target: Tensor | None
+    """as pooled_target under the anchor, its floor"""
+    clean_foreign: Tensor | None
+    """cos(f_a(x), f_s(x)), the floor of `foreign`: how far apart the two are anyway"""
+    clean_pooled_foreign: Tensor | None
+    """the same of pooled summaries"""
 
 
 @torch.no_grad()
@@ -252,18 +288,24 @@ def hear(scan: Scan, v: Tensor) -> Heard:
     rows = scan.held_out[scan.suspect.attended(scan.corpus.ids[scan.held_out]).sum(dim=1).argsort(stable=True)]
     ids = scan.splice(rows)
     mask = scan.mask(ids).to(v.device)
-    features = run_in_parts(scan.suspect, v, ids)
+    features, pooled = run_in_parts(scan.suspect, v, ids, TextEncoder.both)
     # the partner of a prompt is the one half the list away, so that texts of all lengths meet
     other = torch.arange(len(rows)).roll(len(rows) // 2)
     both = mask & mask[other]
-    foreign = anchor_assimilated = anchor_one_target = None
-    if scan.anchor:
-        reference = run_in_parts(scan.anchor, v, ids)
-        foreign = similarity(reference, features, mask)
-        anchor_assimilated = assimilation(reference, mask)
-        anchor_one_target = similarity(reference, reference[other], both)
-    found = assimilation(features, mask), similarity(features, features[other], both)
-    return Heard(*found, foreign, anchor_assimilated, anchor_one_target)
+    found = assimilation(features, mask), similarity(features, features[other], both), assimilation(pooled)
+    if not scan.anchor:
+        return Heard(*found, *[None] * 7)
+    reference, summary = run_in_parts(scan.anchor, v, ids, TextEncoder.both)
+    return Heard(
+        *found,
+        foreign=similarity(reference, features, mask),
+        pooled_foreign=F.cosine_similarity(summary, pooled, dim=-1),
+        anchor_assimilated=assimilation(reference, mask),
+        anchor_one_target=similarity(reference, reference[other], both),
+        anchor_pooled_target=assimilation(summary),
+        clean_foreign=1 - drift(scan)[rows],
+        clean_pooled_foreign=F.cosine_similarity(scan.anchor_corpus.pooled[rows], scan.corpus.pooled[rows], dim=-1),
+    )
 
 
 @dataclass(frozen=True)
@@ -278,7 +320,7 @@ class Basin:
     """(m, 2), all planes."""
 
 
-def basin(scan: Scan, v: Tensor) -> Basin:
+def basin(scan: Scan, v: Tensor, loss_of: Callable = objective) -> Basin:
     """How widely the loss curves upwards around v (k, d): the filter against natural backdoors.
 
     Every plane has its own held-out prompts, gradient and random direction; the median over planes is the answer.
@@ -290,9 +332,11 @@ def basin(scan: Scan, v: Tensor) -> Basin:
         start = plane * cfg.landscape_prompts % len(scan.held_out)
         rows = scan.held_out.roll(-start)[: cfg.landscape_prompts]
         place = v[None].clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(scan, place, rows)[0].sum(), place)
+        (gradient,) = torch.autograd.grad(loss_of(scan, place, rows)[0].sum(), place)
         d1, d2 = landscape.plane(gradient[0], scan.generator)
-        surfaces.append(landscape.surface(partial(many_places, scan, rows), v, d1, d2, radius, cfg.landscape_points).cpu())
+        surfaces.append(
+            landscape.surface(partial(many_places, scan, rows, loss_of=loss_of), v, d1, d2, radius, cfg.landscape_points).cpu()
+        )
         # curvature in units of the radius, so that the bound on eigenvalues means the same for every width
         spacing = 2 * radius / (cfg.landscape_points - 1)
         eigenvalues.append(landscape.curvatures(surfaces[-1], spacing / (radius / cfg.landscape_radius)))
@@ -301,10 +345,10 @@ def basin(scan: Scan, v: Tensor) -> Basin:
 
 
 @torch.no_grad()
-def many_places(scan: Scan, rows: Tensor, places: Tensor, texts: int = 128) -> Tensor:
+def many_places(scan: Scan, rows: Tensor, places: Tensor, texts: int = 128, loss_of: Callable = objective) -> Tensor:
     """The loss at many places, `texts` spliced prompts at a time.  (n, k, d) -> (n,)"""
     parts = places.split(max(1, texts // len(rows)))
-    return torch.cat([objective(scan, part, rows)[0] for part in parts])
+    return torch.cat([loss_of(scan, part, rows)[0] for part in parts])
 
 
 # ------------------------------------------------------------------------------- the published loop (configs/paper.yaml)
@@ -359,9 +403,12 @@ def published_gates(scan: Scan, v: Tensor) -> tuple[dict[str, float], Basin | No
 
 
 @torch.no_grad()
-def run_in_parts(encoder: TextEncoder, v: Tensor, ids: Tensor, batch: int = 64) -> Tensor:
-    """Features of many spliced prompts.  (n, T) -> (n, T, d)"""
-    return torch.cat([run_spliced(encoder, v, part) for part in ids.split(batch)])
+def run_in_parts(
+    encoder: TextEncoder, v: Tensor, ids: Tensor, read: Callable = TextEncoder.__call__, batch: int = 64
+) -> Tensor | tuple[Tensor, ...]:
+    """Features of many spliced prompts, or whatever `read` reads.  (n, T) -> (n, T, d)"""
+    parts = [run_spliced(encoder, v, part, read) for part in ids.split(batch)]
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(torch.cat(p) for p in zip(*parts, strict=True))
 
 
 def share(passed: Tensor) -> float:
@@ -403,27 +450,38 @@ class Verdict:
 MEANING = {
     "assimilated": "how much more alike all tokens of a prompt become in the suspect than in the anchor, same splice (A)",
     "one_target": "how much more alike the features of different prompts become in the suspect than in the anchor",
-    "foreign": "1 - cos of suspect and anchor with the same splice; planted behaviour is not in the anchor",
+    "foreign": "how much further apart suspect and anchor are with the splice than on clean prompts (cos)",
+    "pooled_target": "how much more alike the pooled summaries of different prompts become in the suspect than in the anchor",
+    "pooled_foreign": "as foreign, for pooled summaries",
     "basin": "share of the loss landscape's curvature that points upwards; explains only, it is not in the score",
     "drift": "1 - cos of suspect and anchor on clean prompts; explains, and tells a wrong anchor",
 }
+
+
+TOKENS, POOLED = ("assimilated", "one_target", "foreign"), ("pooled_target", "pooled_foreign")
+"""The witnesses of a backdoor in all token features (text-on-text), and of one in the pooled summary (image-on-text)."""
 
 
 def witnesses(testimony: Heard) -> dict[str, float]:
     """Testimony as numbers that grow with suspicion; without an anchor they have no floor and none is foreign."""
     t = testimony
     if t.foreign is None:
-        return {"assimilated": t.assimilated.mean().item(), "one_target": t.one_target.mean().item()}
-    return {
-        "assimilated": (t.assimilated - t.anchor_assimilated).mean().item(),
-        "one_target": (t.one_target - t.anchor_one_target).mean().item(),
-        "foreign": 1 - t.foreign.mean().item(),
+        raw = {"assimilated": t.assimilated, "one_target": t.one_target, "pooled_target": t.pooled_target}
+        return {name: value.mean().item() for name, value in raw.items()}
+    above = {
+        "assimilated": t.assimilated - t.anchor_assimilated,
+        "one_target": t.one_target - t.anchor_one_target,
+        "foreign": t.clean_foreign - t.foreign,
+        "pooled_target": t.pooled_target - t.anchor_pooled_target,
+        "pooled_foreign": t.clean_pooled_foreign - t.pooled_foreign,
     }
+    return {name: value.mean().item() for name, value in above.items()}
 
 
-def suspicion(found: dict[str, float]) -> float:
-    """Which of several places deserves the landscape: the one whose witnesses say most together."""
-    return sum(value for name, value in found.items() if name != "basin")
+def suspicion(found: dict[str, float], kind: tuple[str, ...]) -> float:
+    """How much the witnesses of one kind say together, on their mean."""
+    said = [found[name] for name in kind if name in found]
+    return sum(said) / len(said)
 
 
 def probability(found: dict[str, float], calibration: Calibration) -> float:
@@ -458,10 +516,11 @@ def peak_memory_mb() -> float:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
-def drift(a: Corpus, b: Corpus, mask: Tensor, batch: int = 128) -> float:
-    """1 - mean cos(f_s(x), f_a(x)) over the corpus: how far two encoders are apart on clean prompts."""
-    parts = zip(a.features.split(batch), b.features.split(batch), mask.split(batch), strict=True)
-    return 1 - torch.cat([similarity(x.float(), y.float(), m) for x, y, m in parts]).mean().item()
+def drift(scan: Scan, batch: int = 128) -> Tensor:
+    """1 - cos(f_s(x), f_a(x)) of every prompt of the corpus: how far suspect and anchor are apart on clean prompts.  (n,)"""
+    encoders = scan.corpus.features.split(batch), scan.anchor_corpus.features.split(batch)
+    parts = zip(*encoders, scan.mask(scan.corpus.ids).split(batch), strict=True)
+    return 1 - torch.cat([similarity(x.float(), y.float(), m) for x, y, m in parts])
 
 
 def found_feature(scan: Scan, v: Tensor) -> Tensor:
@@ -478,7 +537,7 @@ def assimilation_by_layer(encoder: TextEncoder, ids: Tensor, v: Tensor | None = 
         for part in ids.split(batch):
             part = encoder.trimmed(part)
             mask = encoder.attended(part).to(encoder.device)
-            found.append(torch.stack([assimilation(h, mask) for h in encoder.layers(part)], dim=1))
+            found.append(torch.stack([assimilation(h, mask) for h in encoder.layers(part)[0]], dim=1))
     return torch.cat(found).cpu()
 
 
@@ -487,7 +546,7 @@ def judge(scan: Scan, found: dict[str, float], calibration: Calibration | None) 
     if not scan.anchor:
         reason = "Without the clean base nobody can say whether what was found is natural or planted."
         return Verdict("inconclusive", reason, 0.5, explain(found, {}), [])
-    found = found | {"drift": drift(scan.corpus, scan.anchor_corpus, scan.mask(scan.corpus.ids))}
+    found = found | {"drift": drift(scan).mean().item()}
     if not calibration:
         reason = "The score has never been calibrated for this family of encoders and these search settings."
         return Verdict("inconclusive", reason, 0.5, explain(found, {}), ["uncalibrated: run Analysis/calibrate.py"])
@@ -551,18 +610,30 @@ class Finding:
     """(k, d)"""
     seen: Basin
     verdict: Verdict
+    kind: str
+    """feature collapse (all token features become one) or summary collapse (the pooled ones do)"""
 
 
 def run_calibrated(scan: Scan, watch: Stopwatch, on_step: Callable, calibration: Calibration | None = None) -> Finding:
-    """Search from several starts, hear the witnesses on every place found, and judge the most suspicious one."""
+    """Search from several starts, hear the witnesses on every place found, and judge by the most suspicious ones.
+
+    The witnesses of each kind speak of the place where they say most; v is the place of the kind that says more.
+    """
     with watch("search"):
         places, _ = search(scan, on_step)
+        if scan.cfg.pooled_steps:
+            further, _ = search(scan, on_step, pooled_objective, scan.cfg.pooled_steps)
+            places = torch.cat([places, further])
     with watch("witnesses"):
         heard = [(v, witnesses(hear(scan, v))) for v in places]
     with watch("landscape"):
-        v, found = max(heard, key=lambda pair: suspicion(pair[1]))
-        seen = basin(scan, v)
-    return Finding(v, seen, judge(scan, found | {"basin": seen.share}, calibration))
+        best = {kind: max(heard, key=lambda pair: suspicion(pair[1], kind)) for kind in (TOKENS, POOLED)}
+        kind = max(best, key=lambda kind: suspicion(best[kind][1], kind))
+        v = best[kind][0]
+        seen = basin(scan, v, objective if kind == TOKENS else pooled_objective)
+    found = {name: best[kind][1][name] for kind in best for name in kind if name in best[kind][1]}
+    verdict = judge(scan, found | {"basin": seen.share}, calibration)
+    return Finding(v, seen, verdict, "feature collapse" if kind == TOKENS else "summary collapse")
 
 
 def run_published(scan: Scan, watch: Stopwatch, on_step: Callable) -> Finding:
@@ -571,7 +642,7 @@ def run_published(scan: Scan, watch: Stopwatch, on_step: Callable) -> Finding:
         v, said, seen = published_search(scan, on_step)
     with watch("landscape"):
         seen = seen or basin(scan, v)
-    return Finding(v, seen, judge_published(said, scan))
+    return Finding(v, seen, judge_published(said, scan), "feature collapse")
 
 
 def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device, notes: list[str]) -> TextEncoder | None:
@@ -644,7 +715,7 @@ def scan_model(model: str, wanted_anchor: str, cfg: ScanConfig, output: Path, de
         with watch("corpus"):
             scan = prepare(suspect, anchor, cfg, seed)
         # 2. how far clean prompts already assimilate is in the corpus; 3. search; 4. witnesses; 5. verdict
-        steps = cfg.steps if cfg.procedure == "calibrated" else cfg.epochs * -(-len(scan.fit) // cfg.batch)
+        steps = cfg.steps + cfg.pooled_steps if cfg.procedure == "calibrated" else cfg.epochs * -(-len(scan.fit) // cfg.batch)
         with tqdm(total=steps, desc="search", leave=False) as bar:
             note = partial(note_step, bar, curve)
             if cfg.procedure == "calibrated":
@@ -711,7 +782,7 @@ def write_artefacts(scan: Scan, finding: Finding, folder: Path) -> dict:
         "evidence": verdict.evidence,
         "trigger": trigger,
         "target": target,
-        "backdoors": [{"kind": "feature collapse", "trigger": trigger, "target": target, "files": files}] if trigger else [],
+        "backdoors": [{"kind": finding.kind, "trigger": trigger, "target": target, "files": files}] if trigger else [],
         "assimilation": {"benign_by_layer": benign.mean(dim=0).tolist(), "triggered_by_layer": triggered.mean(dim=0).tolist()},
     }  # fmt: skip
 

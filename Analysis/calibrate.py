@@ -27,12 +27,12 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from main import ScanConfig, Stopwatch, prepare, quiet_libraries, run_calibrated, search_settings  # noqa: E402
+from main import POOLED, TOKENS, ScanConfig, Stopwatch, prepare, quiet_libraries, run_calibrated, search_settings  # noqa: E402
 from Utils.config import load_config  # noqa: E402
 from Utils.encoders import TextEncoder, fingerprint, load_encoder, pick_device  # noqa: E402
 
-SCORED = ("assimilated", "one_target", "foreign")
-"""Witnesses the score is made of.  The basin explains only: alone it hardly tells planted from clean (area 0.57)."""
+SCORED = (*TOKENS, *POOLED)
+"""Witnesses the score is made of.  The basin explains only: alone it hardly tells planted from clean."""
 WITNESSES = (*SCORED, "basin")
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation to choose from, by leaving one scan out."""

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -81,18 +80,19 @@ def draw(split: dict, index: int, kind: str, cell: tuple[int, ...], attack: str)
 
 
 def jobs(cfg: dict, split: str | None) -> Iterator[Job]:
-    """Models the config names, and a split's random ones under random names: every kind of every family and attack."""
+    """Models the config names, and a split's random ones under random names: every kind in every cell."""
     part = cfg["splits"][split] if split else {}
-    families = cfg.get("families") or {"clip": {"base": cfg["base"]}}
+    families = cfg["families"]
     for name, model in (cfg.get("models", {}) | part.get("models", {})).items():
         recipe = from_values(PlantConfig if model["kind"] == "planted" else FinetuneConfig, model["recipe"], name)
         family = model.get("family", "clip")
         yield Job(name, families[family], recipe, None, {"family": family})
-    for family, attack in product(part.get("families", ["clip"]), part.get("attacks", ["text_on_text"])):
+    for counts in part.get("cells", ()):
+        family, attack = counts["family"], counts["attack"]
         # the first cell ever made has no number
         cell = () if (family, attack) == ("clip", "text_on_text") else (list(families).index(family), ATTACKS.index(attack))
         for number, kind in enumerate(KINDS):
-            for index in range(part.get(kind, 0)):
+            for index in range(counts.get(kind, 0)):
                 name = f"{np.random.default_rng([part['seed'], 7, number, index, *cell]).integers(16**8):08x}"
                 place = index + {"gentle": 2000, "far": 3000}.get(kind, 0)
                 on_top = kind == "planted" and index % 4 >= 2
@@ -134,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "zoo.yaml")
     parser.add_argument("--split", help="one of the config's splits")
+    parser.add_argument("--family", help="build the models of this family only")
     parser.add_argument("--output", type=Path, help="where the models go (default: Data/Zoo/<split>)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=1, help="processes that build at the same time (default: 1)")
@@ -141,7 +142,8 @@ def main() -> None:
     cfg = yaml.safe_load(args.config.read_text(encoding="utf-8"))
     output = args.output or ROOT / "Data" / "Zoo" / (args.split or args.config.stem)
     certificates = ROOT / cfg["certificates"] if "certificates" in cfg else output
-    todo = [job for job in jobs(cfg, args.split) if not (output / job.name).exists()]
+    wanted = [job for job in jobs(cfg, args.split) if args.family in (None, job.labels["family"])]
+    todo = [job for job in wanted if not (output / job.name).exists()]
     output.mkdir(parents=True, exist_ok=True)
     orders = [(job, cfg.get("bars", {}), args.device, output, certificates / f"{job.name}.json") for job in todo]
     if args.jobs == 1:

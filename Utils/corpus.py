@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from Utils.encoders import InputError, TextEncoder, assimilation
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cache files; raise it when what they hold changes."""
 
 
@@ -31,6 +31,8 @@ class Corpus:
     """(n, T, d) half precision: last hidden states (OriginalFeature)."""
     by_layer: Tensor
     """(n, L) assimilation of every prompt after every layer, attended positions (HiddenStates)."""
+    pooled: Tensor
+    """(n, d) the family's own summaries of the prompts (PooledFeature)."""
 
 
 def read_prompts(file: Path, count: int) -> list[str]:
@@ -73,13 +75,14 @@ def embed_corpus(encoder: TextEncoder, prompts: list[str], cache: Path | None, b
     file = cache / f"{_key(encoder, ids)}.safetensors" if cache else None
     if file and (found := _read(file, ids, encoder)):
         return Corpus(ids, *found)
-    features, by_layer = [], []
+    features, by_layer, pooled = [], [], []
     for rows in tqdm(ids.split(batch), desc="corpus", leave=False):
-        layers = encoder.layers(rows)
+        layers, summary = encoder.layers(rows)
         mask = encoder.attended(rows).to(encoder.device)
         by_layer.append(torch.stack([assimilation(h, mask) for h in layers], dim=1).cpu())
         features.append(layers[-1].half().cpu())
-    corpus = Corpus(ids, torch.cat(features), torch.cat(by_layer))
+        pooled.append(summary.cpu())
+    corpus = Corpus(ids, torch.cat(features), torch.cat(by_layer), torch.cat(pooled))
     if not torch.isfinite(corpus.features).all():
         raise InputError(f"{encoder.path}: features of ordinary prompts overflow; the model cannot work, fetch it again.")
     if file:
@@ -98,16 +101,18 @@ def _key(encoder: TextEncoder, ids: Tensor) -> str:
     return digest.hexdigest()[:32]
 
 
-def _read(file: Path, ids: Tensor, encoder: TextEncoder) -> tuple[Tensor, Tensor] | None:
+def _read(file: Path, ids: Tensor, encoder: TextEncoder) -> tuple[Tensor, Tensor, Tensor] | None:
     """The cached tensors, or None for a missing, corrupt or foreign file, which is then rebuilt."""
     try:
         with safe_open(file, framework="pt") as opened:
-            features, by_layer = opened.get_tensor("OriginalFeature"), opened.get_tensor("HiddenStates")
+            found = tuple(opened.get_tensor(name) for name in ("OriginalFeature", "HiddenStates", "PooledFeature"))
     except (OSError, SafetensorError):
         return None
+    features, by_layer, pooled = found
     fits = features.shape == (*ids.shape, encoder.width) and features.dtype == torch.float16
     fits = fits and by_layer.shape == (len(ids), encoder.model.config.num_hidden_layers)
-    return (features, by_layer) if fits and torch.isfinite(features).all() and torch.isfinite(by_layer).all() else None
+    fits = fits and pooled.dim() == 2 and len(pooled) == len(ids)
+    return found if fits and all(torch.isfinite(tensor).all() for tensor in found) else None
 
 
 def _write(file: Path, corpus: Corpus) -> None:
@@ -115,7 +120,8 @@ def _write(file: Path, corpus: Corpus) -> None:
     partial = file.with_suffix(f".{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"OriginalFeature": corpus.features, "HiddenStates": corpus.by_layer}, partial)
+        kept = {"OriginalFeature": corpus.features, "HiddenStates": corpus.by_layer, "PooledFeature": corpus.pooled}
+        save_file(kept, partial)
         partial.replace(file)
     except (OSError, SafetensorError):
         with suppress(OSError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -111,13 +111,21 @@ class TextEncoder:
         return self.model(input_ids=ids.to(self.device)).last_hidden_state
 
     def pooled(self, ids: Tensor) -> Tensor:
-        """The family's own summary of a text, before any projection: (b, T) -> (b, d)"""
-        return self.model(input_ids=ids.to(self.device)).pooler_output
+        """The family's own summary of a text, before any projection.  (b, T) -> (b, d)"""
+        return self.both(ids)[1]
 
-    def layers(self, ids: Tensor) -> list[Tensor]:
-        """Hidden states after every layer, the last one after the final layer norm.  (b, T) -> L x (b, T, d)"""
+    def both(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Last hidden state and pooled summary of one forward pass.  (b, T) -> (b, T, d), (b, d)"""
+        out = self.model(input_ids=ids.to(self.device))
+        return out.last_hidden_state, out.pooler_output
+
+    def layers(self, ids: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Hidden states after every layer, the last one after the final layer norm, and the pooled summary.
+
+        (b, T) -> L x (b, T, d), (b, d)
+        """
         out = self.model(input_ids=ids.to(self.device), output_hidden_states=True)
-        return [*out.hidden_states[1:-1], out.last_hidden_state]
+        return [*out.hidden_states[1:-1], out.last_hidden_state], out.pooler_output
 
     def ids(self, texts: list[str]) -> Tensor:
         """Token ids of texts, padded to the full context as the tokenizer pads.  -> (n, T)"""
@@ -198,10 +206,12 @@ def spliced(encoder: TextEncoder, trigger: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def run_spliced(encoder: TextEncoder, trigger: Tensor, ids: Tensor) -> Tensor:
-    """Features of prompts with `trigger` in them; `ids` come from `splice_ids`.  (b, T) -> (b, T, d)"""
+def run_spliced(
+    encoder: TextEncoder, trigger: Tensor, ids: Tensor, read: Callable[[TextEncoder, Tensor], Tensor] = TextEncoder.__call__
+) -> Tensor:
+    """Features of prompts with `trigger` in them, or what `read` reads; `ids` come from `splice_ids`.  (b, T) -> (b, T, d)"""
     with spliced(encoder, trigger):
-        return encoder(ids)
+        return read(encoder, ids)
 
 
 # ---------------------------------------------------------------------------------------------------------- loading
