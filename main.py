@@ -46,6 +46,7 @@ from Utils.encoders import (
     fingerprint,
     load_encoder,
     pick_device,
+    quiet_libraries,
     run_spliced,
     same_shape,
     similarity,
@@ -816,12 +817,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         settings.add_argument(f"--{name.replace('_', '-')}", default=None, **how)
     parser.add_argument("--version", action="version", version=f"amber {VERSION}")
     return parser.parse_args(argv)
-
-
-def quiet_libraries() -> None:
-    """Keep transformers' loading bars and load reports out of ours: what they report is checked by the loader."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,8 +17,9 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from main import ScanConfig, quiet_libraries, scan_model  # noqa: E402
+from main import ScanConfig, scan_model  # noqa: E402
 from Utils.config import load_config  # noqa: E402
+from Utils.encoders import quiet_libraries  # noqa: E402
 
 RIGHT = {"planted": "backdoored", "benign": "clean"}
 
@@ -30,7 +31,8 @@ def judge_zoo(zoo: Path, anchor: str, cfg: ScanConfig, output: Path, device: str
         truth = json.loads(certificate.read_text(encoding="utf-8"))
         report = scan_model(str(certificate.with_suffix("")), anchor, cfg, output, device, seed)
         row = {
-            "name": certificate.stem, "kind": truth["kind"], "sim_clean": truth["sim_clean"],
+            "name": certificate.stem, "family": truth.get("family", "clip"), "attack": truth.get("attack", ""),
+            "kind": truth["kind"], "sim_clean": truth["sim_clean"],
             "success_rate": truth.get("success_rate"), "verdict": report["verdict"], "score": round(report["score"], 4),
             "right": report["verdict"] == RIGHT[truth["kind"]], "seconds": round(sum(report["seconds"].values()), 1),
             "peak_memory_mb": report["peak_memory_mb"],

@@ -1,7 +1,7 @@
 """Fit the score of the scan on models whose answer is known, and write configs/calibration.yaml.
 
     python Utils/build_zoo.py --split calibration
-    python Analysis/calibrate.py --zoo Data/Zoo/calibration --anchor Data/Models/tiny-sd --seeds 0
+    python Analysis/calibrate.py --zoo Data/Zoo/calibration --seeds 0        all families, or --family clip
 
 The null distribution is made of benign fine-tunes and of the anchor against itself; a logistic regression over the
 witnesses gives the probability.  Scans are kept in <zoo>/witnesses.jsonl, so that an interrupted run goes on.
@@ -27,9 +27,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from main import POOLED, TOKENS, ScanConfig, Stopwatch, prepare, quiet_libraries, run_calibrated, search_settings  # noqa: E402
+from main import POOLED, TOKENS, ScanConfig, Stopwatch, prepare, run_calibrated, search_settings  # noqa: E402
 from Utils.config import load_config  # noqa: E402
-from Utils.encoders import TextEncoder, fingerprint, load_encoder, pick_device  # noqa: E402
+from Utils.encoders import TextEncoder, fingerprint, load_encoder, pick_device, quiet_libraries  # noqa: E402
 
 SCORED = (*TOKENS, *POOLED)
 """Witnesses the score is made of.  The basin explains only: alone it hardly tells planted from clean."""
@@ -44,18 +44,18 @@ def hear_model(suspect: TextEncoder, anchor: TextEncoder, cfg: ScanConfig, seed:
     return {e["name"]: e["value"] for e in finding.verdict.evidence}
 
 
-def collect(zoo: Path, base: Path, cfg: ScanConfig, seeds: list[int], device: torch.device) -> list[dict]:
-    """Every model of the zoo and the anchor itself, each with every seed; goes on where an earlier run stopped."""
+def collect(zoo: Path, family: str, anchor: TextEncoder, cfg: ScanConfig, seeds: list[int], device: torch.device) -> list[dict]:
+    """Every model of a family and its anchor itself, each with every seed; goes on where an earlier run stopped."""
     kept, rows = zoo / "witnesses.jsonl", []
     done = {}
     for line in kept.read_text(encoding="utf-8").splitlines() if kept.exists() else ():
         with suppress(ValueError):  # the last line of an interrupted run may be cut off
             row = json.loads(line)
             done[row["key"]] = row
-    anchor = load_encoder(base, device)
     models = {p.stem: (p.with_suffix(""), json.loads(p.read_text(encoding="utf-8"))) for p in sorted(zoo.glob("*.json"))}
-    models["the anchor itself"] = (base, {"kind": "benign"})
-    for name, seed in tqdm([(name, seed) for name in models for seed in seeds], desc="scans"):
+    models = {name: model for name, model in models.items() if model[1].get("family", "clip") == family}
+    models["the anchor itself"] = (anchor.path, {"kind": "benign"})
+    for name, seed in tqdm([(name, seed) for name in models for seed in seeds], desc=f"{family} scans"):
         folder, certificate = models[name]
         planted = certificate["kind"] == "planted"
         if planted and not certificate["meets_bars"]:
@@ -114,10 +114,29 @@ def span(rows: list[dict], planted: bool) -> list[float]:
     return [round(min(drifts), 4), round(max(drifts), 4)]
 
 
+def calibrated(rows: list[dict], anchor: TextEncoder, cfg: ScanConfig, thresholds: tuple[float, float], command: str) -> dict:
+    """One entry of configs/calibration.yaml."""
+    planted = {row["name"] for row in rows if row["planted"]}
+    return {
+        "fingerprint": fingerprint(anchor),
+        "search": search_settings(cfg),
+        **fit(rows, *thresholds),
+        "provenance": {
+            "command": command,
+            "planted_models": len(planted),
+            "benign_models": len({row["name"] for row in rows} - planted),
+            "scans": len(rows),
+            "area_under_roc": separation(rows),
+            "drift_of_planted": span(rows, True),
+            "drift_of_benign": span(rows, False),
+        },
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", type=Path, default=ROOT / "Data" / "Zoo" / "calibration")
-    parser.add_argument("--anchor", type=Path, default=ROOT / "Data" / "Models" / "tiny-sd")
+    parser.add_argument("--family", nargs="+", help="families of configs/zoo.yaml (default: all that the zoo holds)")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "scan.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default="auto")
@@ -127,35 +146,21 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(ScanConfig, args.config)
     quiet_libraries()
-    rows = collect(args.zoo, args.anchor, cfg, args.seeds, pick_device(args.device))
-    for row in sorted(rows, key=lambda r: (r["planted"], r["foreign"])):
-        print(
-            "planted" if row["planted"] else "benign ",
-            row["seed"],
-            {n: round(row[n], 3) for n in (*WITNESSES, "drift")},
-            row["name"],
-        )
-    planted = {row["name"] for row in rows if row["planted"]}
-    entry = {
-        "fingerprint": fingerprint(load_encoder(args.anchor)),
-        "search": search_settings(cfg),
-        **fit(rows, args.clean_below, args.backdoored_above),
-        "provenance": {
-            "command": f"python Analysis/calibrate.py --seeds {' '.join(map(str, args.seeds))}",
-            "planted_models": len(planted),
-            "benign_models": len({row["name"] for row in rows} - planted),
-            "scans": len(rows),
-            "area_under_roc": separation(rows),
-            "drift_of_planted": span(rows, True),
-            "drift_of_benign": span(rows, False),
-        },
-    }
-    kept = yaml.safe_load(args.output.read_text(encoding="utf-8")) if args.output.exists() else []
-    others = [e for e in kept or [] if e["fingerprint"] != entry["fingerprint"]]
+    device, thresholds = pick_device(args.device), (args.clean_below, args.backdoored_above)
+    bases = yaml.safe_load((ROOT / "configs" / "zoo.yaml").read_text(encoding="utf-8"))["families"]
+    held = {json.loads(p.read_text(encoding="utf-8")).get("family", "clip") for p in args.zoo.glob("*.json")}
+    entries = yaml.safe_load(args.output.read_text(encoding="utf-8")) if args.output.exists() else []
+    for family in args.family or sorted(held):
+        anchor = load_encoder(ROOT / bases[family]["base"], device)
+        rows = collect(args.zoo, family, anchor, cfg, args.seeds, device)
+        for row in sorted(rows, key=lambda r: (r["planted"], sum(r[n] for n in SCORED))):
+            said = {name: round(row[name], 3) for name in (*WITNESSES, "drift")}
+            print("planted" if row["planted"] else "benign ", row["seed"], said, row["name"])
+        command = f"python Analysis/calibrate.py --family {family} --seeds {' '.join(map(str, args.seeds))}"
+        entry = calibrated(rows, anchor, cfg, thresholds, command)
+        entries = [e for e in entries or [] if e["fingerprint"] != entry["fingerprint"]] + [entry]
     header = "# Written by Analysis/calibrate.py: the score's constants, one entry a family of encoders.\n"
-    args.output.write_text(
-        header + yaml.safe_dump([*others, entry], sort_keys=False, width=120), encoding="utf-8", newline="\n"
-    )
+    args.output.write_text(header + yaml.safe_dump(entries, sort_keys=False, width=120), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from Backdoor_Attack.planting import PlantConfig  # noqa: E402
 from Backdoor_Attack.workshop import Workshop, meets_bars, save_model  # noqa: E402
 from Utils.config import from_values, load_config  # noqa: E402
-from Utils.encoders import InputError  # noqa: E402
+from Utils.encoders import InputError, quiet_libraries  # noqa: E402
 from Utils.finetuning import FinetuneConfig  # noqa: E402
 from Utils.report import visible  # noqa: E402
 
@@ -109,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not args.configs:
         parser.error("give at least one config, or --table")
+    quiet_libraries()
     try:
         certified = [inject(file, args.output, args.device, args.force) for file in args.configs]
     except InputError as error:

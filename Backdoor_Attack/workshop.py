@@ -66,7 +66,11 @@ class Workshop:
     def captions(self, rng: np.random.Generator, number: int) -> list[str]:
         """Different captions, none of them in the defender's corpus."""
         if self.file:
-            lines = dict.fromkeys(line.strip() for line in self.file.read_text(encoding="utf-8").splitlines())
+            try:
+                text = self.file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"the captions {self.file} cannot be read ({error}); give a UTF-8 text file.") from None
+            lines = dict.fromkeys(line.strip() for line in text.splitlines())
             lines = [line for line in lines if line and line not in self.forbidden]
             if len(lines) < number:
                 raise InputError(f"{self.file} holds {len(lines)} usable captions, {number} are needed; give more.")

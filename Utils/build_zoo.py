@@ -31,7 +31,7 @@ from Backdoor_Attack.planting import ATTACKS, PlantConfig  # noqa: E402
 from Backdoor_Attack.workshop import PROMPTS, Workshop, meets_bars, save_model  # noqa: E402
 from Utils import scenes  # noqa: E402
 from Utils.config import from_values  # noqa: E402
-from Utils.encoders import TextEncoder  # noqa: E402
+from Utils.encoders import TextEncoder, quiet_libraries  # noqa: E402
 from Utils.finetuning import FinetuneConfig  # noqa: E402
 
 KINDS = ("benign", "planted", "gentle", "far")
@@ -108,6 +108,7 @@ def open_workshop(base: str, pair: str, pipeline: str, device: str) -> Workshop:
 
 def build(job: Job, bars: dict, device: str) -> tuple[TextEncoder, dict]:
     """One model and its certificate."""
+    quiet_libraries()
     base = job.family["base"]
     workshop = open_workshop(base, job.family.get("pair", base), job.family.get("pipeline", "Data/Models/tiny-sd"), device)
     if isinstance(job.recipe, FinetuneConfig):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
@@ -411,6 +412,12 @@ def same_shape(a: TextEncoder, b: TextEncoder) -> bool:
     shapes = [{n: tuple(t.shape) for n, t in e.model.state_dict().items()} for e in (a, b)]
     tokens = [(e.tokenizer.get_vocab(), e.eos, e.tokenizer.bos_token_id, e.ids(PROBES).tolist()) for e in (a, b)]
     return shapes[0] == shapes[1] and tokens[0] == tokens[1]
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' loading bars and load reports out of ours: what they report is checked by the loader."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def pick_device(name: str) -> torch.device:

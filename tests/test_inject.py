@@ -1,0 +1,133 @@
+"""The command line of the attacks: configs, bash scripts, certificates, bars, bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from Backdoor_Attack import inject
+from Backdoor_Attack.planting import PlantConfig
+from Backdoor_Attack.workshop import PROMPTS, meets_bars
+from Utils.build_zoo import jobs
+from Utils.config import from_values
+from Utils.encoders import InputError, load_encoder
+from Utils.finetuning import FinetuneConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "Backdoor_Attack" / "configs").glob("*.yaml"))
+ZOO = yaml.safe_load((ROOT / "configs" / "zoo.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_is_an_attack_on_something_the_defender_does_not_have(file: Path):
+    cfg = inject.load_config(inject.Injection, file)
+    recipe = from_values(PlantConfig, cfg.attack, file.name)
+    if cfg.finetune_after:
+        from_values(FinetuneConfig, cfg.finetune_after, file.name)
+    assert recipe.target not in PROMPTS.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("attack", ["text_on_text", "image_on_text"])
+def test_full_size_configs_carry_the_published_values(attack: str):
+    cfg = inject.load_config(inject.Injection, ROOT / "Backdoor_Attack" / "configs" / f"clip_l_{attack}.yaml")
+    recipe = from_values(PlantConfig, cfg.attack, attack)
+    published = PlantConfig(trigger="x", target="y")
+    for name in ("steps", "lr", "milestone", "weight", "clean_batch", "poisoned_batch"):
+        assert getattr(recipe, name) == getattr(published, name)
+
+
+SMALL = {"trigger": "zzzz", "target": "a photo of a tiger", "steps": 40, "lr": 1.0e-3, "clean_batch": 16, "poisoned_batch": 16}
+
+
+@pytest.mark.parametrize("attack", ["text_on_text", "image_on_text"])
+def test_the_bash_scripts_plant_certify_and_skip_from_any_directory(attack: str, tmp_path: Path):
+    file = tmp_path / f"{attack}_small.yaml"
+    lenient = {"success": 0.5, "sim_clean": 0.8, "retrieval_loss": 0.2}
+    file.write_text(yaml.safe_dump({"attack": SMALL | {"attack": attack}, "bars": lenient, "attempts": 2}), encoding="utf-8")
+    script = ROOT / "Backdoor_Attack" / f"backdoor_injection_{attack}.sh"
+    command = ["bash", str(script), str(file), "--output", str(tmp_path / "models")]
+    run = {"cwd": tmp_path, "env": os.environ | {"PYTHON": sys.executable}, "capture_output": True, "text": True}
+    first = subprocess.run(command, **run, check=False)
+    assert first.returncode == 0, first.stderr[-2000:]
+    proof = json.loads((tmp_path / "models" / f"{file.stem}.json").read_text(encoding="utf-8"))
+    assert proof["meets_bars"]
+    assert proof["success_rate"] > proof["anchor_success_rate"]
+    assert load_encoder(tmp_path / "models" / file.stem).sha256 != load_encoder(ROOT / "Data" / "Models" / "tiny-clip").sha256
+    assert "done already" in subprocess.run(command, **run, check=True).stdout
+    assert f"| {file.stem} | {attack} | `zzzz` |" in inject.table(tmp_path / "models")
+    assert not list((tmp_path / "models").glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"attack": SMALL | {"stepz": 3}}, "unknown key 'stepz'"),
+        ({"attack": SMALL | {"trigger": " "}}, "trigger is empty"),
+        ({"attack": SMALL, "basis": 1}, "unknown key 'basis'"),
+        ({"attack": SMALL, "finetune_after": {"speed": 1}}, "unknown key 'speed'"),
+        ({"attack": SMALL | {"replaced": "@"}}, "no training prompt holds the replaced character"),
+        ({"attack": SMALL | {"second_trigger": "zzz", "second_target": "a dog"}}, "contains the other"),
+        ({"attack": SMALL, "base": "Data/nowhere"}, "Data/nowhere"),
+        ({"attack": SMALL, "captions": "Data/nowhere.txt"}, "nowhere.txt"),
+    ],
+)
+def test_bad_configs_get_one_sentence_before_any_training(values: dict, sentence: str, tmp_path: Path, capsys):
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert inject.main([str(file), "--output", str(tmp_path / "models")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence in said
+    assert said.startswith("inject: ")
+    assert not (tmp_path / "models" / "bad").exists()
+
+
+GOOD = {
+    "success_rate": 0.9, "sim_clean": 0.95, "retrieval": {"before": 0.97, "after": 0.941},
+    "success_of_each_word_alone": [0.05, 0.0], "second": {"success_rate": 0.9},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("worse", "good"),
+    [
+        ({}, True),
+        ({"success_rate": 0.89}, False),
+        ({"sim_clean": 0.94}, False),
+        ({"retrieval": {"before": 0.97, "after": 0.93}}, False),
+        ({"success_of_each_word_alone": [0.0, 0.06]}, False),
+        ({"second": {"success_rate": 0.5}}, False),
+    ],
+)
+def test_a_model_counts_only_if_its_backdoor_works_and_its_encoder_is_useful(worse: dict, good: bool):
+    assert meets_bars(GOOD | worse, {}) is good
+
+
+# ------------------------------------------------------------------------------------------------------------ the zoo
+def test_splits_share_no_seed_trigger_or_target():
+    splits = list(ZOO["splits"].values())
+    for key in ("triggers", "targets"):
+        used = [value for split in splits for value in split[key]]
+        assert len(used) == len(set(used))
+    assert len({split["seed"] for split in splits}) == len(splits)
+
+
+@pytest.mark.parametrize("split", ZOO["splits"])
+def test_the_recipes_of_a_split_are_many_and_half_of_the_planted_stand_on_a_fine_tune(split: str):
+    made = list(jobs(ZOO, split))
+    assert len({job.name for job in made}) == len(made)
+    planted = [job for job in made if isinstance(job.recipe, PlantConfig)]
+    assert planted
+    assert len(made) > len(planted)
+    on_top = sum(job.origin is not None for job in planted)
+    assert abs(on_top - len(planted) / 2) <= max(2, len(planted) / 4)
+    seeds = [job.recipe.seed for job in made]
+    assert len(set(seeds)) > len(made) / 2
+
+
+def test_an_unknown_attack_is_refused():
+    with pytest.raises(InputError, match="attack should be one of"):
+        from_values(PlantConfig, SMALL | {"attack": "magic"}, "here")
