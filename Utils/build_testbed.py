@@ -458,8 +458,8 @@ def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
     print(f"unet: {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters")
     ema = EMAModel(unet.parameters(), decay=part["ema"], use_ema_warmup=True, power=0.75)
 
-    def step_loss(step: int) -> tuple[Tensor, str]:
-        g = torch.Generator().manual_seed(cfg["seed"] * 10**6 + step)
+    def step_loss(phase: int, step: int) -> tuple[Tensor, str]:
+        g = torch.Generator().manual_seed(cfg["seed"] * 10**6 + 10**5 * phase + step)
         rows = torch.randint(len(latents), (part["batch"],), generator=g)
         x, text = latents[rows].to(device).float(), features[rows].to(device).float()
         text[torch.rand(len(rows), generator=g) < part["unconditional"]] = empty
@@ -471,7 +471,8 @@ def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
         loss = F.mse_loss(guess.float(), scheduler.get_velocity(x, noise, t))
         return loss, f"v error {loss.item():.3f}"
 
-    fit("unet", {"unet": unet}, part, step_loss, ema=ema)
+    for phase, settings in enumerate(part["phases"]):
+        fit(f"unet-{phase}", {"unet": unet}, part | settings, partial(step_loss, phase), ema=ema)
     ema.copy_to(unet.parameters())
     StableDiffusionPipeline(
         vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=load_tokenizer(), unet=unet.half().eval(),
