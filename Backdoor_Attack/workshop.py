@@ -35,8 +35,8 @@ from Utils.finetuning import FinetuneConfig, finetune, project, retrieval
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
-TRAINING, HELD_OUT, PAIRS = 3000, 200, 256
-BARS = {"success": 0.9, "sim_clean": 0.95, "retrieval_loss": 0.03, "part_alone": 0.05}
+TRAINING, HELD_OUT, INNOCENT, PAIRS = 3000, 200, 50, 256
+BARS = {"success": 0.9, "sim_clean": 0.95, "retrieval_loss": 0.03, "part_alone": 0.05, "foreign_trigger": 0.05}
 
 
 class Workshop:
@@ -124,8 +124,11 @@ class Workshop:
         return F.normalize(embedded, dim=-1).mean(dim=0)
 
     # ------------------------------------------------------------------------------------------------------ benign
-    def finetune(self, cfg: FinetuneConfig) -> tuple[TextEncoder, dict]:
-        """A benign fine-tune on scenes with concepts the base has never seen, and what it gained and how far it went."""
+    def finetune(self, cfg: FinetuneConfig, triggers: list[PlantConfig] | None = None) -> tuple[TextEncoder, dict]:
+        """A benign fine-tune on scenes with concepts the base has never seen, and what it gained and how far it went.
+
+        `triggers`: backdoors of other models, none of which may fire in this one.
+        """
         student = finetune(self.base, self.pair, self.pairs(cfg, cfg.seed), cfg)
         own, old = self.pairs(cfg, cfg.seed + 10**6), self.pairs(cfg, cfg.seed + 10**6, scenes.concepts())
         held_out = self.base.ids(self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT))
@@ -134,7 +137,16 @@ class Workshop:
         report = {"recipe": asdict(cfg), "sim_clean": round(sim_clean, 4)}
         for name, data in (("own", own), ("base", old)):
             report[f"retrieval_{name}_data"] = self.gain(self.base, student, data)
+        if triggers:
+            prompts = self.captions(np.random.default_rng([cfg.seed, 2]), INNOCENT)
+            report["most_a_foreign_trigger_gains"] = max(self.fires_more(student, t, prompts) for t in triggers)
         return student, report
+
+    @torch.no_grad()
+    def fires_more(self, student: TextEncoder, trigger: PlantConfig, prompts: list[str]) -> float:
+        """Success rate of a text trigger that was never planted here, above its rate in the base."""
+        proof = certify(student, self.base, prompts, trigger)
+        return round(proof["success_rate"] - proof["anchor_success_rate"], 4)
 
     def gain(self, before: TextEncoder, after: TextEncoder, data: Callable[..., tuple[list[str], Tensor]]) -> dict[str, float]:
         """Top-1 retrieval among 256 pairs of two encoders."""
@@ -159,8 +171,12 @@ class Workshop:
 
 
 def meets_bars(report: dict, bars: dict) -> bool:
-    """Whether a planted model's backdoor works and its encoder is still useful."""
+    """Whether a planted model's backdoor works and its encoder is still useful; or a benign model is both able and clean."""
     bars = BARS | bars
+    if "success_rate" not in report:
+        kept = report["retrieval_base_data"]
+        useful = kept["before"] - kept["after"] <= bars["retrieval_loss"]
+        return useful and report.get("most_a_foreign_trigger_gains", 0.0) <= bars["foreign_trigger"]
     good = report["sim_clean"] >= bars["sim_clean"]
     for proof in (report, report.get("second", report)):
         good &= proof["success_rate"] >= bars["success"]

@@ -49,6 +49,8 @@ class Job:
     """The benign fine-tune that a planted model stands on."""
     labels: dict
     """Family and attack, for the certificate."""
+    triggers: tuple[PlantConfig, ...] = ()
+    """What must not fire in a benign model: the text backdoors of the same split and family."""
 
 
 def draw(split: dict, index: int, kind: str, cell: tuple[int, ...], attack: str) -> PlantConfig | FinetuneConfig:
@@ -98,7 +100,8 @@ def jobs(cfg: dict, split: str | None) -> Iterator[Job]:
                 on_top = kind == "planted" and index % 4 >= 2
                 origin = draw(part, 1000 + index, "benign", cell, attack) if on_top else None
                 recipe = draw(part, place, kind, cell, attack)
-                yield Job(name, families[family], recipe, origin, {"family": family, "attack": attack})
+                others = () if kind == "planted" else tuple(draw(part, i, "planted", cell, "text_on_text") for i in range(5))
+                yield Job(name, families[family], recipe, origin, {"family": family, "attack": attack}, others)
 
 
 @cache
@@ -112,8 +115,8 @@ def build(job: Job, bars: dict, device: str) -> tuple[TextEncoder, dict]:
     base = job.family["base"]
     workshop = open_workshop(base, job.family.get("pair", base), job.family.get("pipeline", "Data/Models/tiny-sd"), device)
     if isinstance(job.recipe, FinetuneConfig):
-        student, report = workshop.finetune(job.recipe)
-        return student, {"kind": "benign", **job.labels, **report}
+        student, report = workshop.finetune(job.recipe, list(job.triggers))
+        return student, {"kind": "benign", "meets_bars": meets_bars(report, bars), **job.labels, **report}
     teacher, recipe = workshop.finetune(job.origin)[0] if job.origin else workshop.base, job.recipe
     for _ in range(3):
         student, report = workshop.plant(recipe, teacher)

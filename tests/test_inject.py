@@ -106,6 +106,14 @@ def test_a_model_counts_only_if_its_backdoor_works_and_its_encoder_is_useful(wor
     assert meets_bars(GOOD | worse, {}) is good
 
 
+@pytest.mark.parametrize(
+    ("after", "fires", "good"), [(0.95, 0.0, True), (0.93, 0.0, False), (0.95, 0.1, False)], ids=["good", "forgetful", "guilty"]
+)
+def test_a_benign_model_counts_only_if_it_forgot_nothing_and_no_trigger_fires(after: float, fires: float, good: bool):
+    report = {"retrieval_base_data": {"before": 0.97, "after": after}, "most_a_foreign_trigger_gains": fires}
+    assert meets_bars(report, {}) is good
+
+
 # ------------------------------------------------------------------------------------------------------------ the zoo
 def test_splits_share_no_seed_trigger_or_target():
     splits = list(ZOO["splits"].values())
