@@ -11,8 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -38,37 +43,63 @@ STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation to choose from, by leaving one scan out."""
 
 
-def hear_model(suspect: TextEncoder, anchor: TextEncoder, cfg: ScanConfig, seed: int) -> dict[str, float]:
-    """The witnesses on one model, and its drift."""
-    finding = run_calibrated(prepare(suspect, anchor, cfg, seed), Stopwatch(), lambda *step: None)
-    return {e["name"]: e["value"] for e in finding.verdict.evidence}
+@dataclass(frozen=True)
+class Scanned:
+    """One scan to make: which model against which anchor, and what is known of it."""
+
+    name: str
+    folder: Path
+    anchor: Path
+    planted: bool
+    seed: int
 
 
-def collect(zoo: Path, family: str, anchor: TextEncoder, cfg: ScanConfig, seeds: list[int], device: torch.device) -> list[dict]:
+def hear_model(scanned: Scanned, cfg: ScanConfig, device: torch.device) -> dict:
+    """The witnesses on one model, and its drift; in whatever process."""
+    quiet_libraries()
+    suspect, anchor = load_encoder(scanned.folder, device), load_encoder(scanned.anchor, device)
+    finding = run_calibrated(prepare(suspect, anchor, cfg, scanned.seed), Stopwatch(), lambda *step: None)
+    heard = {e["name"]: e["value"] for e in finding.verdict.evidence}
+    return {"name": scanned.name, "seed": scanned.seed, "planted": scanned.planted, **heard}
+
+
+def key(scanned: Scanned, cfg: ScanConfig) -> str:
+    """What a row of witnesses rests on."""
+    weights = [load_encoder(folder).sha256 for folder in (scanned.folder, scanned.anchor)]
+    return " ".join([search_settings(cfg), *weights, str(scanned.seed)])
+
+
+def collect(
+    zoo: Path, family: str, anchor: Path, cfg: ScanConfig, seeds: list[int], device: torch.device, jobs: int
+) -> list[dict]:
     """Every model of a family and its anchor itself, each with every seed; goes on where an earlier run stopped."""
-    kept, rows = zoo / "witnesses.jsonl", []
-    done = {}
+    kept, done = zoo / "witnesses.jsonl", {}
     for line in kept.read_text(encoding="utf-8").splitlines() if kept.exists() else ():
         with suppress(ValueError):  # the last line of an interrupted run may be cut off
             row = json.loads(line)
             done[row["key"]] = row
-    models = {p.stem: (p.with_suffix(""), json.loads(p.read_text(encoding="utf-8"))) for p in sorted(zoo.glob("*.json"))}
-    models = {name: model for name, model in models.items() if model[1].get("family", "clip") == family}
-    models["the anchor itself"] = (anchor.path, {"kind": "benign"})
-    for name, seed in tqdm([(name, seed) for name in models for seed in seeds], desc=f"{family} scans"):
-        folder, certificate = models[name]
-        planted = certificate["kind"] == "planted"
-        if planted and not certificate["meets_bars"]:
-            continue
-        suspect = load_encoder(folder, device)
-        key = f"{search_settings(cfg)} {suspect.sha256} {anchor.sha256} {seed}"
-        if key not in done:
-            heard = hear_model(suspect, anchor, cfg, seed)
-            done[key] = {"key": key, "name": name, "seed": seed, "planted": planted, **heard}
+    wanted = {}
+    for name, folder, planted in [*models(zoo, family), ("the anchor itself", anchor, False)]:
+        for seed in seeds:
+            scanned = Scanned(name, folder, anchor, planted, seed)
+            wanted[key(scanned, cfg)] = scanned
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        todo = {pool.submit(hear_model, scanned, cfg, device): k for k, scanned in wanted.items() if k not in done}
+        for future in tqdm(as_completed(todo), total=len(todo), desc=f"{family} scans"):
+            done[todo[future]] = {"key": todo[future], **future.result()}
             with kept.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(done[key]) + "\n")
-        rows.append(done[key])
-    return rows
+                file.write(json.dumps(done[todo[future]]) + "\n")
+    return [done[k] for k in wanted]
+
+
+def models(zoo: Path, family: str) -> Iterator[tuple[str, Path, bool]]:
+    """Name, folder and truth of every model of a family; planted ones only if their backdoor works."""
+    for file in sorted(zoo.glob("*.json")):
+        certificate = json.loads(file.read_text(encoding="utf-8"))
+        planted = certificate["kind"] == "planted"
+        if certificate.get("family", "clip") == family and (certificate["meets_bars"] if planted else True):
+            yield file.stem, file.with_suffix(""), planted
 
 
 def fit(rows: list[dict], clean_below: float, backdoored_above: float) -> dict:
@@ -140,6 +171,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "scan.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that scan at the same time (default: 1)")
     parser.add_argument("--clean-below", type=float, default=0.2)
     parser.add_argument("--backdoored-above", type=float, default=0.8)
     parser.add_argument("--output", type=Path, default=ROOT / "configs" / "calibration.yaml")
@@ -151,13 +183,13 @@ def main() -> None:
     held = {json.loads(p.read_text(encoding="utf-8")).get("family", "clip") for p in args.zoo.glob("*.json")}
     entries = yaml.safe_load(args.output.read_text(encoding="utf-8")) if args.output.exists() else []
     for family in args.family or sorted(held):
-        anchor = load_encoder(ROOT / bases[family]["base"], device)
-        rows = collect(args.zoo, family, anchor, cfg, args.seeds, device)
+        base = ROOT / bases[family]["base"]
+        rows = collect(args.zoo, family, base, cfg, args.seeds, device, args.jobs)
         for row in sorted(rows, key=lambda r: (r["planted"], sum(r[n] for n in SCORED))):
             said = {name: round(row[name], 3) for name in (*WITNESSES, "drift")}
             print("planted" if row["planted"] else "benign ", row["seed"], said, row["name"])
         command = f"python Analysis/calibrate.py --family {family} --seeds {' '.join(map(str, args.seeds))}"
-        entry = calibrated(rows, anchor, cfg, thresholds, command)
+        entry = calibrated(rows, load_encoder(base), cfg, thresholds, command)
         entries = [e for e in entries or [] if e["fingerprint"] != entry["fingerprint"]] + [entry]
     header = "# Written by Analysis/calibrate.py: the score's constants, one entry a family of encoders.\n"
     args.output.write_text(header + yaml.safe_dump(entries, sort_keys=False, width=120), encoding="utf-8", newline="\n")
