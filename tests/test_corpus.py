@@ -24,7 +24,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def same(a: Corpus, b: Corpus) -> bool:
-    return torch.equal(a.ids, b.ids) and torch.equal(a.features, b.features) and torch.equal(a.by_layer, b.by_layer)
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("ids", "features", "by_layer", "pooled"))
 
 
 # ------------------------------------------------------------------------------------------------------- read_prompts
@@ -100,7 +100,9 @@ def test_the_corpus_holds_what_every_prompt_gives_alone(tiny: TextEncoder, corpu
         assert torch.equal(corpus.ids[i], ids[0])
         # half precision keeps eleven bits
         torch.testing.assert_close(corpus.features[i].float(), tiny(ids)[0], rtol=2**-11, atol=1e-5)
-        expected = [assimilation(layer, tiny.attended(ids)) for layer in tiny.layers(ids)]
+        layers, summary = tiny.layers(ids)
+        torch.testing.assert_close(corpus.pooled[i], summary[0], rtol=1e-5, atol=1e-5)
+        expected = [assimilation(layer, tiny.attended(ids)) for layer in layers]
         torch.testing.assert_close(corpus.by_layer[i], torch.cat(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -125,7 +127,8 @@ def test_a_round_trip_through_the_cache_is_identical(tiny: TextEncoder, corpus_p
 def test_a_warm_cache_is_read_and_not_computed_again(tiny: TextEncoder, corpus_prompts: list[str], tmp_path: Path):
     cold = embed_corpus(tiny, corpus_prompts, tmp_path)
     (file,) = tmp_path.iterdir()
-    save_file({"OriginalFeature": cold.features * 2, "HiddenStates": cold.by_layer}, file)
+    kept = {"HiddenStates": cold.by_layer, "PooledFeature": cold.pooled}
+    save_file(kept | {"OriginalFeature": cold.features * 2}, file)
     assert torch.equal(embed_corpus(tiny, corpus_prompts, tmp_path).features, cold.features * 2)
 
 
@@ -150,6 +153,12 @@ FOREIGN = {
     "layers without an axis": lambda f, h: (f, h[:, 0].clone()),
     "layers that are one number": lambda f, h: (f, h.mean()),
     "layers that are no numbers": lambda f, h: (f, h * torch.nan),
+    "summaries of fewer prompts": lambda f, h: (f, h),
+    "summaries that are no numbers": lambda f, h: (f, h),
+}
+FOREIGN_SUMMARIES = {
+    "summaries of fewer prompts": lambda p: p[:-1],
+    "summaries that are no numbers": lambda p: p * torch.nan,
 }
 
 
@@ -158,7 +167,8 @@ def test_a_foreign_cache_file_is_rebuilt(tiny: TextEncoder, corpus_prompts: list
     cold = embed_corpus(tiny, corpus_prompts, tmp_path)
     (file,) = tmp_path.iterdir()
     features, by_layer = FOREIGN[foreign](cold.features, cold.by_layer)
-    save_file({"OriginalFeature": features, "HiddenStates": by_layer}, file)
+    pooled = FOREIGN_SUMMARIES.get(foreign, lambda p: p)(cold.pooled)
+    save_file({"OriginalFeature": features, "HiddenStates": by_layer, "PooledFeature": pooled}, file)
     assert same(embed_corpus(tiny, corpus_prompts, tmp_path), cold)
     assert torch.equal(load_file(file)["HiddenStates"], cold.by_layer)
 

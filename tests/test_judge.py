@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import main
-from main import Calibration, Heard, judge_published, probability, suspicion, witnesses
+from main import POOLED, TOKENS, Calibration, Heard, judge_published, probability, suspicion, witnesses
 
 N = 50
 
@@ -15,29 +15,39 @@ N = 50
 def clean_heard(**changes: float) -> Heard:
     """A clean encoder's testimony: suspect and anchor do the same; `changes` names what differs."""
     clean = {
-        "assimilated": 0.7,
-        "one_target": 0.6,
-        "foreign": 1.0,
-        "anchor_assimilated": 0.7,
-        "anchor_one_target": 0.6,
-    }
+        "assimilated": 0.7, "one_target": 0.6, "pooled_target": 0.5, "foreign": 0.9, "pooled_foreign": 0.8,
+        "anchor_assimilated": 0.7, "anchor_one_target": 0.6, "anchor_pooled_target": 0.5,
+        "clean_foreign": 0.9, "clean_pooled_foreign": 0.8,
+    }  # fmt: skip
     return Heard(**{name: torch.full((N,), value) for name, value in (clean | changes).items()})
 
 
 CALIBRATION = Calibration(
-    fingerprint={}, search="", weights={"assimilated": 2.0, "one_target": 2.0, "foreign": 6.0, "basin": 0.5}, intercept=-3.0,
-    limits={"assimilated": 0.1, "one_target": 0.1, "foreign": 0.2, "basin": 0.9, "drift": 0.4},
+    fingerprint={}, search="", weights=dict.fromkeys((*TOKENS, *POOLED), 2.0) | {"basin": 0.5}, intercept=-3.0,
+    limits=dict.fromkeys((*TOKENS, *POOLED), 0.15) | {"basin": 0.9, "drift": 0.4},
     clean_below=0.2, backdoored_above=0.8, provenance={},
 )  # fmt: skip
 
 
 def test_a_suspect_that_does_what_its_anchor_does_has_nothing_to_answer_for():
-    assert witnesses(clean_heard()) == pytest.approx({"assimilated": 0, "one_target": 0, "foreign": 0}, abs=1e-6)
+    assert witnesses(clean_heard()) == pytest.approx(dict.fromkeys((*TOKENS, *POOLED), 0), abs=1e-6)
+
+
+def test_a_fine_tune_that_is_apart_from_its_base_anyway_is_not_foreign_for_it():
+    drifted = witnesses(clean_heard(foreign=0.4, clean_foreign=0.4, pooled_foreign=0.2, clean_pooled_foreign=0.2))
+    assert drifted["foreign"] == pytest.approx(0, abs=1e-6)
+    assert drifted["pooled_foreign"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    [("assimilated", {"assimilated": 0.95}), ("one_target", {"one_target": 0.95}), ("foreign", {"foreign": 0.2})],
+    [
+        ("assimilated", {"assimilated": 0.95}),
+        ("one_target", {"one_target": 0.95}),
+        ("foreign", {"foreign": 0.2}),
+        ("pooled_target", {"pooled_target": 0.95}),
+        ("pooled_foreign", {"pooled_foreign": 0.2}),
+    ],
 )
 def test_every_witness_is_met_by_an_encoder_that_does_it_and_by_no_other(name, change):
     met = {e["name"] for e in main.explain(witnesses(clean_heard(**change)), CALIBRATION.limits) if e["met"]}
@@ -50,9 +60,19 @@ def test_the_score_grows_with_every_witness():
         assert probability(found | {name: found[name] + 0.1}, CALIBRATION) > probability(found, CALIBRATION)
 
 
-def test_the_place_with_the_most_foreign_behaviour_is_judged():
-    natural, planted = witnesses(clean_heard()), witnesses(clean_heard(foreign=0.1, assimilated=0.9))
-    assert suspicion(planted) > suspicion(natural)
+@pytest.mark.parametrize(
+    ("kind", "other", "change"),
+    [(TOKENS, POOLED, {"foreign": 0.1, "assimilated": 0.9}), (POOLED, TOKENS, {"pooled_foreign": 0.1, "pooled_target": 0.9})],
+)
+def test_each_kind_of_backdoor_makes_its_own_witnesses_suspicious(kind, other, change):
+    natural, planted = witnesses(clean_heard()), witnesses(clean_heard(**change))
+    assert suspicion(planted, kind) > suspicion(natural, kind)
+    assert suspicion(planted, other) == suspicion(natural, other)
+
+
+def test_without_an_anchor_only_what_collapses_is_heard():
+    alone = replace(clean_heard(), **dict.fromkeys(("foreign", "pooled_foreign", "clean_foreign", "clean_pooled_foreign")))
+    assert set(witnesses(alone)) == {"assimilated", "one_target", "pooled_target"}
 
 
 def test_the_published_verdict_needs_all_four_gates():

@@ -99,8 +99,9 @@ def test_a_splice_of_a_words_own_rows_equals_the_word(tiny: TextEncoder):
 def test_every_layer_feels_the_splice_as_it_feels_a_word(tiny: TextEncoder, ids: Tensor, trigger: Tensor):
     other, new = with_extra_rows(tiny, trigger)
     with spliced(tiny, trigger):
-        layers = tiny.layers(splice_ids(tiny, ids, len(trigger)))
-    expected = other.layers(by_hand(tiny, ids, new))
+        layers, summary = tiny.layers(splice_ids(tiny, ids, len(trigger)))
+    expected, reference = other.layers(by_hand(tiny, ids, new))
+    torch.testing.assert_close(summary, reference)
     assert len(layers) == tiny.model.config.num_hidden_layers
     for layer, reference in zip(layers, expected, strict=True):
         torch.testing.assert_close(layer, reference)
