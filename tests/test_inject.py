@@ -123,7 +123,7 @@ def test_splits_share_no_seed_trigger_or_target():
     assert len({split["seed"] for split in splits}) == len(splits)
 
 
-@pytest.mark.parametrize("split", ZOO["splits"])
+@pytest.mark.parametrize("split", [name for name, split in ZOO["splits"].items() if "cells" in split])
 def test_the_recipes_of_a_split_are_many_and_half_of_the_planted_stand_on_a_fine_tune(split: str):
     made = list(jobs(ZOO, split))
     assert len({job.name for job in made}) == len(made)
