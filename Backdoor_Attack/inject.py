@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +68,7 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
     output.mkdir(parents=True, exist_ok=True)
     for attempt in range(cfg.attempts):
         attacked = replace(recipe, steps=recipe.steps * 2**attempt)
-        checkpoint = output / f"{file.stem}.{attempt}.pt"
+        checkpoint = output / f"{file.stem}.{digest(cfg, attempt)}.pt"
         student, report = workshop.plant(attacked, workshop.base, checkpoint, after)
         if good := meets_bars(report, cfg.bars):
             break
@@ -75,6 +76,11 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
     save_model(student, report, folder, certificate)
     print(f"{file.stem}: {'certified' if good else 'MISSES ITS BARS'}  {summary(report)}", flush=True)
     return good
+
+
+def digest(cfg: Injection, attempt: int) -> str:
+    """What a checkpoint belongs to: an edited config must not go on from the old one's."""
+    return sha256(json.dumps([asdict(cfg), attempt], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def summary(report: dict) -> str:

@@ -196,4 +196,5 @@ def save_model(student: TextEncoder, report: dict, folder: Path, certificate: Pa
     save_encoder(student, partial)
     certificate.parent.mkdir(parents=True, exist_ok=True)
     certificate.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)  # --force: a folder that holds files cannot be renamed over
     partial.rename(folder)

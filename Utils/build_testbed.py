@@ -118,18 +118,23 @@ def build_sprites(cfg: dict, device: torch.device, font: Path | None) -> None:
         raise SystemExit(f"{target} is missing: give the colour emoji font with --font.")
 
 
-def build_tokenizer(cfg: dict, device: torch.device, font: Path | None) -> None:
-    """A byte-pair vocabulary of the captions with CLIP's conventions: byte alphabet, </w>, lower case, BOS and EOS."""
-    texts = [text for _, text in islice(scenes.captions(stream(cfg, "tokenizer")), cfg["tokenizer"]["captions"])]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
+def split_words(tokenizer: Tokenizer) -> None:
+    """Lower case and CLIP's words as bytes, before any merge."""
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+
+
+def build_tokenizer(cfg: dict, device: torch.device, font: Path | None) -> None:
+    """A byte-pair vocabulary of the captions with CLIP's conventions: byte alphabet, </w>, lower case, BOS and EOS."""
+    texts = [text for _, text in islice(scenes.captions(stream(cfg, "tokenizer")), cfg["tokenizer"]["captions"])]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    split_words(learner)
     room = cfg["tokenizer"]["vocabulary"] - 2
     learner.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=room, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
@@ -343,13 +348,7 @@ def siglip_tokenizer(context: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(
         models.BPE(vocabulary, [tuple(pair) for pair in own["merges"]], unk_token="<unk>", end_of_word_suffix="</w>")
     )
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split_words(tokenizer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=context, eos_token="</s>", pad_token="</s>", unk_token="<unk>"

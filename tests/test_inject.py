@@ -11,7 +11,7 @@ import yaml
 
 from Backdoor_Attack import inject
 from Backdoor_Attack.planting import PlantConfig
-from Backdoor_Attack.workshop import PROMPTS, meets_bars
+from Backdoor_Attack.workshop import PROMPTS, meets_bars, save_model
 from Utils.build_zoo import jobs
 from Utils.config import from_values
 from Utils.encoders import InputError, load_encoder
@@ -130,12 +130,37 @@ def test_the_recipes_of_a_split_are_many_and_half_of_the_planted_stand_on_a_fine
     planted = [job for job in made if isinstance(job.recipe, PlantConfig)]
     assert planted
     assert len(made) > len(planted)
+    if split != "acceptance":  # frozen with only two of its ten planted models on a fine-tune: its cells are too small
+        on_top = sum(job.origin is not None for job in planted)
+        assert abs(on_top - len(planted) / 2) <= max(2, len(planted) / 4)
     for cell in ZOO["splits"][split]["cells"]:
         mine = [job for job in planted if job.labels == {name: cell[name] for name in ("family", "attack")}]
         if len(mine) >= 4:
             assert abs(sum(job.origin is not None for job in mine) - len(mine) / 2) <= 1
     seeds = [job.recipe.seed for job in made]
     assert len(set(seeds)) > len(made) / 2
+
+
+def test_no_target_of_the_test_split_was_developed_on():
+    developed = [inject.load_config(inject.Injection, file).attack for file in CONFIGS]
+    words = {word for attack in developed for word in f"{attack['target']} {attack.get('paraphrases', '')}".split()}
+    assert not words & set(ZOO["splits"]["test"]["targets"])
+
+
+def test_a_model_is_planted_anew_over_the_old_one(tiny, tmp_path: Path):
+    for number in (1, 2):
+        save_model(tiny, {"number": number}, tmp_path / "m", tmp_path / "m.json")
+        (tmp_path / "m" / f"left-over-{number}").touch()
+    assert json.loads((tmp_path / "m.json").read_text(encoding="utf-8")) == {"number": 2}
+    assert not (tmp_path / "m" / "left-over-1").exists()
+    assert load_encoder(tmp_path / "m").width == tiny.width
+
+
+def test_an_edited_config_does_not_go_on_from_the_old_checkpoint():
+    first = inject.Injection(SMALL)
+    edited = inject.Injection(SMALL | {"target": "a photo of a bear"})
+    assert len({inject.digest(first, 0), inject.digest(first, 1), inject.digest(edited, 0)}) == 3
+    assert inject.digest(first, 0) == inject.digest(inject.Injection(SMALL), 0)
 
 
 def test_an_unknown_attack_is_refused():
