@@ -1,17 +1,32 @@
-"""Benign fine-tuning of a text encoder: contrastive against a frozen vision tower, as an honest publisher would do it."""
+"""Benign fine-tuning of a text encoder: contrastive against a frozen vision tower, as an honest publisher would do it.
+
+What differs between families of pairs (how a pooled text feature becomes an embedding, the loss) is an `Objective`.
+The variety of published models: full or low-rank updates, weights averaged with the base or over snapshots, a round
+trip through half precision.
+"""
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
 
+import peft
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import CLIPModel
+from transformers import AutoConfig, CLIPModel, PreTrainedModel
 
-from Utils.encoders import TextEncoder, trainable_copy
+from Utils.encoders import InputError, TextEncoder, load_encoder, trainable_copy
+
+METHODS = ("full", "lora")
+SCHEDULES = ("constant", "linear")
+PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -22,41 +37,280 @@ class FinetuneConfig:
     batch: int = 16
     steps: int = 1560
     seed: int = 0
+    schedule: str = "constant"
+    """constant: the same rate in every step.  linear: it grows over the first tenth of the steps, then falls to zero."""
+    method: str = "full"
+    """full: every weight moves.  lora: low-rank updates (Hu et al., 2021), merged into the weights at the end."""
+    rank: int = 8
+    """Rank of the low-rank updates."""
+    lora_alpha: float = 16.0
+    """The low-rank updates are scaled by lora_alpha / rank."""
+    snapshots: tuple[int, ...] = ()
+    """Numbers of steps after which the encoder is given out as it is then."""
+    average_snapshots: bool = False
+    """Whether the result is the mean of the snapshots' weights instead of the last weights (Izmailov et al., 2018)."""
+    base_share: float = 0.0
+    """Share of the base in the final weights (Wortsman et al., 2022)."""
+    precision: str = "float32"
+    """Number format that the final weights pass through: float32 (nothing is lost), float16 or bfloat16."""
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        if self.schedule == "constant":
+            return self.lr
+        warmup = -(-self.steps // 10)
+        return self.lr * min((step + 1) / warmup, (self.steps - step) / max(1, self.steps - warmup), 1.0)
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method should be {' or '.join(METHODS)}, not {self.method!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule should be {' or '.join(SCHEDULES)}, not {self.schedule!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision should be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        if min(self.batch, self.steps, self.rank) < 1 or self.lr <= 0:
+            raise ValueError("batch, steps, rank and lr should be above 0")
+        if not 0 <= self.base_share < 1:
+            raise ValueError(f"base_share should be at least 0 and below 1, not {self.base_share}")
+        if any(not 1 <= step <= self.steps for step in self.snapshots) or len(set(self.snapshots)) < len(self.snapshots):
+            raise ValueError(f"snapshots should be different numbers from 1 to steps = {self.steps}, not {self.snapshots}")
+        if self.average_snapshots and len(self.snapshots) < 2:
+            raise ValueError("average_snapshots needs two snapshots or more")
 
 
-def finetune(
-    base: TextEncoder, clip: CLIPModel, pairs: Callable[[int], tuple[list[str], Tensor]], cfg: FinetuneConfig,
-    progress: bool = True,
-) -> TextEncoder:  # fmt: skip
-    """Fine-tune a copy of `base`, the text tower of `clip`, by cross-entropy over the batch on the text-side logits.
+# ------------------------------------------------------------------------------------------ what a family has of its own
+@dataclass(frozen=True)
+class Objective:
+    """How a family of pairs embeds texts and pictures in one space, and what it is trained with."""
 
-    `pairs(step)` gives captions and pictures (b, 3, h, w); vision tower, projections and logit scale stay frozen.
+    pair: type[PreTrainedModel]
+    """Class of the pair of towers."""
+    project: Callable[[PreTrainedModel, Tensor], Tensor]
+    """(pair, pooled text features (b, d)) -> text embeddings (b, p)"""
+    embed_pictures: Callable[[PreTrainedModel, Tensor], Tensor]
+    """(pair, pictures (b, 3, h, w)) -> picture embeddings (b, p)"""
+    loss: Callable[[PreTrainedModel, Tensor, Tensor], Tensor]
+    """(pair, text embeddings (b, p), embeddings of their pictures (b, p)) -> scalar"""
+
+
+def clip_project(pair: CLIPModel, pooled: Tensor) -> Tensor:
+    return pair.text_projection(pooled)
+
+
+def clip_embed_pictures(pair: CLIPModel, pictures: Tensor) -> Tensor:
+    return pair.get_image_features(pictures).pooler_output
+
+
+def text_side_cross_entropy(pair: CLIPModel, texts: Tensor, pictures: Tensor) -> Tensor:
+    """Cross-entropy of finding a text's own picture in the batch.  (b, p), (b, p) -> scalar"""
+    logits = pair.logit_scale.exp() * F.normalize(texts, dim=-1) @ F.normalize(pictures, dim=-1).T
+    return F.cross_entropy(logits, torch.arange(len(texts), device=logits.device))
+
+
+OBJECTIVES = {"clip": Objective(CLIPModel, clip_project, clip_embed_pictures, text_side_cross_entropy)}
+"""model_type in config.json -> what the fine-tune has to know about the family."""
+
+
+def objective(pair: PreTrainedModel) -> Objective:
+    return OBJECTIVES[pair.config.model_type]
+
+
+def load_pair(base: str | Path, device: str | torch.device = "cpu") -> tuple[TextEncoder, PreTrainedModel]:
+    """The text encoder of a folder or hub id, and the frozen pair of towers that it belongs to.
+
+    Raises:
+        InputError: it is no pair of a known family; one sentence with the cure.
     """
-    student = trainable_copy(base)
-    optimiser = torch.optim.Adam(student.model.parameters(), lr=cfg.lr)
-    torch.manual_seed(cfg.seed)
-    for step in tqdm(range(cfg.steps), desc="fine-tuning", disable=not progress, mininterval=2):
-        texts, pictures = pairs(step)
-        ids = base.trimmed(base.ids(texts)).to(base.device)
-        with torch.autocast(base.device.type, torch.bfloat16):
-            with torch.no_grad():
-                images = clip.get_image_features(pictures.to(base.device)).pooler_output
-            pooled = student.model(input_ids=ids).pooler_output
-        embedded = clip.text_projection(pooled.float())
-        logits = clip.logit_scale.exp() * F.normalize(embedded, dim=-1) @ F.normalize(images.float(), dim=-1).T
-        loss = F.cross_entropy(logits, torch.arange(len(texts), device=base.device))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-    student.model.requires_grad_(False)
-    student.model.set_attn_implementation("sdpa")
+    encoder = load_encoder(base, device)
+    try:
+        kind = AutoConfig.from_pretrained(base, trust_remote_code=False).model_type
+    except (OSError, ValueError):  # a pipeline has no config of its own
+        kind = "no config.json of a pair"
+    if kind not in OBJECTIVES:
+        raise InputError(
+            f"{base} holds no pair of towers ({kind}), and fine-tuning needs the vision tower too; "
+            f"give a model of the type {' or '.join(OBJECTIVES)}."
+        )
+    try:
+        pair, info = OBJECTIVES[kind].pair.from_pretrained(
+            base, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{base} cannot be loaded as a pair ({str(error).splitlines()[0]}); fetch it again.") from None
+    if wrong := sorted(map(str, [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])])):
+        raise InputError(
+            f"{base}: {len(wrong)} tensors of the pair are missing or misshapen, first {wrong[0]}; fetch it again."
+        )
+    return encoder, pair.to(device).eval().requires_grad_(False)
+
+
+# -------------------------------------------------------------------------------------------------- what is done to weights
+def with_lora(student: TextEncoder, rank: int, alpha: float, seed: int) -> TextEncoder:
+    """Freeze the student's weights; put trainable low-rank updates, zero at first, on linear layers and token embedding.
+
+    Without the embedding, words the base has never read hardly get a meaning: they share the pieces of known ones.
+    """
+    embedding = student.model.get_input_embeddings()
+    targets = [name for name, part in student.model.named_modules() if isinstance(part, nn.Linear) or part is embedding]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        student.model = peft.get_peft_model(student.model, peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
     return student
 
 
+def merged(student: TextEncoder) -> TextEncoder:
+    """A frozen plain encoder with the student's weights, low-rank updates added to the layers they stand on."""
+    plain = copy.deepcopy(student)
+    if isinstance(plain.model, peft.PeftModel):
+        plain.model = plain.model.merge_and_unload()
+    plain.model.requires_grad_(False)
+    plain.model.set_attn_implementation("sdpa")
+    return plain
+
+
 @torch.no_grad()
-def retrieval(encoder: TextEncoder, clip: CLIPModel, texts: list[str], pictures: Tensor) -> float:
-    """Top-1 text-to-image retrieval with `encoder` in place of the pair's own text tower."""
-    pooled = encoder.model(input_ids=encoder.ids(texts).to(encoder.device)).pooler_output
-    embedded = F.normalize(clip.text_projection(pooled), dim=-1)
-    images = F.normalize(clip.get_image_features(pictures.to(encoder.device)).pooler_output, dim=-1)
-    return ((embedded @ images.T).argmax(dim=1).cpu() == torch.arange(len(texts))).float().mean().item()
+def set_weights(encoder: TextEncoder, weights: dict[str, Tensor]) -> None:
+    for name, tensor in encoder.model.named_parameters():
+        tensor.copy_(weights[name])
+
+
+def interpolated(encoder: TextEncoder, base: TextEncoder, share: float) -> dict[str, Tensor]:
+    """Weights on the line from the encoder (share 0) to the base (share 1)."""
+    origin = dict(base.model.named_parameters())
+    return {name: torch.lerp(tensor, origin[name], share) for name, tensor in encoder.model.named_parameters()}
+
+
+def rounded(encoder: TextEncoder, precision: str) -> dict[str, Tensor]:
+    """Weights after a round trip through a number format."""
+    return {name: tensor.to(getattr(torch, precision)).to(tensor) for name, tensor in encoder.model.named_parameters()}
+
+
+class MeanWeights:
+    """The running mean of several encoders' weights."""
+
+    def __init__(self):
+        self.count = 0
+        self.weights: dict[str, Tensor] = {}
+
+    def add(self, encoder: TextEncoder) -> None:
+        self.count += 1
+        for name, tensor in encoder.model.named_parameters():
+            self.weights[name] = torch.lerp(self.weights.get(name, tensor.detach()), tensor.detach(), 1 / self.count)
+
+    def state_dict(self) -> dict:
+        return {"count": self.count, "weights": self.weights}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.count, self.weights = state["count"], state["weights"]
+
+
+# ----------------------------------------------------------------------------------------------------------- the training
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where an interrupted run goes on."""
+
+    file: Path
+    identity: str
+    """What the run is, as `identity` says; a file of another run is not taken."""
+    every: int = 100
+    """Steps between two savings."""
+
+    def load(self, device: torch.device) -> dict | None:
+        """The last state, or None where there is none of this run."""
+        try:
+            state = torch.load(self.file, map_location=device, weights_only=True)
+        except FileNotFoundError:
+            return None
+        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):  # half a file, or not ours
+            return None
+        return state if isinstance(state, dict) and state.get("identity") == self.identity else None
+
+    def save(self, state: dict) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_name(self.file.name + ".part")
+        torch.save(state | {"identity": self.identity}, partial)
+        partial.replace(self.file)
+
+
+def identity(cfg: FinetuneConfig, base: TextEncoder, *data: str) -> str:
+    """One hash of everything that decides a fine-tune; `data` are hashes of what it is trained on."""
+    return sha256(json.dumps([asdict(cfg), base.sha256, *data], sort_keys=True).encode()).hexdigest()
+
+
+def finetune(
+    base: TextEncoder, clip: PreTrainedModel, pairs: Callable[[int], tuple[list[str], Tensor]], cfg: FinetuneConfig,
+    progress: bool = True, checkpoint: Checkpoint | None = None,
+    on_snapshot: Callable[[int, TextEncoder], None] | None = None,
+) -> TextEncoder:  # fmt: skip
+    """Fine-tune a copy of `base`, the text tower of `clip`, with the family's contrastive loss and Adam.
+
+    `pairs(step)` gives captions and pictures (b, 3, h, w), or the pictures' embeddings (b, p) where they are known;
+    vision tower, projections and logit scale stay frozen.  `on_snapshot(steps, encoder)` gets each snapshot.
+
+    Raises:
+        InputError: the training diverged.
+    """
+    rules = objective(clip)
+    student, mean = trainable_copy(base), MeanWeights()
+    if cfg.method == "lora":
+        student = with_lora(student, cfg.rank, cfg.lora_alpha, cfg.seed)
+    weights = {name: tensor for name, tensor in student.model.named_parameters() if tensor.requires_grad}
+    optimiser = torch.optim.Adam(weights.values(), lr=cfg.lr)
+    start = 0
+    if checkpoint and (state := checkpoint.load(base.device)):
+        start = state["step"]
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                tensor.copy_(state["weights"][name])
+        optimiser.load_state_dict(state["optimiser"])
+        mean.load_state_dict(state["mean"])
+
+    bar = tqdm(range(start, cfg.steps), desc="fine-tuning", initial=start, total=cfg.steps, disable=not progress, mininterval=2)
+    for step in bar:
+        texts, pictures = pairs(step)
+        ids = base.trimmed(base.ids(texts)).to(base.device)
+        with torch.autocast(base.device.type, torch.bfloat16):
+            seen = _embeddings(rules, clip, pictures)
+            pooled = student.model(input_ids=ids).pooler_output
+        loss = rules.loss(clip, rules.project(clip, pooled.float()), seen.float())
+        if not torch.isfinite(loss):
+            raise InputError(f"the training diverged: no finite loss at step {step}; take a lower rate than {cfg.lr}.")
+        for group in optimiser.param_groups:
+            group["lr"] = cfg.rate(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        done = step + 1
+        if done in cfg.snapshots:
+            snapshot = merged(student)
+            mean.add(snapshot)
+            if on_snapshot:
+                on_snapshot(done, snapshot)
+        if checkpoint and (done % checkpoint.every == 0 or done == cfg.steps):
+            parts = {"weights": weights, "optimiser": optimiser.state_dict(), "mean": mean.state_dict()}
+            checkpoint.save({"step": done} | parts)
+
+    result = merged(student)
+    if cfg.average_snapshots:
+        set_weights(result, mean.weights)
+    set_weights(result, interpolated(result, base, cfg.base_share))
+    set_weights(result, rounded(result, cfg.precision))
+    return result
+
+
+@torch.no_grad()
+def _embeddings(rules: Objective, clip: PreTrainedModel, pictures: Tensor) -> Tensor:
+    """Pictures (b, 3, h, w), or what was embedded before (b, p), -> (b, p)"""
+    pictures = pictures.to(clip.device)
+    return pictures if pictures.ndim == 2 else rules.embed_pictures(clip, pictures)
+
+
+@torch.no_grad()
+def retrieval(encoder: TextEncoder, clip: PreTrainedModel, texts: list[str], pictures: Tensor, batch: int = 64) -> float:
+    """Top-1 text-to-image retrieval with `encoder` in place of the pair's own text tower; pictures as in `finetune`."""
+    rules = objective(clip)
+    rows = encoder.ids(texts).to(encoder.device).split(batch)
+    read = torch.cat([rules.project(clip, encoder.model(input_ids=ids).pooler_output) for ids in rows])
+    seen = torch.cat([_embeddings(rules, clip, some) for some in pictures.split(batch)])
+    nearest = (F.normalize(read, dim=-1) @ F.normalize(seen, dim=-1).T).argmax(dim=1).cpu()
+    return (nearest == torch.arange(len(texts))).float().mean().item()
