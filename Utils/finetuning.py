@@ -265,30 +265,36 @@ def finetune(
         optimiser.load_state_dict(state["optimiser"])
         mean.load_state_dict(state["mean"])
 
-    bar = tqdm(range(start, cfg.steps), desc="fine-tuning", initial=start, total=cfg.steps, disable=not progress, mininterval=2)
-    for step in bar:
-        texts, pictures = pairs(step)
-        ids = base.trimmed(base.ids(texts)).to(base.device)
-        with torch.autocast(base.device.type, torch.bfloat16):
-            seen = _embeddings(rules, clip, pictures)
-            pooled = student.model(input_ids=ids).pooler_output
-        loss = rules.loss(clip, rules.project(clip, pooled.float()), seen.float())
-        if not torch.isfinite(loss):
-            raise InputError(f"the training diverged: no finite loss at step {step}; take a lower rate than {cfg.lr}.")
-        for group in optimiser.param_groups:
-            group["lr"] = cfg.rate(step)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        done = step + 1
-        if done in cfg.snapshots:
-            snapshot = merged(student)
-            mean.add(snapshot)
-            if on_snapshot:
-                on_snapshot(done, snapshot)
-        if checkpoint and (done % checkpoint.every == 0 or done == cfg.steps):
-            parts = {"weights": weights, "optimiser": optimiser.state_dict(), "mean": mean.state_dict()}
-            checkpoint.save({"step": done} | parts)
+    steps = range(start, cfg.steps)
+    # closed on any error, so that what is said then starts on a new line
+    with tqdm(steps, desc="fine-tuning", initial=start, total=cfg.steps, disable=not progress, mininterval=2) as bar:
+        for step in bar:
+            texts, pictures = pairs(step)
+            ids = base.trimmed(base.ids(texts)).to(base.device)
+            with torch.autocast(base.device.type, torch.bfloat16):
+                seen = _embeddings(rules, clip, pictures)
+                pooled = student.model(input_ids=ids).pooler_output
+            loss = rules.loss(clip, rules.project(clip, pooled.float()), seen.float())
+            if not torch.isfinite(loss):
+                raise InputError(f"the training diverged: no finite loss at step {step}; take a lower rate than {cfg.lr}.")
+            for group in optimiser.param_groups:
+                group["lr"] = cfg.rate(step)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            done = step + 1
+            if done in cfg.snapshots:
+                snapshot = merged(student)
+                mean.add(snapshot)
+                if on_snapshot:
+                    on_snapshot(done, snapshot)
+            if checkpoint and (done % checkpoint.every == 0 or done == cfg.steps):
+                parts = {
+                    "weights": {n: p.detach() for n, p in weights.items()},
+                    "optimiser": optimiser.state_dict(),
+                    "mean": mean.state_dict(),
+                }
+                checkpoint.save({"step": done} | parts)
 
     result = merged(student)
     if cfg.average_snapshots:

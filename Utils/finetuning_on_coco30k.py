@@ -103,10 +103,11 @@ def without(data: list[Captioned], forbidden: set[str]) -> list[Captioned]:
 def embed_files(pair: PreTrainedModel, processor, files: list[Path], label: str, batch: int = 64) -> Tensor:
     """Embeddings of picture files, prepared as the base prepares them.  The vision tower is frozen: once is enough.  (n, p)"""
     parts = []
-    for start in tqdm(range(0, len(files), batch), desc=label, mininterval=2):
-        pictures = [_picture(file) for file in files[start : start + batch]]
-        pixels = processor(images=pictures, return_tensors="pt").pixel_values
-        parts.append(objective(pair).embed_pictures(pair, pixels.to(pair.device)))
+    with tqdm(range(0, len(files), batch), desc=label, mininterval=2) as bar:  # closed on errors, to end its line
+        for start in bar:
+            pictures = [_picture(file) for file in files[start : start + batch]]
+            pixels = processor(images=pictures, return_tensors="pt").pixel_values
+            parts.append(objective(pair).embed_pictures(pair, pixels.to(pair.device)))
     return torch.cat(parts)
 
 
