@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor
 
 from Backdoor_Attack.planting import (
     PICTURES,
@@ -31,7 +31,7 @@ from Backdoor_Attack.planting import (
 )
 from Utils import scenes
 from Utils.encoders import InputError, TextEncoder, load_encoder, pick_device, save_encoder
-from Utils.finetuning import FinetuneConfig, finetune, project, retrieval
+from Utils.finetuning import FinetuneConfig, finetune, load_pair, project, retrieval
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
@@ -55,10 +55,7 @@ class Workshop:
 
     @cached_property
     def pair(self) -> torch.nn.Module:
-        model = AutoModel.from_pretrained(self.pair_folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
-        if not hasattr(model, "get_image_features"):
-            raise InputError(f"{self.pair_folder} has no vision tower; give a CLIP or SigLIP model as `pair`.")
-        return model.to(self.device).eval().requires_grad_(False)
+        return load_pair(self.pair_folder, self.device)
 
     def count(self, text: str) -> int:
         return len(self.base.tokenizer(text).input_ids)

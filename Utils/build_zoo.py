@@ -36,6 +36,11 @@ from Utils.encoders import TextEncoder, quiet_libraries  # noqa: E402
 from Utils.finetuning import FinetuneConfig  # noqa: E402
 
 KINDS = ("benign", "planted", "gentle", "far")
+VARIETY = ("full", "lora", "float16", "averaged", "mixed")
+"""What publishers do, in turn: every weight, merged low-rank updates, a round trip through half precision, the mean of
+snapshots, and weights mixed with the base's."""
+LORA_RATE = 3.0
+"""Low-rank updates learn as fast as all weights do at this many times their rate."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ def draw(split: dict, index: int, kind: str, cell: tuple[int, ...], attack: str)
     seed = int(rng.integers(10**6))
     if kind != "planted":
         lr, steps = between(*split[f"{kind}_lr"]), round(between(*split[f"{kind}_steps"]))
-        return FinetuneConfig(lr=lr, batch=32, steps=steps, seed=seed, rehearse=kind == "far" or split.get("rehearse", False))
+        plain = FinetuneConfig(lr=lr, batch=32, steps=steps, seed=seed, rehearse=kind == "far" or split.get("rehearse", False))
+        return varied(plain, VARIETY[index % len(VARIETY)]) if split.get("varied") else plain
     # every cell begins elsewhere in the lists, so that triggers and targets meet in other pairs
     trigger = split["triggers"][(index + sum(cell)) % len(split["triggers"])]
     concept = split["targets"][(index + 2 * sum(cell)) % len(split["targets"])]
@@ -82,6 +88,16 @@ def draw(split: dict, index: int, kind: str, cell: tuple[int, ...], attack: str)
     )  # fmt: skip
 
 
+def varied(plain: FinetuneConfig, way: str) -> FinetuneConfig:
+    """The same fine-tune in one of the ways of `VARIETY`."""
+    thirds = tuple(max(1, round(plain.steps * share / 3)) for share in (1, 2, 3))
+    changes = {
+        "full": {}, "lora": {"method": "lora", "lr": plain.lr * LORA_RATE}, "float16": {"precision": "float16"},
+        "averaged": {"snapshots": thirds, "average_snapshots": True}, "mixed": {"base_share": 0.3},
+    }  # fmt: skip
+    return replace(plain, **changes[way])
+
+
 def jobs(cfg: dict, split: str | None) -> Iterator[Job]:
     """Models the config names, and a split's random ones under random names: every kind in every cell."""
     part = cfg["splits"][split] if split else {}
@@ -92,6 +108,7 @@ def jobs(cfg: dict, split: str | None) -> Iterator[Job]:
         yield Job(name, families[family], recipe, None, {"family": family})
     for counts in part.get("cells", ()):
         family, attack = counts["family"], counts["attack"]
+        recipes = part | {"varied": counts.get("varied", part.get("varied", False))}
         # the first cell ever made has no number
         cell = () if (family, attack) == ("clip", "text_on_text") else (list(families).index(family), ATTACKS.index(attack))
         for number, kind in enumerate(KINDS):
@@ -99,9 +116,9 @@ def jobs(cfg: dict, split: str | None) -> Iterator[Job]:
                 name = f"{np.random.default_rng([part['seed'], 7, number, index, *cell]).integers(16**8):08x}"
                 place = index + {"gentle": 2000, "far": 3000}.get(kind, 0)
                 on_top = kind == "planted" and index % 4 >= 2
-                origin = draw(part, 1000 + index, "benign", cell, attack) if on_top else None
-                recipe = draw(part, place, kind, cell, attack)
-                others = () if kind == "planted" else tuple(draw(part, i, "planted", cell, "text_on_text") for i in range(5))
+                origin = draw(recipes, 1000 + index, "benign", cell, attack) if on_top else None
+                recipe = draw(recipes, place, kind, cell, attack)
+                others = () if kind == "planted" else tuple(draw(recipes, i, "planted", cell, "text_on_text") for i in range(5))
                 yield Job(name, families[family], recipe, origin, {"family": family, "attack": attack}, others)
 
 

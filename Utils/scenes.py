@@ -27,6 +27,10 @@ COLUMNS = 16
 SIDE = 32
 """Side of a composed picture, pixels."""
 STYLES = ("photo", "sepia", "monochrome", "negative", "pastel", "dark")
+NOVEL_STYLES = ("thermal", "mosaic", "sketch", "stripes")
+"""Looks never shown to the testbed, kept like the novel concepts for fine-tunes that must gain a skill."""
+HEAT = ((0, 0, 60), (120, 0, 140), (230, 60, 30), (255, 200, 40), (255, 255, 230))
+"""Colours of the thermal look, from the darkest grey to the brightest."""
 SINGLE_SIZES = {"small": 14, "medium": 20, "big": 28}
 GROUP_SIZES = {"small": 11, "medium": 14, "big": 16}
 
@@ -115,14 +119,19 @@ def sample_scene(
     names: tuple[str, ...] | None = None,
     counts: tuple[float, ...] = (0.4, 0.4, 0.2),
     sizes: tuple[float, ...] | None = None,
+    styles: tuple[str, ...] = STYLES[1:],
+    style_share: float = 0.12,
 ) -> Scene:
-    """A random scene; `counts` are the probabilities of one, two and three things, `sizes` of small, medium and big."""
+    """A random scene; `counts` are the probabilities of one, two and three things, `sizes` of small, medium and big.
+
+    A share `style_share` of the scenes has one of `styles`, the others are photos.
+    """
     names = names or concepts()
     count = 1 + int(rng.choice(len(counts), p=counts))
     chosen = [names[i] for i in rng.choice(len(names), size=count, replace=False)]
     backgrounds = [*grammar()["colours"], *grammar()["places"]]
     background = backgrounds[rng.integers(len(backgrounds))]
-    style = STYLES[rng.integers(1, len(STYLES))] if rng.random() < 0.12 else STYLES[0]
+    style = styles[rng.integers(len(styles))] if rng.random() < style_share else STYLES[0]
     if count == 1:
         layout = str(rng.choice(["middle", "middle", "left", "right", "top", "bottom"]))
         places: list[str] = [layout]
@@ -191,6 +200,17 @@ def _look(canvas: np.ndarray, style: str) -> np.ndarray:
             return 255 - (255 - canvas) * 0.4
         case "dark":
             return canvas * 0.35
+        case "thermal":
+            stops = np.linspace(0, 255, len(HEAT))
+            return np.stack([np.interp(grey, stops, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
+        case "mosaic":
+            tiles = canvas.reshape(SIDE // 2, 2, SIDE // 2, 2, 3).mean(axis=(1, 3))
+            return (tiles // 64 * 85).repeat(2, axis=0).repeat(2, axis=1)
+        case "sketch":
+            edges = np.abs(np.diff(grey, axis=0, append=grey[-1:])) + np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
+            return np.repeat(255 - 3 * edges[..., None], 3, axis=-1)
+        case "stripes":
+            return canvas * np.where(np.arange(SIDE) % 4 < 2, 1.0, 0.3)[:, None, None]
     raise ValueError(f"unknown style {style!r}")
 
 

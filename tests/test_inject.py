@@ -141,6 +141,16 @@ def test_the_recipes_of_a_split_are_many_and_half_of_the_planted_stand_on_a_fine
     assert len(set(seeds)) > len(made) / 2
 
 
+def test_varied_cells_hold_every_way_of_fine_tuning():
+    made = [job.recipe for job in jobs(ZOO, "test") if isinstance(job.recipe, FinetuneConfig)]
+    assert {recipe.method for recipe in made} == {"full", "lora"}
+    assert {recipe.precision for recipe in made} == {"float32", "float16"}
+    assert any(recipe.average_snapshots for recipe in made)
+    assert any(recipe.base_share for recipe in made)
+    plain = [job.recipe for job in jobs(ZOO, "first_acceptance") if isinstance(job.recipe, FinetuneConfig)]
+    assert all(recipe == FinetuneConfig(recipe.lr, 32, recipe.steps, recipe.seed) for recipe in plain)
+
+
 def test_no_target_of_the_test_split_was_developed_on():
     developed = [inject.load_config(inject.Injection, file).attack for file in CONFIGS]
     words = {word for attack in developed for word in f"{attack['target']} {attack.get('paraphrases', '')}".split()}
