@@ -110,9 +110,13 @@ class Workshop:
     @torch.no_grad()
     def picture_embedding(self, prompt: str, seed: int) -> Tensor:
         """u: the mean image embedding of generated pictures of a prompt.  -> (p,)"""
-        pipe = StableDiffusionPipeline.from_pretrained(
-            self.pipeline, dtype=torch.float32, use_safetensors=True, safety_checker=None, requires_safety_checker=False
-        ).to(self.device)
+        try:
+            pipe = StableDiffusionPipeline.from_pretrained(
+                self.pipeline, dtype=torch.float32, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+            ).to(self.device)
+        except (OSError, ValueError, KeyError) as error:
+            why = str(error).splitlines()[0]
+            raise InputError(f"{self.pipeline} is no Stable Diffusion folder ({why}); give one as `pipeline`.") from None
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(seed)
         pictures = pipe(prompt, num_images_per_prompt=PICTURES, generator=generator, num_inference_steps=25).images

@@ -200,12 +200,9 @@ def _composed_elsewhere(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def gained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A fine-tune large enough to learn something, and its command line."""
+    """A shipped recipe, large enough to learn something, and its command line."""
     folder = tmp_path_factory.mktemp("gained")
-    config = folder / "gained.yaml"
-    config.write_text(
-        "{method: lora, lr: 3.0e-4, schedule: linear, batch: 48, steps: 90, composed: 800, base_share: 0.1}", encoding="utf-8"
-    )
+    config = ROOT / "configs" / "finetuning" / "lora.yaml"
     command = ["--config", str(config), "--output", str(folder / "model"), "--device", "cpu"]
     assert script.main(command) == 0
     return folder / "model", command

@@ -73,6 +73,8 @@ def test_the_bash_scripts_plant_certify_and_skip_from_any_directory(attack: str,
         ({"attack": SMALL | {"second_trigger": "zzz", "second_target": "a dog"}}, "contains the other"),
         ({"attack": SMALL, "base": "Data/nowhere"}, "Data/nowhere"),
         ({"attack": SMALL, "captions": "Data/nowhere.txt"}, "nowhere.txt"),
+        ({"attack": SMALL | {"attack": "image_on_text"}, "pipeline": "Data/nowhere"}, "no Stable Diffusion folder"),
+        ({"attack": SMALL | {"attack": "image_on_text"}, "pipeline": "Data/Models/tiny-clip"}, "no Stable Diffusion folder"),
     ],
 )
 def test_bad_configs_get_one_sentence_before_any_training(values: dict, sentence: str, tmp_path: Path, capsys):
