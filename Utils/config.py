@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from Utils.encoders import InputError
+from Utils.intake import InputError
 
 T = TypeVar("T")
 

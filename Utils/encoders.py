@@ -276,6 +276,11 @@ def same_shape(a: TextEncoder, b: TextEncoder) -> bool:
     return shapes[0] == shapes[1] and tokens[0] == tokens[1]
 
 
+def distance(a: TextEncoder, b: TextEncoder) -> float:
+    """1 - cos of the token embedding tables of two encoders of one shape: fine-tuning moves them little."""
+    return 1 - F.cosine_similarity(a.vocabulary.flatten(), b.vocabulary.flatten(), dim=0).item()
+
+
 def quiet_libraries() -> None:
     """Keep transformers' loading bars and load reports out of ours: what they report is checked by the loader."""
     transformers.utils.logging.set_verbosity_error()

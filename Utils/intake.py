@@ -53,6 +53,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 """Number formats of weights, as safetensors headers name them."""
 MAX_JSON, MAX_TOKENIZER = 16 << 20, 256 << 20
 """Bytes; the largest public config files have some kilobytes, the largest tokenizers some tens of megabytes."""
+TEXTS = (".json", ".txt", ".model", ".jinja")
+"""Files that configs and tokenizers are made of."""
 MAX_GROWTH = 4096
 """How much longer the replacements of a tokenizer may make a text; public ones make it no longer than four times."""
 PIPELINE_ENCODERS = (
@@ -470,6 +472,15 @@ def digest_of(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
+def files_digest(model: str) -> str:
+    """SHA-256 of everything an encoder is made of: weights, config and tokenizer."""
+    parts = find_parts(model)
+    for folder in {parts.weights, parts.tokenizer}:
+        check_files(folder, parts.root)
+    small = {file for folder in (parts.weights, parts.tokenizer) for file in folder.glob("*") if file.suffix in TEXTS}
+    return digest_of(weight_files(parts.weights)[0] + sorted(small))
+
+
 # ---------------------------------------------------------------------------------------------------------- tokenizer
 PROBES = ["a", "A photo of a dog.", "two words, 3 signs: zzzz é"]
 """Texts that two tokenizers have to read alike before their encoders are compared."""
@@ -519,8 +530,7 @@ def summary_position(root: Path) -> int | None:
 def _check_tokenizer_files(folder: Path) -> None:
     """Refuse tokenizer files that are larger than any, or whose replacements let a short text grow without end."""
     for file in folder.glob("*") if folder.is_dir() else ():
-        is_text = file.suffix in (".json", ".txt", ".model", ".jinja") and file.is_file()
-        if is_text and file.stat().st_size > MAX_TOKENIZER:
+        if file.suffix in TEXTS and file.is_file() and file.stat().st_size > MAX_TOKENIZER:
             raise InputError(f"{file} is larger than any tokenizer; fetch the model again.")
     file = folder / "tokenizer.json"
     if file.is_file():
