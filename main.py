@@ -39,7 +39,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from Utils import landscape, plots
-from Utils.config import from_values, load_config
+from Utils.config import from_values, load_config, sentences
 from Utils.corpus import Corpus, batches, embed_corpus, read_prompts, split
 from Utils.encoders import (
     InputError,
@@ -100,6 +100,7 @@ class ScanConfig:
     lr: float = 8.0e-2
     """Adam's rate; in units of s where the start is vocabulary."""
     weight_decay: float = 1.0e-5
+    """Adam's weight decay."""
     batch: int = 10
     """Prompts a step."""
     steps: int = 640
@@ -113,18 +114,27 @@ class ScanConfig:
     leave_below: float = -0.85
     """The published epoch is left when the running mean of the loss is below this."""
     gate_assimilated: float = 0.8
+    """Published gate 1: a prompt is assimilated when A is above this."""
     gate_assimilated_share: float = 0.8
+    """Published gate 1: share of held-out prompts that have to be."""
     gate_one_target: float = 0.92
+    """Published gate 2: a prompt has the first one's target when their cos is above this."""
     gate_one_target_share: float = 0.995
+    """Published gate 2: share of held-out prompts that have to have it."""
     gate_foreign: float = 0.0
+    """Published gate 3: a prompt is foreign when its cos to the anchor is below this."""
     gate_foreign_share: float = 0.95
+    """Published gate 3: share of held-out prompts that have to be."""
     gate_basin: float = 0.8
-    """The published gates: thresholds, and the shares of held-out prompts that have to pass them."""
+    """Published gate 4: share of the landscape's curvature that has to point upwards."""
     landscape_points: int = 50
+    """Points along each side of the landscape."""
     landscape_radius: float = 10.0
     """Half side of the landscape; absolute when published, in norms of v when calibrated."""
     landscape_planes: int = 1
+    """Random planes whose median is taken."""
     landscape_prompts: int = 1
+    """Held-out prompts a plane."""
     calibration: str = "configs/calibration.yaml"
     """Constants of the score, fitted by Analysis/calibrate.py, relative to the repository."""
 
@@ -843,12 +853,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="also write the report here, an array of several; - is standard output")
     parser.add_argument("--sarif", metavar="FILE", help="also write the findings here as SARIF 2.1.0, for code-scanning pages")
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors: exit code and files hold the verdict")
-    settings = parser.add_argument_group(
-        "settings", "every number of the scan (see ScanConfig in main.py); a flag beats the config"
-    )
+    settings = parser.add_argument_group("settings", "every number of the scan; a flag beats the config")
+    meaning = sentences(ScanConfig)
     for name, kind in get_type_hints(ScanConfig).items():
         how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
-        settings.add_argument(f"--{name.replace('_', '-')}", default=None, **how)
+        settings.add_argument(f"--{name.replace('_', '-')}", default=None, help=meaning[name].replace("%", "%%"), **how)
     parser.add_argument("--version", action="version", version=f"amber {VERSION}")
     return parser.parse_args(argv)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
 from Utils.intake import (
+    ENGLISH,
     FAMILIES,
     PROBES,
     Family,
@@ -28,6 +29,7 @@ from Utils.intake import (
     digest_of,
     ending,
     find_parts,
+    first_line,
     full_path,
     load_tokenizer,
     load_tower,
@@ -249,9 +251,22 @@ def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextE
     tower.eval().requires_grad_(False).to(device)
     summary = None if family.head else summary_position(parts.root)
     encoder = TextEncoder(tower, tokenizer, full_path(str(model)), digest_of(files), ignored, summary)
-    if encoder.context < 8:
-        raise InputError(f"{parts.root} leaves {encoder.context} positions for a text, too few for a prompt; use its config.")
+    _check_reading(encoder, parts.tokenizer)
     return encoder
+
+
+def _check_reading(encoder: TextEncoder, folder: Path) -> None:
+    """Refuse a tokenizer whose texts do not stand where the scan looks: from the first position on, padding behind them."""
+    try:
+        context, first = encoder.context, encoder.tokenizer("a").input_ids
+        ids, place = encoder.ids(ENGLISH), (encoder.begin, encoder.placeholder)
+    except Exception as error:  # a tokenizer's settings can be wrong in any way
+        raise InputError(f"{folder} holds no usable tokenizer ({first_line(error)}); put the tokenizer files there.") from None
+    if context < 8:
+        raise InputError(f"{folder} leaves {context} positions for a text, too few for a prompt; restore its files.")
+    shape, told = (len(ENGLISH), context), ids[0, : len(first)].tolist()
+    if ids.shape != shape or told != first or not (ids == encoder.eos).any(dim=1).all() or place[1] >= len(encoder.vocabulary):
+        raise InputError(f"{folder}: the tokenizer does not pad texts behind their end; restore its files.")
 
 
 def trainable_copy(encoder: TextEncoder) -> TextEncoder:

@@ -289,10 +289,10 @@ def read_json(file: Path) -> object:
             raise ValueError(f"{file.stat().st_size} bytes are no config")
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read as JSON ({_first_line(error)}); fetch the model again.") from None
+        raise InputError(f"{file} cannot be read as JSON ({first_line(error)}); fetch the model again.") from None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error, short enough for one sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
@@ -370,7 +370,7 @@ def read_headers(files: list[Path]) -> dict[str, tuple[tuple[int, ...], str]]:
                     part = opened.get_slice(name)
                     stored[name] = tuple(part.get_shape()), str(part.get_dtype())
         except (SafetensorError, OSError, OverflowError, ValueError) as error:
-            raise InputError(f"{file} is not a readable safetensors file ({_first_line(error)}); fetch it again.") from None
+            raise InputError(f"{file} is not a readable safetensors file ({first_line(error)}); fetch it again.") from None
     return stored
 
 
@@ -391,7 +391,7 @@ def parse_config(config: dict, folder: Path, stored: dict) -> PreTrainedConfig:
 
 
 def _unloadable(folder: Path, family: Family, error: BaseException) -> str:
-    return f"{folder} cannot be loaded as a {family.tower.__name__} ({_first_line(error)}); fetch the model again."
+    return f"{folder} cannot be loaded as a {family.tower.__name__} ({first_line(error)}); fetch the model again."
 
 
 def check_layout(family: Family, config: PreTrainedConfig, folder: Path, stored: dict) -> None:
@@ -447,9 +447,11 @@ def check_tensors(tower: PreTrainedModel, info: dict, folder: Path, stored: dict
         raise InputError(f"{folder}: tensor {wrong[0]} has another shape than config.json says; use the matching config.")
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{folder}: {len(missing)} tensors of the text tower are missing, first {missing[0]}; fetch it again.")
-    ignored = sorted(info["unexpected_keys"])
+    inside_names = tower.state_dict().keys()
+    unread = {n for n in stored if _plain(n, family.prefix) not in inside_names and not n.endswith(BUFFERS)}
+    ignored = sorted(unread | set(info["unexpected_keys"]))  # transformers does not name all that it leaves out
     prefix = family.prefix
-    own = {name.split(".")[0] for name in tower.state_dict()}
+    own = {name.split(".")[0] for name in inside_names}
     for name in ignored:
         stem = name.removeprefix(prefix) if prefix else name
         inside = bool(prefix) and (name != stem or prefix + stem in stored)
@@ -499,19 +501,19 @@ def load_tokenizer(folder: Path, tower: PreTrainedModel) -> PreTrainedTokenizerB
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         highest = max(tokenizer.get_vocab().values())
-        plain = tokenizer(ENGLISH).input_ids
+        eos, pad = ending(tokenizer), tokenizer.pad_token_id
+        plain = tokenizer(ENGLISH, verbose=False).input_ids  # longer than the context of a tiny model, and may be
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises bare Exception for malformed files, and Rust panics past it
-        raise InputError(f"{folder} holds no usable tokenizer ({_first_line(error)}); put the tokenizer files there.") from None
+        raise InputError(f"{folder} holds no usable tokenizer ({first_line(error)}); put the tokenizer files there.") from None
     rows = tower.get_input_embeddings().num_embeddings
     if highest >= rows:
         raise InputError(
             f"{folder}: the tokenizer has token ids up to {highest}, the encoder {rows} rows; they do not belong together."
         )
     # a false end of text would hide most of every prompt from the scan while the model itself works as before
-    eos = ending(tokenizer)
-    if eos is None or tokenizer.pad_token_id is None or any(ids.count(eos) != 1 or ids[-1] != eos for ids in plain):
+    if eos is None or pad is None or any(ids.count(eos) != 1 or ids[-1] != eos for ids in plain):
         raise InputError(f"{folder}: the tokenizer does not end texts with its end-of-text token; restore its files.")
     expected = getattr(tower.config, "eos_token_id", None)
     if isinstance(tower, CLIPTextModel) and expected not in (eos, LEGACY_EOS):  # the others do not pool there
@@ -538,7 +540,7 @@ def _check_tokenizer_files(folder: Path) -> None:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(
-                f"{folder} holds no usable tokenizer ({_first_line(error)}); put the tokenizer files there."
+                f"{folder} holds no usable tokenizer ({first_line(error)}); put the tokenizer files there."
             ) from None
         growth = 1
         for text in _contents(content):

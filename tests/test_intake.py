@@ -310,6 +310,23 @@ def test_a_tokenizer_that_ends_texts_in_the_middle_is_refused(editable: Path):
     assert "end-of-text" in refusal(editable)
 
 
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"padding_side": "left"}, "behind their end"), ({"padding_side": "up"}, "tokenizer"), ({"unk_token": None}, ""),
+        ({"eos_token": "nowhere", "unk_token": "neither"}, "token"), ({"pad_token": None}, "token"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_hide_the_text_or_break_the_tokenizer_are_refused(editable: Path, values: dict, word: str):
+    """Padding in front would be taken for the end of text: nothing of any prompt would be looked at."""
+    reconfigure(editable / "tokenizer_config.json", **values)
+    if values == {"unk_token": None}:
+        load_encoder(editable)
+    else:
+        assert word in refusal(editable)
+
+
 # ------------------------------------------------------------------------------------------------------------- output
 def test_an_output_without_rights_to_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def denied(*_args, **_named):
