@@ -1,6 +1,6 @@
 """A seeded fuzzer: whatever is in a model folder, intake accepts it or says one sentence, soon and within bounds.
 
-AMBER_FUZZ=2000 runs the full number of mutants; the default is a share that fits the everyday test run.
+AMBER_FUZZ_COMMANDS=20 runs the full number of mutants through the command line, some seconds each; 4 by default.
 """
 
 import json
@@ -20,7 +20,8 @@ from Utils.encoders import load_encoder
 from Utils.intake import InputError
 
 ROOT = Path(main.__file__).resolve().parent
-MUTANTS = int(os.environ.get("AMBER_FUZZ", "200"))
+MUTANTS = 2000
+COMMANDS = int(os.environ.get("AMBER_FUZZ_COMMANDS", "4"))
 ODD = [
     None, True, -1, 0, 1, 2, 7, 2**31, 2**40, 2**63, -(2**63), 10**30, 1e308, 0.5, "", "x", "\u202e<script>", "../..", [], {},
     [[]], {"type": "Sequence"}, "float64", "a" * 10_000,
@@ -123,12 +124,11 @@ def test_every_mutant_is_accepted_or_refused_with_one_sentence(editable: Path):
     assert slowest < 30
     assert more < 1000
     assert {end for _, end in ends} == {"accepted", "refused"}
-    assert seconds < 0.09 * MUTANTS + 60  # 2,000 in under three minutes, and a minute's grace on a busy machine
+    assert seconds < 180
 
 
 def test_mutants_end_the_command_line_with_a_verdict_or_one_sentence(editable: Path, tiny_folder: Path, tmp_path: Path):
-    """20 in the full run, from Python started anew each time; 4 every day."""
-    count = 20 if MUTANTS >= 2000 else 4
+    """Python is started anew each time."""
     steps = [
         "--prompts",
         "24",
@@ -143,7 +143,7 @@ def test_mutants_end_the_command_line_with_a_verdict_or_one_sentence(editable: P
         "--restarts",
         "1",
     ]
-    for number, name in enumerate(mutants(editable, count, seed=6)):
+    for number, name in enumerate(mutants(editable, COMMANDS, seed=6)):
         command = [sys.executable, str(ROOT / "main.py"), "--model", str(editable), "--anchor", str(tiny_folder), *steps,
                    "--output", str(tmp_path / f"out{number}"), "--device", "cpu", "--quiet"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
