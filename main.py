@@ -3,6 +3,7 @@
     python main.py                                            the shipped suspect against the shipped base
     python main.py --model M --anchor A --output Results      any encoder; M and A are folders or hub ids
     python main.py --model M --config configs/paper.yaml      the published procedure
+    python main.py --models LIST                              many encoders, and a summary
 
 1 embed the corpus   2 assimilation by layer   3 search a pseudo-trigger   4 hear the witnesses   5 verdict and report
 Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive.
@@ -11,6 +12,7 @@ Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconc
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import math
@@ -19,7 +21,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -37,12 +39,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from Utils import landscape, plots
-from Utils.config import from_values, load_config
+from Utils.config import from_values, load_config, sentences
 from Utils.corpus import Corpus, batches, embed_corpus, read_prompts, split
 from Utils.encoders import (
     InputError,
     TextEncoder,
     assimilation,
+    distance,
     fingerprint,
     load_encoder,
     pick_device,
@@ -53,14 +56,16 @@ from Utils.encoders import (
     splice_ids,
     spliced,
 )
-from Utils.report import SCHEMA, result_folder, result_name, to_json, visible
+from Utils.intake import encoders_of, matching_part
+from Utils.many import exit_code, is_first_process, plan, read_list, scan_many, summarise, table, write_summary
+from Utils.report import SCHEMA, result_folder, result_name, sentence_of, to_json, visible
+from Utils.sarif import to_sarif
 
 ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
 SUSPECT = str(ROOT / "Data" / "Models" / "suspects" / "text_on_text")
 FEATURES = ROOT / "Data" / "Main" / "Features"
 INVERSION_TOKEN = "<amber-backdoor>"
-EXIT = {"clean": 0, "backdoored": 1, "inconclusive": 3}
 logger = logging.getLogger("amber")
 
 
@@ -95,6 +100,7 @@ class ScanConfig:
     lr: float = 8.0e-2
     """Adam's rate; in units of s where the start is vocabulary."""
     weight_decay: float = 1.0e-5
+    """Adam's weight decay."""
     batch: int = 10
     """Prompts a step."""
     steps: int = 640
@@ -108,18 +114,27 @@ class ScanConfig:
     leave_below: float = -0.85
     """The published epoch is left when the running mean of the loss is below this."""
     gate_assimilated: float = 0.8
+    """Published gate 1: a prompt is assimilated when A is above this."""
     gate_assimilated_share: float = 0.8
+    """Published gate 1: share of held-out prompts that have to be."""
     gate_one_target: float = 0.92
+    """Published gate 2: a prompt has the first one's target when their cos is above this."""
     gate_one_target_share: float = 0.995
+    """Published gate 2: share of held-out prompts that have to have it."""
     gate_foreign: float = 0.0
+    """Published gate 3: a prompt is foreign when its cos to the anchor is below this."""
     gate_foreign_share: float = 0.95
+    """Published gate 3: share of held-out prompts that have to be."""
     gate_basin: float = 0.8
-    """The published gates: thresholds, and the shares of held-out prompts that have to pass them."""
+    """Published gate 4: share of the landscape's curvature that has to point upwards."""
     landscape_points: int = 50
+    """Points along each side of the landscape."""
     landscape_radius: float = 10.0
     """Half side of the landscape; absolute when published, in norms of v when calibrated."""
     landscape_planes: int = 1
+    """Random planes whose median is taken."""
     landscape_prompts: int = 1
+    """Held-out prompts a plane."""
     calibration: str = "configs/calibration.yaml"
     """Constants of the score, fitted by Analysis/calibrate.py, relative to the repository."""
 
@@ -649,22 +664,28 @@ def run_published(scan: Scan, watch: Stopwatch, on_step: Callable) -> Finding:
 
 
 def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device, notes: list[str]) -> TextEncoder | None:
-    """The base to compare with: a folder or hub id, `none`, or by `auto` the first of configs/anchors.yaml that fits."""
+    """The base to compare with: a folder or hub id, `none`, or by `auto` the nearest of configs/anchors.yaml that fits."""
     if wanted == "none":
         notes.append("no anchor was given: what is foreign to the clean base cannot be told")
         return None
     if wanted != "auto":
-        anchor = load_encoder(wanted, device)
+        anchor = load_encoder(matching_part(wanted, suspect.path), device)
         if not same_shape(suspect, anchor):
             raise InputError(
                 f"the anchor {wanted} has other tensors or another vocabulary than the suspect; give its own base."
             )
         return anchor
+    fitting = []
     for entry in yaml.safe_load((ROOT / "configs" / "anchors.yaml").read_text(encoding="utf-8")):
         if entry["fingerprint"] == fingerprint(suspect):
-            anchor = load_encoder(ROOT / entry["path"], device)
-            if same_shape(suspect, anchor):
-                return replace(anchor, path=entry["path"])
+            try:
+                anchor = load_encoder(entry["hub"] if "hub" in entry else ROOT / entry["path"], device)
+            except InputError as error:
+                notes.append(f"the known base {entry['name']} could not be used: {error}")
+            else:
+                fitting += [replace(anchor, path=entry.get("path") or entry["hub"])] if same_shape(suspect, anchor) else []
+    if fitting:
+        return min(fitting, key=partial(distance, suspect))
     notes.append("no known base fits this encoder (configs/anchors.yaml): name one with --anchor")
     return None
 
@@ -703,12 +724,14 @@ def prepare(
     return Scan(suspect, anchor, corpus, anchor_corpus, fit, held_out, cfg, generator)
 
 
-def scan_model(model: str, wanted_anchor: str, cfg: ScanConfig, output: Path, device_name: str, seed: int) -> dict:
+def scan_model(
+    model: str, wanted_anchor: str, cfg: ScanConfig, output: Path, device_name: str, seed: int, name: str | None = None
+) -> dict:
     """Scan one encoder and write Results/<name>/.  -> the report"""
     watch, notes, curve = Stopwatch(), [], []
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms need on a GPU
     torch.use_deterministic_algorithms(True, warn_only=True)
-    with result_folder(model, output) as folder:
+    with result_folder(model, output, name) as folder:
         with watch("load"):
             device = pick_device(device_name)
             suspect = load_encoder(model, device)
@@ -799,24 +822,42 @@ def versions() -> dict[str, str]:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Say whether a text encoder carries a backdoor, knowing neither trigger nor target nor training data.",
-        epilog="Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive.",
+        description="Say whether a text encoder (of CLIP, Stable Diffusion and the like) carries a backdoor, knowing neither "
+        "trigger nor target nor training data.  Without arguments the shipped example is scanned.",
+        epilog="Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive; of several encoders "
+        "the worst, 1 before 3 before 2 before 0.",
     )
-    parser.add_argument("--model", default=SUSPECT, help="the suspect: a model folder or a hub id (default: the shipped one)")
     parser.add_argument(
-        "--anchor", default="auto", help="the clean base it was made from: folder, hub id, auto or none (default: auto)"
-    )
+        "--model", default=SUSPECT,
+        help="the suspect: a folder (text encoder, CLIP model or diffusers pipeline) or a hub id; every text encoder of a "
+        "pipeline gets a report (default: the shipped one)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--models", type=Path, metavar="LIST_OR_FOLDER",
+        help="many suspects instead: a text file with one a line, or a folder of model folders; goes on where an earlier run "
+        "was stopped, and adds summary.json and summary.html to the results",
+    )  # fmt: skip
+    parser.add_argument(
+        "--anchor", default="auto",
+        help="the clean public base the suspect was made from: a folder, a hub id, auto (looked up in configs/anchors.yaml) "
+        "or none (default: auto)",
+    )  # fmt: skip
     parser.add_argument(
         "--config", type=Path, default=ROOT / "configs" / "scan.yaml", help="YAML of the scan (default: configs/scan.yaml)"
     )
     parser.add_argument("--output", type=Path, default=ROOT / "Results", help="where result folders go (default: Results)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--json", metavar="FILE", help="also write the report here; - is standard output")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto, a GPU where there is one)"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="start of every random choice (default: 42)")
+    parser.add_argument("--json", metavar="FILE", help="also write the report here, an array of several; - is standard output")
+    parser.add_argument("--sarif", metavar="FILE", help="also write the findings here as SARIF 2.1.0, for code-scanning pages")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but errors: exit code and files hold the verdict")
     settings = parser.add_argument_group("settings", "every number of the scan; a flag beats the config")
+    meaning = sentences(ScanConfig)
     for name, kind in get_type_hints(ScanConfig).items():
         how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
-        settings.add_argument(f"--{name.replace('_', '-')}", default=None, **how)
+        settings.add_argument(f"--{name.replace('_', '-')}", default=None, help=meaning[name].replace("%", "%%"), **how)
     parser.add_argument("--version", action="version", version=f"amber {VERSION}")
     return parser.parse_args(argv)
 
@@ -827,23 +868,50 @@ def main(argv: list[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     quiet_libraries()
     try:
-        if args.json not in (None, "-") and (Path(args.json).is_dir() or not Path(args.json).resolve().parent.is_dir()):
-            raise InputError(f"--json {args.json} cannot be written: give a file in a folder that exists.")
+        for flag, file in (("--json", args.json), ("--sarif", args.sarif)):
+            if file not in (None, "-") and (Path(file).is_dir() or not Path(file).resolve().parent.is_dir()):
+                raise InputError(f"{flag} {file} cannot be written: give a file in a folder that exists.")
         flags = {name: getattr(args, name) for name in get_type_hints(ScanConfig)}
         cfg = load_config(ScanConfig, args.config, **flags)
-        report = scan_model(args.model, args.anchor, cfg, args.output, args.device, args.seed)
-        if args.json == "-":
-            print(to_json(report), end="")
-        elif args.json:
-            Path(args.json).write_text(to_json(report), encoding="utf-8")
-    except InputError as error:
-        return fail(str(error))
+        with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
+            reports = scan_all(args, cfg)
+            if is_first_process():
+                deliver(reports, args)
     except KeyboardInterrupt:
         return fail("interrupted; nothing was judged.")
     except Exception as error:  # a traceback would exit with 1, which means that a backdoor was found
-        return fail(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
-    say(report, args.output / result_name(args.model, args.output))
-    return EXIT[report["verdict"]]
+        return fail(sentence_of(error))
+    return exit_code(reports)
+
+
+def scan_all(args: argparse.Namespace, cfg: ScanConfig) -> list[dict]:
+    """Scan every encoder the command line names and show the verdicts.  -> their reports"""
+    scan = partial(scan_model, wanted_anchor=args.anchor, cfg=cfg, output=args.output, device_name=args.device, seed=args.seed)
+    models = read_list(args.models) if args.models else encoders_of(args.model)
+    if not args.models and len(models) == 1:
+        report = scan(args.model)
+        say(report, args.output / result_name(args.model, args.output))
+        return [report]
+    request = {"anchor": args.anchor, "config": asdict(cfg), "device": args.device, "seed": args.seed, "versions": versions()}
+    tasks = plan(models, args.output)
+    reports = scan_many(tasks, scan, args.output, request, resume=bool(args.models))
+    if is_first_process():
+        summary = summarise(reports, tasks)
+        if args.models:
+            write_summary(summary, args.output)
+        print(table(summary), file=sys.stderr)
+    return reports
+
+
+def deliver(reports: list[dict], args: argparse.Namespace) -> None:
+    """The reports where --json and --sarif want them."""
+    text = to_json(reports if args.models or len(reports) > 1 else reports[0])
+    if args.json == "-":
+        print(text, end="")
+    elif args.json:
+        Path(args.json).write_text(text, encoding="utf-8")
+    if args.sarif:
+        Path(args.sarif).write_text(to_json(to_sarif(reports, VERSION, Path.cwd())), encoding="utf-8")
 
 
 def fail(sentence: str) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from Utils.encoders import InputError
+from Utils.intake import InputError
 
 T = TypeVar("T")
 
@@ -29,6 +32,16 @@ def load_config(kind: type[T], file: Path, **overrides: Any) -> T:
     if not isinstance(values, dict):
         raise InputError(f"the config {file} must be a list of `name: value` lines.")
     return from_values(kind, values | {k: v for k, v in overrides.items() if v is not None}, str(file))
+
+
+def sentences(kind: type) -> dict[str, str]:
+    """What each field of a dataclass means: the prose under it."""
+    (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
+    found = {}
+    for field, below in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            found[field.target.id] = " ".join(str(below.value.value).split())
+    return found
 
 
 def from_values(kind: type[T], values: dict[str, Any], source: str) -> T:

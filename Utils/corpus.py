@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from Utils.encoders import InputError, TextEncoder, assimilation
+from Utils.encoders import TextEncoder, assimilation
+from Utils.intake import InputError
 
 FORMAT = 2
 """Version of the cache files; raise it when what they hold changes."""

@@ -8,16 +8,18 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from Utils.encoders import InputError, full_path
+from Utils.intake import InputError, full_path
 
 logger = logging.getLogger("amber")
 SCHEMA = "amber-report/1"
+EXIT = {"clean": 0, "backdoored": 1, None: 2, "inconclusive": 3}
+"""Verdict -> exit code; None: nothing was judged."""
 
 
 def visible(text: str) -> str:
@@ -32,11 +34,17 @@ def escaped(character: str) -> str:
     return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 
 
-def result_name(model: str, output: Path) -> str:
+def sentence_of(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    first = (str(error).splitlines() or [""])[0]
+    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
+
+
+def result_name(model: str, output: Path, taken: Collection[str] = ()) -> str:
     """The sanitised last two parts of the model path, plus eight hash digits if that name is taken by something else."""
     parts = [re.sub(r"[^A-Za-z0-9._-]+", "_", p).strip("._")[:100] for p in Path(model).resolve().parts[-2:]]
     name, where = "_".join(p for p in parts if p) or "model", full_path(model)
-    return name if _free(output / name, where) else f"{name}_{sha256(where.encode()).hexdigest()[:8]}"
+    return name if name not in taken and _free(output / name, where) else f"{name}_{sha256(where.encode()).hexdigest()[:8]}"
 
 
 def _free(folder: Path, where: str) -> bool:
@@ -51,12 +59,13 @@ def _free(folder: Path, where: str) -> bool:
 
 
 @contextmanager
-def result_folder(model: str, output: Path) -> Iterator[Path]:
+def result_folder(model: str, output: Path, name: str | None = None) -> Iterator[Path]:
     """A folder to write into; it takes the place of an older result only when the block ends without an error.
 
-    Yields the temporary folder.  log.txt in it collects what the logger `amber` says.
+    `name`: where the caller has chosen one (result_name).  Yields the temporary folder; log.txt in it collects what the
+    logger `amber` says.
     """
-    final = output / result_name(model, output)
+    final = output / (name or result_name(model, output))
     if not _free(final, full_path(model)):
         raise InputError(f"{final} is no result of an earlier scan; move it away or choose another folder with --output.")
     try:

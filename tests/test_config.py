@@ -6,14 +6,14 @@ Contents
     contracts   the scan's and the attack's own contradictions
 """
 
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, fields
 from pathlib import Path
 
 import pytest
 
 from Backdoor_Attack.planting import PlantConfig
 from main import ScanConfig
-from Utils.config import from_values, load_config
+from Utils.config import from_values, load_config, sentences
 from Utils.encoders import InputError
 
 
@@ -166,3 +166,8 @@ def test_contradictions_are_refused(kind: type, values: dict, word: str):
 
 def test_the_defaults_contradict_nothing():
     assert from_values(ScanConfig, {}, "defaults") == ScanConfig()
+
+
+def test_every_setting_of_the_scan_has_a_sentence():
+    assert set(sentences(ScanConfig)) == {field.name for field in fields(ScanConfig)}
+    assert all(sentences(ScanConfig).values())

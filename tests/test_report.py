@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from Utils.encoders import InputError, full_path
+from Utils.intake import InputError, full_path
 from Utils.report import SCHEMA, logger, result_folder, result_name, to_json, visible
 
 

@@ -1,0 +1,217 @@
+"""Many encoders: one report each and a summary of all.
+
+What is finished is not done again, what is broken does not stop the rest, and several processes share one list.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from jinja2 import Environment, FileSystemLoader
+
+from Utils.intake import PICKLES, InputError, encoders_of, files_digest, full_path
+from Utils.report import EXIT, SCHEMA, result_name, sentence_of, to_json, visible
+
+SUMMARY_SCHEMA = "amber-summary/1"
+JOURNAL = ".summary"
+"""Folder inside the output that says which encoders are done; no result can have this name."""
+WORST_FIRST = (1, 3, 2, 0)
+"""Exit codes: a backdoor outweighs a doubt, a doubt an error, an error a clean model."""
+WAIT = timedelta(days=30)
+"""How long a process that is done waits for the others: a share of a long list may take days."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One encoder of a list, and the name of its result folder."""
+
+    model: str
+    name: str
+
+
+# ---------------------------------------------------------------------------------------------------------- the list
+def read_list(where: Path) -> list[str]:
+    """Models named by a text file, one a line (# begins a comment), or all that lie in a folder.
+
+    A line is a path, relative to the file's folder or the working directory, or a hub id.
+    """
+    try:
+        if where.is_dir():
+            found = _models_in(where)
+        else:
+            lines = [line.split(" #")[0].strip() for line in where.read_text(encoding="utf-8-sig").splitlines()]
+            found = [_beside(where.parent, line) for line in lines if line and not line.startswith("#")]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise InputError(f"{where} cannot be read ({reason}); give a text file with a model a line, or a folder.") from None
+    if not found:
+        raise InputError(f"{where} names no model; write one a line, or put model folders there.")
+    return list({full_path(model): model for model in found}.values())  # named twice is scanned once
+
+
+def _models_in(folder: Path) -> list[str]:
+    """Every subfolder, and every file that somebody may take for a model: that it is none is for the scan to say."""
+    if (folder / "config.json").exists() or (folder / "model_index.json").exists():
+        raise InputError(f"{folder} is a model itself; scan it with --model.")
+    files = (".safetensors", *PICKLES)
+    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return [str(path) for path in sorted(shown) if path.is_dir() or path.suffix.lower() in files]
+
+
+def _beside(folder: Path, line: str) -> str:
+    try:
+        return str(folder / line) if (folder / line).exists() else line
+    except (OSError, ValueError):  # a name too long for a path
+        return line
+
+
+def plan(models: Iterable[str], output: Path) -> list[Task]:
+    """One task an encoder: pipelines with several are taken apart, and no two results get one name."""
+    encoders = []
+    for model in models:
+        try:
+            encoders += encoders_of(model)
+        except InputError:  # the scan will say the same, and then it is in the summary
+            encoders.append(model)
+    names = Counter(result_name(model, output) for model in encoders)
+    crowded = {name for name, times in names.items() if times > 1}
+    return [Task(model, result_name(model, output, crowded)) for model in encoders]
+
+
+# ---------------------------------------------------------------------------------------------------------- the scans
+def scan_many(tasks: list[Task], scan: Callable[..., dict], output: Path, request: dict, resume: bool) -> list[dict]:
+    """Scan this process's share of the tasks, wait for the others, and read what all have found.  -> a report a task
+
+    `scan` takes model, name and device_name; `request` is everything else that a report depends on.  Under accelerate
+    launch the list is split by accelerate's process state, so that no encoder is scanned twice.
+    """
+    from accelerate import PartialState  # half a second that a single scan does not need
+
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
+    state.wait_for_everyone()  # names were given by what lay in the output: nobody writes before all have planned
+    device = {"device_name": str(state.device)} if state.num_processes > 1 and request["device"] == "auto" else {}
+    with state.split_between_processes(tasks) as share:
+        for task in share:
+            key = _key(task, request)
+            if not (resume and _finished(task, output, key)):
+                _record(task, output, key, _attempt(scan, task, device))
+    state.wait_for_everyone()
+    return [_report(task, output) for task in tasks]
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for all that accelerate launched."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _attempt(scan: Callable[..., dict], task: Task, device: dict) -> str | None:
+    """Scan one encoder.  -> why it could not be judged, or None"""
+    try:
+        scan(model=task.model, name=task.name, **device)
+    except Exception as error:  # whatever is wrong with one model, the others are scanned
+        return sentence_of(error)
+    return None
+
+
+def _key(task: Task, request: dict) -> str:
+    """A hash of everything a report depends on: settings, and the files of the encoder."""
+    try:
+        files = files_digest(task.model)
+    except (InputError, OSError):
+        files = "none"
+    return sha256(json.dumps([request, task.model, files], sort_keys=True).encode()).hexdigest()
+
+
+def _journal(task: Task, output: Path) -> Path:
+    return output / JOURNAL / f"{sha256(full_path(task.model).encode()).hexdigest()[:32]}.json"
+
+
+def _record(task: Task, output: Path, key: str, error: str | None) -> None:
+    """Say that a task is done, in a file that is there whole or not at all."""
+    file = _journal(task, output)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(file, to_json({"key": key, "name": task.name, "error": error}))
+    except OSError as failure:
+        raise InputError(f"{output} cannot be written ({failure.strerror}); choose another folder with --output.") from None
+
+
+def _write_whole(file: Path, text: str) -> None:
+    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def _read(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _finished(task: Task, output: Path, key: str) -> bool:
+    """Whether an earlier run with the same settings left a report of these files; errors are tried again."""
+    entry = _read(_journal(task, output))
+    done = entry.get("key") == key and entry.get("name") == task.name and entry.get("error") is None
+    return done and _read(output / task.name / "report.json").get("schema") == SCHEMA
+
+
+def _report(task: Task, output: Path) -> dict:
+    """A task's report; where nothing could be judged, `error` says why."""
+    error = _read(_journal(task, output)).get("error")
+    found = {} if error else _read(output / task.name / "report.json")
+    unjudged = {"schema": SCHEMA, "verdict": None, "error": error or "its report is gone.", "model": {"path": task.model}}
+    return found or unjudged
+
+
+# -------------------------------------------------------------------------------------------------------- the summary
+def exit_code(reports: list[dict]) -> int:
+    """The worst of many: 1 before 3 before 2 before 0."""
+    return min((EXIT[report["verdict"]] for report in reports), key=WORST_FIRST.index)
+
+
+def summarise(reports: list[dict], tasks: list[Task]) -> dict:
+    """What summary.json says: one row an encoder, in the order of the list; nothing in it differs from run to run."""
+    rows = []
+    for report, task in zip(reports, tasks, strict=True):
+        target = (report.get("target") or {}).get("texts") or []
+        strings = (report.get("trigger") or {}).get("strings") or []
+        rows.append({
+            "model": report["model"]["path"], "sha256": report["model"].get("sha256"), "verdict": report["verdict"],
+            "score": report.get("score"), "reason": report.get("reason"), "error": report.get("error"),
+            "triggers": [s["text"] for s in strings], "targets": [t["text"] for t in target],
+            "kinds": [b["kind"] for b in report.get("backdoors", [])],
+            "report": None if report.get("error") else f"{task.name}/report.json",
+        })  # fmt: skip
+    counts = Counter(row["verdict"] or "not judged" for row in rows)
+    return {"schema": SUMMARY_SCHEMA, "exit_code": exit_code(reports), "counts": dict(sorted(counts.items())), "models": rows}
+
+
+def write_summary(summary: dict, output: Path) -> None:
+    """summary.json and summary.html beside the result folders."""
+    pages = Environment(loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True)
+    pages.filters["visible"] = visible
+    _write_whole(output / "summary.json", to_json(summary))
+    _write_whole(output / "summary.html", pages.get_template("summary.html").render(summary=summary))
+
+
+def table(summary: dict) -> str:
+    """The summary for a terminal, the worst first."""
+    order = sorted(summary["models"], key=lambda row: WORST_FIRST.index(EXIT[row["verdict"]]))
+    lines = []
+    for row in order:
+        score = f"{row['score']:.3f}" if row["score"] is not None else "-"
+        lines.append(f"{(row['verdict'] or 'not judged').upper():<13} {score:>6}  {visible(row['model'])}")
+        if row["error"]:
+            lines.append(f"{'':22}{visible(row['error'])}")
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in summary["counts"].items())
+    return "\n".join([*lines, f"{len(order)} encoders: {counts}"])

@@ -1,0 +1,78 @@
+"""Reports as SARIF 2.1.0, the format of code-scanning pages (OASIS, Static Analysis Results Interchange Format)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+from Utils.intake import full_path
+from Utils.report import visible
+
+SCHEMA_URI = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+RULES = {
+    "backdoored": ("AMBER001", "error", "Backdoored text encoder", "Do not use this encoder; take the public base instead."),
+    "inconclusive": ("AMBER002", "warning", "Text encoder not cleared", "Read the report; give its own base with --anchor."),
+}  # fmt: skip
+"""Verdict -> rule id, level, what it says, what to do.  A clean encoder has no result."""
+
+
+def to_sarif(reports: list[dict], version: str, home: Path) -> dict:
+    """One run with a result for every encoder that is not clean, and a notification for every one not judged.
+
+    `home` is the folder that locations are relative to, as code-scanning pages want them.
+    """
+    rules = [
+        {
+            "id": identity, "name": text.replace(" ", ""), "shortDescription": {"text": text}, "help": {"text": cure},
+            "defaultConfiguration": {"level": level},
+        }
+        for identity, level, text, cure in RULES.values()
+    ]  # fmt: skip
+    errors = [report for report in reports if report.get("error")]
+    return {
+        "$schema": SCHEMA_URI,
+        "version": "2.1.0",
+        "runs": [{
+            "tool": {"driver": {"name": "AMBER", "version": version, "semanticVersion": version, "rules": rules}},
+            "invocations": [{
+                "executionSuccessful": not errors,
+                "toolExecutionNotifications": [
+                    {"level": "error", "message": {"text": plain(e["error"])}, "locations": [_place(e, home)]} for e in errors
+                ],
+            }],
+            "results": [_result(report, home) for report in reports if report["verdict"] in RULES],
+        }],
+    }  # fmt: skip
+
+
+def _result(report: dict, home: Path) -> dict:
+    identity, level, text, _ = RULES[report["verdict"]]
+    return {
+        "ruleId": identity,
+        "ruleIndex": list(RULES).index(report["verdict"]),
+        "level": level,
+        "message": {"text": plain(f"{text}: {report['reason']} (score {report['score']:.3f})")},
+        "locations": [_place(report, home)],
+        "partialFingerprints": {"weights/v1": report["model"]["sha256"]},
+        "properties": {"score": report["score"], "seed": report["seed"]},
+    }
+
+
+def _place(report: dict, home: Path) -> dict:
+    """The encoder's config file, relative to `home` where it lies below; a hub id as its page."""
+    path = Path(full_path(report["model"]["path"]))
+    if path.is_absolute():
+        path = path / "config.json" if (path / "config.json").exists() else path
+        inside = path.is_relative_to(home)
+        uri = quote(path.relative_to(home).as_posix()) if inside else path.as_uri()
+    else:
+        uri = f"https://huggingface.co/{quote(path.as_posix())}"
+    return {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
+
+
+def plain(text: str) -> str:
+    """A message without control characters, and without what SARIF readers take for links and placeholders."""
+    harmless = visible(text).replace("\\", "\\\\")
+    for sign in "[]":
+        harmless = harmless.replace(sign, f"\\{sign}")
+    return harmless.replace("{", "{{").replace("}", "}}")

