@@ -216,6 +216,11 @@ def run_spliced(
 
 
 # ---------------------------------------------------------------------------------------------------------- loading
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextEncoder:
     """Load the text encoder in a folder (text encoder, CLIP model or diffusers pipeline), or of a hub id.
 
@@ -240,9 +245,9 @@ def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextE
     else:
         weights_folder = tokenizer_folder = folder
     for part in {weights_folder, tokenizer_folder}:
-        _check_links(part, folder)
-    config = _read_config(weights_folder)
-    files = _weight_files(weights_folder)
+        check_links(part, folder)
+    config = read_config(weights_folder)
+    files = weight_files(weights_folder)
     tower, info = _load_tower(config, weights_folder)
     ignored = _check_tensors(tower, info, weights_folder, files)
     tokenizer = _load_tokenizer(tokenizer_folder, tower)
@@ -271,7 +276,7 @@ def _from_hub(name: str) -> Path:
         raise InputError(f"{name} is no folder and could not be fetched from the hub ({type(error).__name__}).") from error
 
 
-def _check_links(folder: Path, root: Path) -> None:
+def check_links(folder: Path, root: Path) -> None:
     """Refuse files that lead out of the model folder; the hub cache's own snapshot-to-blob links are the exception."""
     inside = root.resolve()
     blobs = [parent.parent / "blobs" for parent in (inside, *inside.parents) if parent.name == "snapshots"]
@@ -281,22 +286,38 @@ def _check_links(folder: Path, root: Path) -> None:
             raise InputError(f"{file} is a link that leads out of the model folder; put the file itself there.")
 
 
-def _read_config(folder: Path) -> dict:
-    file = folder / "config.json"
+def read_json(file: Path) -> dict:
+    """A JSON object from a model folder; {} for JSON of another kind.
+
+    Raises:
+        InputError: it is there and no JSON.
+        FileNotFoundError: it is not there.
+    """
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{folder} holds no config.json; give the folder of a text encoder or of a pipeline.") from None
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as JSON ({error}); fetch the model again.") from None
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a text encoder or CLIP model, of a type the scan knows."""
+    file = folder / "config.json"
+    try:
+        config = read_json(file)
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no config.json; give the folder of a text encoder or of a pipeline.") from None
+    kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in TEXT_MODELS:
         known = ", ".join(TEXT_MODELS)
         raise InputError(f"{file} names the model type {kind!r}; the scan knows {known}.")
     return config
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, each opened once; pickles, gaps and damaged files are refused."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
@@ -306,8 +327,9 @@ def _weight_files(folder: Path) -> list[Path]:
                 "on a machine you can lose (save_pretrained of its own loader writes model.safetensors)."
             )
         raise InputError(f"{folder} holds no model.safetensors; fetch the weights in safetensors form.")
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
+    for index in (folder / f"{stem}.safetensors.index.json" for stem in ("model", "diffusion_pytorch_model")):
+        if not index.exists():
+            continue
         try:
             complete = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) <= {f.name for f in files}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -335,8 +357,9 @@ def _load_tower(config: dict, folder: Path) -> tuple[PreTrainedModel, dict]:
             output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except Exception as error:  # a config can be wrong in any way
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{folder} cannot be loaded as a {text_class.__name__} ({first}); fetch the model again.") from None
+        raise InputError(
+            f"{folder} cannot be loaded as a {text_class.__name__} ({first_line(error)}); fetch the model again."
+        ) from None
 
 
 def _check_tensors(tower: PreTrainedModel, info: dict, folder: Path, files: list[Path]) -> list[str]:
@@ -365,8 +388,7 @@ def _load_tokenizer(folder: Path, tower: PreTrainedModel) -> PreTrainedTokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception for malformed files
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{folder} holds no usable tokenizer ({first}); put the tokenizer files there.") from None
+        raise InputError(f"{folder} holds no usable tokenizer ({first_line(error)}); put the tokenizer files there.") from None
     rows, highest = tower.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values())
     if highest >= rows:
         raise InputError(
