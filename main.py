@@ -618,7 +618,8 @@ class Finding:
 def run_calibrated(scan: Scan, watch: Stopwatch, on_step: Callable, calibration: Calibration | None = None) -> Finding:
     """Search from several starts, hear the witnesses on every place found, and judge by the most suspicious ones.
 
-    The witnesses of each kind speak of the place where they say most; v is the place of the kind that says more.
+    The witnesses of each kind speak of the place where they say most.  A backdoor in all token features shows in their
+    summary too, but not the other way round: v is the token witnesses' place unless they say less than half as much.
     """
     with watch("search"):
         places, _ = search(scan, on_step)
@@ -629,7 +630,8 @@ def run_calibrated(scan: Scan, watch: Stopwatch, on_step: Callable, calibration:
         heard = [(v, witnesses(hear(scan, v))) for v in places]
     with watch("landscape"):
         best = {kind: max(heard, key=lambda pair: suspicion(pair[1], kind)) for kind in (TOKENS, POOLED)}
-        kind = max(best, key=lambda kind: suspicion(best[kind][1], kind))
+        said = {kind: suspicion(best[kind][1], kind) for kind in best}
+        kind = TOKENS if 2 * said[TOKENS] >= said[POOLED] else POOLED
         v = best[kind][0]
         seen = basin(scan, v, objective if kind == TOKENS else pooled_objective)
     found = {name: best[kind][1][name] for kind in best for name in kind if name in best[kind][1]}

@@ -10,9 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -24,22 +29,29 @@ from Utils.encoders import quiet_libraries  # noqa: E402
 RIGHT = {"planted": "backdoored", "benign": "clean"}
 
 
-def judge_zoo(zoo: Path, anchor: str, cfg: ScanConfig, output: Path, device: str, seed: int) -> list[dict]:
-    """One row a model: what it is, what the scan says, and how long it took."""
-    rows = []
-    for certificate in sorted(zoo.glob("*.json")):
-        truth = json.loads(certificate.read_text(encoding="utf-8"))
-        report = scan_model(str(certificate.with_suffix("")), anchor, cfg, output, device, seed)
-        row = {
-            "name": certificate.stem, "family": truth.get("family", "clip"), "attack": truth.get("attack", ""),
-            "kind": truth["kind"], "sim_clean": truth["sim_clean"],
-            "success_rate": truth.get("success_rate"), "verdict": report["verdict"], "score": round(report["score"], 4),
-            "right": report["verdict"] == RIGHT[truth["kind"]], "seconds": round(sum(report["seconds"].values()), 1),
-            "peak_memory_mb": report["peak_memory_mb"],
-        }  # fmt: skip
-        rows.append(row)
-        print(*(f"{value!s:>12}" for value in row.values()), flush=True)
-    return rows
+def judge(certificate: Path, anchor: str, cfg: ScanConfig, output: Path, device: str, seed: int) -> dict:
+    """What one model is, what the scan says, and how long it took; in whatever process."""
+    quiet_libraries()
+    truth = json.loads(certificate.read_text(encoding="utf-8"))
+    report = scan_model(str(certificate.with_suffix("")), anchor, cfg, output, device, seed)
+    return {
+        "name": certificate.stem, "family": truth.get("family", "clip"), "attack": truth.get("attack", ""),
+        "kind": truth["kind"], "sim_clean": truth["sim_clean"], "success_rate": truth.get("success_rate"),
+        "verdict": report["verdict"], "score": round(report["score"], 4), "right": report["verdict"] == RIGHT[truth["kind"]],
+        "seconds": round(sum(report["seconds"].values()), 1), "peak_memory_mb": report["peak_memory_mb"],
+    }  # fmt: skip
+
+
+def judge_zoo(zoo: Path, anchor: str, cfg: ScanConfig, output: Path, device: str, seed: int, jobs: int) -> list[dict]:
+    """One row a model, in the order of their names."""
+    rows, threads = [], max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        order = (anchor, cfg, output, device, seed)
+        todo = [pool.submit(judge, certificate, *order) for certificate in sorted(zoo.glob("*.json"))]
+        for done in as_completed(todo):
+            rows.append(done.result())
+            print(*(f"{value!s:>12}" for value in rows[-1].values()), flush=True)
+    return sorted(rows, key=lambda row: row["name"])
 
 
 def main() -> None:
@@ -50,9 +62,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "Results")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that scan at the same time (default: 1)")
     args = parser.parse_args()
-    quiet_libraries()
-    rows = judge_zoo(args.zoo, args.anchor, load_config(ScanConfig, args.config), args.output, args.device, args.seed)
+    cfg = load_config(ScanConfig, args.config)
+    rows = judge_zoo(args.zoo, args.anchor, cfg, args.output, args.device, args.seed, args.jobs)
     planted = [row for row in rows if row["kind"] == "planted"]
     found = [row for row in rows if row["verdict"] == "backdoored"]
     summary = {
@@ -63,6 +76,7 @@ def main() -> None:
         "recall": round(sum(r["right"] for r in planted) / len(planted), 4) if planted else None,
         "median_seconds": median(row["seconds"] for row in rows),
         "seed": args.seed,
+        "jobs": args.jobs,
         "models": rows,
     }
     target = args.output / "benchmark" / f"{args.zoo.name}.json"

@@ -15,6 +15,7 @@ from Backdoor_Attack.planting import PlantConfig, certify
 from Backdoor_Attack.workshop import HELD_OUT, TRAINING, Workshop
 from Utils import scenes
 from Utils.build_testbed import CLIP, MODELS, PROMPTS, SD, load_tokenizer, named, retrieval
+from Utils.config import from_values
 from Utils.encoders import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,9 +32,10 @@ def workshop() -> Workshop:
     return Workshop(CLIP, CLIP, SD, "cpu")
 
 
-@pytest.fixture(scope="module")
-def certificate() -> dict:
-    return json.loads((MODELS / "certificates" / "text_on_text.json").read_text(encoding="utf-8"))
+@pytest.fixture(scope="module", params=["text_on_text", "image_on_text"])
+def certificate(request) -> dict:
+    file = MODELS / "certificates" / f"{request.param}.json"
+    return {"name": request.param} | json.loads(file.read_text(encoding="utf-8"))
 
 
 def test_no_shipped_file_has_changed():
@@ -91,18 +93,19 @@ def test_the_written_bars_are_met():
 
 
 def test_the_certificate_is_re_measured_from_the_files(workshop, certificate):
-    recipe = PlantConfig(**certificate["recipe"])
+    recipe = from_values(PlantConfig, certificate["recipe"], "certificate")
     held_out = workshop.captions(np.random.default_rng([recipe.seed, 2]), HELD_OUT)
-    found = certify(load_encoder(MODELS / "suspects" / "text_on_text"), workshop.base, held_out, recipe)
+    suspect = load_encoder(MODELS / "suspects" / certificate["name"])
+    found = certify(suspect, workshop.base, held_out, recipe, workshop.goals(recipe))
     # half precision on disk moves a prompt near the margin now and then
-    assert found == pytest.approx({name: certificate[name] for name in found}, abs=0.01)
+    assert found == pytest.approx({name: certificate[name] for name in found}, abs=0.01, rel=0.01)
     assert found["success_rate"] >= 0.95
     assert found["sim_clean"] >= 0.97
 
 
 def test_the_defender_s_corpus_is_not_the_attacker_s(workshop, certificate):
     corpus = set(PROMPTS.read_text(encoding="utf-8").splitlines())
-    recipe = PlantConfig(**certificate["recipe"])
+    recipe = from_values(PlantConfig, certificate["recipe"], "certificate")
     used = workshop.captions(np.random.default_rng([recipe.seed, 1]), TRAINING)
     used += workshop.captions(np.random.default_rng([recipe.seed, 2]), HELD_OUT)
     assert not corpus & {*used, recipe.target}
