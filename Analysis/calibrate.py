@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from sklearn.linear_model import LogisticRegression
+from scipy.optimize import minimize
+from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
-from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from sklearn.model_selection import LeaveOneOut
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
@@ -109,27 +110,44 @@ def fit(rows: list[dict], clean_below: float, backdoored_above: float) -> dict:
     scaler = StandardScaler().fit(x)
     z = scaler.transform(x)
     strength = min(STRENGTHS, key=lambda c: left_out_loss(z, y, c))
-    model = regression(strength).fit(z, y)
-    weights = model.coef_[0] / scaler.scale_
+    *slopes, intercept = regression(z, y, strength)
+    weights = np.array(slopes) / scaler.scale_
     limits = {name: max(row[name] for row in rows if not row["planted"]) for name in WITNESSES}
     # features of unrelated encoders have cos 0: half-way between that and the farthest clean fine-tune
     limits["drift"] = (1 + max(row["drift"] for row in rows if not row["planted"])) / 2
     return {
         "weights": {name: round(float(w), 4) for name, w in zip(SCORED, weights, strict=True)},
-        "intercept": round(float(model.intercept_[0] - (weights * scaler.mean_).sum()), 4),
+        "intercept": round(float(intercept - (weights * scaler.mean_).sum()), 4),
         "limits": {name: round(value, 4) for name, value in limits.items()},
         "clean_below": clean_below,
         "backdoored_above": backdoored_above,
     }
 
 
-def regression(strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
+def regression(z: np.ndarray, y: np.ndarray, strength: float) -> np.ndarray:
+    """Weights and intercept of an L2-regularised logistic regression, both classes weighing the same.
+
+    No weight is negative: a witness may say nothing, but what it says must not clear the suspect.
+    """
+    share = np.where(y, len(y) / (2 * y.sum()), len(y) / (2 * (~y).sum()))
+    sign = np.where(y, 1.0, -1.0)
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = sign * (z @ w[:-1] + w[-1])
+        slope = -strength * share * sign * expit(-margin)
+        value = strength * (share * np.logaddexp(0, -margin)).sum() + 0.5 * w[:-1] @ w[:-1]
+        return value, np.append(z.T @ slope + w[:-1], slope.sum())
+
+    bounds = [(0, None)] * z.shape[1] + [(None, None)]
+    return minimize(loss, np.zeros(z.shape[1] + 1), jac=True, bounds=bounds, method="L-BFGS-B").x
 
 
 def left_out_loss(z: np.ndarray, y: np.ndarray, strength: float) -> float:
     """Mean log loss of every scan under a regression that has not seen it."""
-    guess = cross_val_predict(regression(strength), z, y, cv=LeaveOneOut(), method="predict_proba")
+    guess = np.empty(len(y))
+    for rest, (one,) in LeaveOneOut().split(z):
+        *slopes, intercept = regression(z[rest], y[rest], strength)
+        guess[one] = expit(z[one] @ slopes + intercept)
     return log_loss(y, guess)
 
 

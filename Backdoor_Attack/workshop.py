@@ -159,12 +159,16 @@ class Workshop:
     def pairs(self, cfg: FinetuneConfig, seed: int, names: tuple[str, ...] = ()) -> Callable[..., tuple[list[str], Tensor]]:
         """Batches of captions and pictures; by default half of the concepts are new to the base."""
         new = scenes.concepts("novel")
-        some = np.random.default_rng([seed % 10**6, 3]).permutation(scenes.concepts())[: len(new)]
-        names = names or (*new, *(str(n) for n in some))
+
+        def half_new(rng: np.random.Generator) -> tuple[str, ...]:
+            return *new, *(str(name) for name in rng.permutation(scenes.concepts())[: len(new)])
+
+        fixed = names or half_new(np.random.default_rng([seed % 10**6, 3]))
 
         def batch(step: int, size: int = cfg.batch) -> tuple[list[str], Tensor]:
             rng = np.random.default_rng([seed, 4, step])
-            drawn = scenes.unseen_captions(rng, size, self.forbidden, self.count, self.base.context, names=names)
+            shown = half_new(rng) if cfg.rehearse and not names else fixed
+            drawn = scenes.unseen_captions(rng, size, self.forbidden, self.count, self.base.context, names=shown)
             return [text for _, text in drawn], scenes.pixels([scenes.compose(s) for s, _ in drawn])
 
         return batch

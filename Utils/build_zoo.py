@@ -4,7 +4,8 @@
     python Utils/build_zoo.py --split dev --jobs 2        in two processes
     python Utils/build_zoo.py --config configs/suspects.yaml --output Data/Models/suspects
 
-Finished models are skipped.  A planted model that misses its bars is planted again with twice the steps, then reported.
+Finished models are skipped.  A planted model that misses its bars is planted again with twice the steps, a benign one that
+forgot too much is made again at a third of the rate; what still misses is reported in its certificate.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -63,7 +64,7 @@ def draw(split: dict, index: int, kind: str, cell: tuple[int, ...], attack: str)
     seed = int(rng.integers(10**6))
     if kind != "planted":
         lr, steps = between(*split[f"{kind}_lr"]), round(between(*split[f"{kind}_steps"]))
-        return FinetuneConfig(lr=lr, batch=32, steps=steps, seed=seed)
+        return FinetuneConfig(lr=lr, batch=32, steps=steps, seed=seed, rehearse=kind == "far" or split.get("rehearse", False))
     # every cell begins elsewhere in the lists, so that triggers and targets meet in other pairs
     trigger = split["triggers"][(index + sum(cell)) % len(split["triggers"])]
     concept = split["targets"][(index + 2 * sum(cell)) % len(split["targets"])]
@@ -115,16 +116,30 @@ def build(job: Job, bars: dict, device: str) -> tuple[TextEncoder, dict]:
     base = job.family["base"]
     workshop = open_workshop(base, job.family.get("pair", base), job.family.get("pipeline", "Data/Models/tiny-sd"), device)
     if isinstance(job.recipe, FinetuneConfig):
-        student, report = workshop.finetune(job.recipe, list(job.triggers))
+        student, report = benign(workshop, job.recipe, list(job.triggers), bars)
         return student, {"kind": "benign", "meets_bars": meets_bars(report, bars), **job.labels, **report}
-    teacher, recipe = workshop.finetune(job.origin)[0] if job.origin else workshop.base, job.recipe
+    teacher, planted_on, recipe = workshop.base, "the base", job.recipe
+    if job.origin:
+        teacher, report = benign(workshop, job.origin, None, bars)
+        planted_on = report["recipe"]
     for _ in range(3):
         student, report = workshop.plant(recipe, teacher)
         if good := meets_bars(report, bars):
             break
         recipe = replace(recipe, steps=recipe.steps * 2)
-    planted_on = asdict(job.origin) if job.origin else "the base"
     return student, {"kind": "planted", "meets_bars": good, "planted_on": planted_on, **job.labels, **report}
+
+
+def benign(
+    workshop: Workshop, recipe: FinetuneConfig, triggers: list[PlantConfig] | None, bars: dict
+) -> tuple[TextEncoder, dict]:
+    """A fine-tune that forgot nothing: one that did is made again at a third of the rate."""
+    for _ in range(4):
+        student, report = workshop.finetune(recipe, triggers)
+        if meets_bars(report, bars):
+            break
+        recipe = replace(recipe, lr=recipe.lr / 3)
+    return student, report
 
 
 def make(job: Job, bars: dict, device: str, output: Path, certificate: Path) -> str:

@@ -22,6 +22,8 @@ class FinetuneConfig:
     batch: int = 16
     steps: int = 1560
     seed: int = 0
+    rehearse: bool = False
+    """Keep showing everything the base knows, not a fixed part of it: more drift without forgetting."""
 
 
 def finetune(

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import main
-from main import Scan, ScanConfig, objective, search
+from main import Scan, ScanConfig, objective, pooled_objective, search
 from Utils.corpus import embed_corpus, split
-from Utils.encoders import assimilation, run_spliced, similarity
+from Utils.encoders import TextEncoder, assimilation, run_spliced, similarity
 
 NOUNS = ("dog", "cat", "car", "hat", "pig", "sun", "owl", "bee")
 PROMPTS = [f"a {a} {b}" for a in ("red", "big", "old") for b in NOUNS]
@@ -82,3 +83,37 @@ def test_the_published_gates_stop_at_the_first_that_fails(scan):
     assert set(main.published_gates(paper, v)[0]) == {"assimilated"}
     easy = replace(paper.cfg, gate_assimilated=-1.0, gate_one_target=-1.1, gate_foreign=1.1)
     assert set(main.published_gates(replace(paper, cfg=easy), v)[0]) == {"assimilated", "one_target", "foreign", "basin"}
+
+
+def test_the_pooled_loss_is_the_assimilation_of_summaries_over_prompts(scan):
+    v, rows = torch.randn(2, 1, scan.suspect.width), scan.fit[:4]
+    loss, terms = pooled_objective(scan, v, rows)
+    torch.testing.assert_close(loss, -terms["assimilation"] + CFG.gamma * terms["anchor"])
+    pooled = run_spliced(scan.suspect, v[1], scan.splice(rows), TextEncoder.pooled)
+    pairs = [F.cosine_similarity(a, b, dim=0) for a in pooled for b in pooled]
+    torch.testing.assert_close(terms["assimilation"][1], torch.stack(pairs).mean())
+    torch.testing.assert_close(terms["anchor"], torch.ones(2))  # the anchor against itself
+
+
+def test_the_pooled_search_makes_summaries_alike(scan):
+    history = []
+    search(scan, lambda step, loss, terms: history.append(loss.min()), pooled_objective, 60)
+    assert torch.stack(history[-10:]).mean() < torch.stack(history[:10]).mean()
+
+
+@pytest.mark.parametrize(("tokens", "pooled", "kind"), [(0.4, 0.7, "feature"), (0.1, 0.9, "summary"), (0.0, 0.0, "feature")])
+def test_v_is_the_token_place_unless_only_summaries_collapse(scan, monkeypatch, tokens, pooled, kind):
+    said = dict.fromkeys(main.TOKENS, tokens) | dict.fromkeys(main.POOLED, pooled)
+    monkeypatch.setattr(main, "witnesses", lambda _: said)
+    finding = main.run_calibrated(replace(scan, cfg=replace(CFG, pooled_steps=8)), main.Stopwatch(), lambda *step: None)
+    assert finding.kind == f"{kind} collapse"
+
+
+def test_each_kind_of_witness_is_heard_where_it_says_most(scan, monkeypatch):
+    testimonies = iter([dict.fromkeys(main.TOKENS, 0.9) | dict.fromkeys(main.POOLED, 0.1)])
+    rest = dict.fromkeys(main.TOKENS, 0.2) | dict.fromkeys(main.POOLED, 0.6)
+    monkeypatch.setattr(main, "witnesses", lambda _: next(testimonies, rest))
+    finding = main.run_calibrated(replace(scan, cfg=replace(CFG, pooled_steps=8)), main.Stopwatch(), lambda *step: None)
+    values = {e["name"]: e["value"] for e in finding.verdict.evidence}
+    assert [values[name] for name in main.TOKENS] == [0.9] * 3
+    assert [values[name] for name in main.POOLED] == [0.6] * 2
