@@ -236,7 +236,7 @@ def load_projection(folder: Path, width: int) -> Tensor | None:
         return None
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
-            if "text_projection.weight" in opened.keys():
+            if "text_projection.weight" in set(opened.keys()):
                 weight = opened.get_tensor("text_projection.weight").float()
                 if weight.dim() == 2 and weight.shape[1] == width and torch.isfinite(weight).all():
                     return weight
