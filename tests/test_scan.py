@@ -153,6 +153,14 @@ def test_a_second_scan_with_a_warm_cache_gives_the_same_report(planted, tmp_path
     assert steady(json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))) == steady(first)
 
 
+def test_the_image_on_text_suspect_exits_1_by_its_summaries(tmp_path):
+    done = amber("--model", str(MODELS / "suspects" / "image_on_text"), "--output", str(tmp_path), "--json", "-")
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert {e["name"] for e in report["evidence"] if e["met"]} >= {"pooled_target", "pooled_foreign"}
+    assert report["backdoors"][0]["kind"] == "summary collapse"
+
+
 @pytest.mark.parametrize("model", ["suspects/benign", "tiny-sd"])
 def test_clean_encoders_exit_0_and_leave_what_was_looked_at(model, tmp_path):
     done = amber("--model", str(MODELS / model), "--output", str(tmp_path))

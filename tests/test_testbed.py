@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import CLIPModel
+from transformers import AutoModel, AutoTokenizer, CLIPModel
 
 from Backdoor_Attack.planting import PlantConfig, certify
 from Backdoor_Attack.workshop import HELD_OUT, TRAINING, Workshop
 from Utils import scenes
-from Utils.build_testbed import CLIP, MODELS, PROMPTS, SD, load_tokenizer, named, retrieval
+from Utils.build_testbed import CLIP, MODELS, PROMPTS, SD, SIGLIP, load_tokenizer, named, retrieval
 from Utils.config import from_values
 from Utils.encoders import load_encoder
 
@@ -90,6 +90,15 @@ def test_the_written_bars_are_met():
     assert bars["benign_assimilation"]["attended"] <= 0.6
     assert bars["benign_assimilation"]["all"] <= 0.6
     assert bars["generated_concepts_recognised"] >= 0.6
+    for family in ("tiny-longclip", "tiny-siglip"):
+        assert bars[family]["retrieval_top1_of_256"] >= 0.95
+        assert bars[family]["benign_assimilation"]["attended"] <= 0.6
+    assert bars["tiny-longclip"]["retrieval_over_77_tokens"] >= 0.95
+
+
+def test_the_siglip_pair_retrieves():
+    siglip = AutoModel.from_pretrained(SIGLIP, dtype=torch.float32).eval()
+    assert retrieval(siglip, AutoTokenizer.from_pretrained(SIGLIP), CFG, CFG["siglip"]["context"]) >= 0.95
 
 
 def test_the_certificate_is_re_measured_from_the_files(workshop, certificate):
