@@ -36,7 +36,7 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from Utils import figures, landscape
+from Utils import figures, landscape, plots
 from Utils.anchors import known_anchors
 from Utils.config import from_values, load_config
 from Utils.corpus import Corpus, batches, embed_corpus, read_prompts, split
@@ -765,9 +765,9 @@ def show_found(
         features, pooled = run_in_parts(suspect, v, ids, TextEncoder.both)
         feature = features.mean(dim=0, keepdim=True)
         files = save_tensors(v, feature, folder)
-        by_layer = {figures.BENIGN: scan.corpus.by_layer[scan.held_out], figures.FOUND: assimilation_by_layer(suspect, ids, v)}
+        by_layer = {plots.BENIGN: scan.corpus.by_layer[scan.held_out], plots.FOUND: assimilation_by_layer(suspect, ids, v)}
         if anchor:
-            by_layer[figures.ANCHOR] = assimilation_by_layer(anchor, ids, v)
+            by_layer[plots.ANCHOR] = assimilation_by_layer(anchor, ids, v)
         files |= draw_figures(scan, finding, by_layer, figures.Subject(suspect, anchor, v, ids), curve, folder)
     texts = None
     if anchor:
@@ -839,7 +839,7 @@ def make_report(scan: Scan, finding: Finding, found: dict) -> dict:
         "backdoors": [backdoor] if claimed else [],
         "found": found,
         "assimilation": {
-            "benign_by_layer": by_layer[figures.BENIGN], "triggered_by_layer": by_layer[figures.FOUND],
+            "benign_by_layer": by_layer[plots.BENIGN], "triggered_by_layer": by_layer[plots.FOUND],
         },
     }  # fmt: skip
 

@@ -11,11 +11,8 @@ from torch import Tensor
 from Utils import plots
 from Utils.attention import attention_maps, attention_received
 from Utils.encoders import TextEncoder
+from Utils.plots import ANCHOR, FOUND
 from Utils.report import visible
-
-ANCHOR = "the same in the anchor"
-FOUND = "with the found vector"
-BENIGN = "benign prompts"
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 LARGEST = 384
 """Side of an embedded picture, pixels; the files keep theirs."""
 CAPTIONS = {
-    "attention_map": "Attention in the last layer, one held-out prompt. Rows look at columns; v is the found vector.",
-    "attention_received": "Share of their attention that later tokens give the found vector, layer by layer.",
     "assimilation_by_layer": "How alike the token features of a prompt become (mean and one standard deviation).",
+    "attention_received": "Share of their attention that later tokens give the found vector, layer by layer.",
+    "attention_map": "Attention in the last layer, one held-out prompt. Rows look at columns; v is the found vector.",
     "search_curve": "The search: loss of the best place and its terms.",
     "loss_landscape": "The loss around the found vector, in one plane.",
     "hessian_spectrum": "Curvature over the landscape; planted backdoors are expected in wide basins.",
 }
+WIDE = ("attention_map", "search_curve")
 
 
 def write_page(report: dict, folder: Path) -> None:
@@ -44,7 +45,7 @@ def render_page(report: dict, folder: Path) -> str:
         report=report,
         found=found,
         pictures=[(title, [data_uri(folder / file) for file in files]) for title, files in rows if files],
-        figures=[(caption, data_uri(folder / found["files"][name], 0)) for name, caption in CAPTIONS.items()],
+        figures=[(caption, data_uri(folder / found["files"][name], 0), name in WIDE) for name, caption in CAPTIONS.items()],
         command=reproduce(report),
         strings=(report["trigger"] or {}).get("strings"),
         no_pictures=next((note for note in report["notes"] if note.startswith("no pictures")), None),

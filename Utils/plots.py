@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -13,9 +14,12 @@ LOOK = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "figure.dpi": 150,
     "savefig.bbox": "tight", "legend.frameon": False, "lines.linewidth": 1.4, "pdf.fonttype": 42, "text.parse_math": False,
 }  # fmt: skip
-SUSPECT, ANCHOR, BENIGN, FOURTH = "#b03a2e", "#2471a3", "#444444", "#7d6608"
-"""Four colours of different darkness; every line has a style and a marker of its own besides."""
-STYLES = ((BENIGN, "-", "o"), (SUSPECT, "--", "s"), (ANCHOR, ":", "^"), (FOURTH, "-.", "D"))
+BENIGN, FOUND, ANCHOR = "benign prompts", "with the found vector", "the same in the anchor"
+"""What most figures compare; each has its style wherever it is drawn."""
+RED = "#b03a2e"
+STYLES = (("#444444", "-", "o"), (RED, "--", "s"), ("#2471a3", ":", "^"), ("#7d6608", "-.", "D"))
+"""Colours of different darkness; every line has a style and a marker of its own besides."""
+HATCHES = ("", "////", "....", "++")
 
 
 def canvas(width: float, height: float, columns: int = 1, **settings: object) -> tuple[Figure, np.ndarray]:
@@ -30,9 +34,15 @@ def save(figure: Figure, file: Path) -> None:
     figure.savefig(file.with_suffix(".pdf"), metadata={"Creator": None, "Producer": None, "CreationDate": None})
 
 
+def styles(names: Iterable[str]) -> list[tuple[str, str, str]]:
+    """Colour, line and marker of each curve: its own where it is one of the usual three, else by order."""
+    usual = dict(zip((BENIGN, FOUND, ANCHOR), STYLES, strict=False))
+    return [usual.get(name, style) for name, style in zip(names, STYLES, strict=False)]
+
+
 def lines(axes: matplotlib.axes.Axes, x: np.ndarray, curves: dict[str, tuple[Tensor, Tensor | None]], every: int = 1) -> None:
     """Curves with their spread, name -> (mean (n,), spread (n,) or None)."""
-    for (name, (mean, spread)), (colour, line, marker) in zip(curves.items(), STYLES, strict=False):
+    for (name, (mean, spread)), (colour, line, marker) in zip(curves.items(), styles(curves), strict=True):
         axes.plot(x, mean, line, marker=marker, markevery=every, color=colour, markersize=4, label=name)
         if spread is not None:
             axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
@@ -41,7 +51,7 @@ def lines(axes: matplotlib.axes.Axes, x: np.ndarray, curves: dict[str, tuple[Ten
 
 def bars(axes: matplotlib.axes.Axes, groups: dict[str, Tensor]) -> None:
     """Histograms of values between 0 and 1, told apart by hatching; name -> (n,)."""
-    for (name, values), (colour, line, _), hatch in zip(groups.items(), STYLES, ("", "////", "....", "++"), strict=False):
+    for (name, values), (colour, line, _), hatch in zip(groups.items(), styles(groups), HATCHES, strict=False):
         axes.hist(
             values.numpy(), bins=np.linspace(0, 1, 41), density=True, alpha=0.45, color=colour, hatch=hatch,
             edgecolor=colour, linestyle=line, label=name,
@@ -127,7 +137,7 @@ def loss_landscape(values: Tensor, radius: float, unit: str, file: Path) -> None
         steps = np.linspace(-radius, radius, len(values))
         filled = axes.contourf(steps, steps, values.T, levels=24, cmap="Greys_r")
         axes.contour(steps, steps, values.T, levels=12, colors="black", linewidths=0.4)
-        axes.plot(0, 0, "X", color=SUSPECT, markeredgecolor="white", markersize=10, label="v")
+        axes.plot(0, 0, "X", color=RED, markeredgecolor="white", markersize=10, label="v")
         axes.set(xlabel=f"along the negative gradient ({unit})", ylabel=f"random orthogonal direction ({unit})")
         figure.colorbar(filled, ax=axes, label="loss L")
         axes.legend(loc="upper right", frameon=True)
@@ -141,7 +151,7 @@ def hessian_spectrum(eigenvalues: Tensor, share: float, file: Path) -> None:
     with matplotlib.rc_context(LOOK):
         figure, (axes,) = canvas(4.6, 3)
         axes.hist(flat.clip(low, high), bins=60, color="#8a8a8a", edgecolor="black", linewidth=0.3)
-        axes.axvline(0, color=SUSPECT, linestyle="--", linewidth=1.2)
+        axes.axvline(0, color=RED, linestyle="--", linewidth=1.2)
         axes.set(xlabel="Hessian eigenvalue (1 % tails drawn in)", ylabel="count", title=f"{share:.0%} curve upwards")
         save(figure, file)
 
