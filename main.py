@@ -917,7 +917,7 @@ def say(report: dict, folder: Path) -> None:
     for e in report["evidence"]:
         value = "not tried" if e["value"] is None else f"{e['value']:.3f}"
         limit = "none" if e["threshold"] is None else f"{e['threshold']:.3f}"
-        lines.append(f"  {'x' if e['met'] else ' '} {e['name']:<13} {value:>9}  (limit {limit})  {e['meaning']}")
+        lines.append(f"  {'x' if e['met'] else ' '} {e['name']:<14} {value:>8}  (limit {limit})  {e['meaning']}")
     lines += [f"  note: {note}" for note in report["notes"]]
     lines.append(f"  {sum(report['seconds'].values()):.0f} s, {report['peak_memory_mb']:.0f} MB; everything is in {folder}")
     print("\n".join(visible(line) for line in lines), file=sys.stderr)

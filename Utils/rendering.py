@@ -24,8 +24,8 @@ SCHEDULERS = (
     "EulerDiscreteScheduler", "HeunDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 STEPS = 25
-GUIDANCE = 5.0
-"""Classifier-free guidance.  Higher ones saturate the small pipeline's pictures, lower ones lose the object."""
+GUIDANCE = 7.5
+"""Classifier-free guidance, as diffusers has it."""
 RESCALE = 0.7
 """Guidance rescale (Lin et al., 2024) for pipelines with zero terminal signal-to-noise, whose pictures guidance burns."""
 
