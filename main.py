@@ -38,7 +38,8 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from Utils import landscape, plots
+from Utils import figures, landscape, plots
+from Utils.anchors import known_anchors
 from Utils.config import from_values, load_config, sentences
 from Utils.corpus import Corpus, batches, embed_corpus, read_prompts, split
 from Utils.encoders import (
@@ -58,8 +59,10 @@ from Utils.encoders import (
 )
 from Utils.intake import encoders_of, matching_part
 from Utils.many import exit_code, is_first_process, plan, read_list, scan_many, summarise, table, write_summary
+from Utils.page import write_page
 from Utils.report import SCHEMA, result_folder, result_name, sentence_of, to_json, visible
 from Utils.sarif import to_sarif
+from Utils.target import draw_pictures, read_texts
 
 ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
@@ -539,12 +542,6 @@ def drift(scan: Scan, batch: int = 128) -> Tensor:
     return 1 - torch.cat([similarity(x.float(), y.float(), m) for x, y, m in parts])
 
 
-def found_feature(scan: Scan, v: Tensor) -> Tensor:
-    """The mean feature v forces on held-out prompts, at the full context.  (k, d) -> (1, T, d)"""
-    ids = splice_ids(scan.suspect, scan.corpus.ids[scan.held_out], scan.cfg.k)
-    return run_in_parts(scan.suspect, v, ids).mean(dim=0, keepdim=True)
-
-
 @torch.no_grad()
 def assimilation_by_layer(encoder: TextEncoder, ids: Tensor, v: Tensor | None = None, batch: int = 64) -> Tensor:
     """Assimilation of every prompt after every layer; with v (k, d), `ids` come from `splice_ids`.  -> (n, L)"""
@@ -676,7 +673,7 @@ def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device, notes: 
             )
         return anchor
     fitting = []
-    for entry in yaml.safe_load((ROOT / "configs" / "anchors.yaml").read_text(encoding="utf-8")):
+    for entry in known_anchors():
         if entry["fingerprint"] == fingerprint(suspect):
             try:
                 anchor = load_encoder(entry["hub"] if "hub" in entry else ROOT / entry["path"], device)
@@ -724,8 +721,25 @@ def prepare(
     return Scan(suspect, anchor, corpus, anchor_corpus, fit, held_out, cfg, generator)
 
 
+@dataclass(frozen=True)
+class Show:
+    """What the report shows beside the verdict; none of it moves the score."""
+
+    images: int = 4
+    """Pictures of what v forces, and as many of each control; 0: none."""
+    pipeline: str = "auto"
+    """Folder of the pipeline that draws them; auto: the one that belongs to the anchor."""
+
+
 def scan_model(
-    model: str, wanted_anchor: str, cfg: ScanConfig, output: Path, device_name: str, seed: int, name: str | None = None
+    model: str,
+    wanted_anchor: str,
+    cfg: ScanConfig,
+    output: Path,
+    device_name: str,
+    seed: int,
+    show: Show | None = None,
+    name: str | None = None,
 ) -> dict:
     """Scan one encoder and write Results/<name>/.  -> the report"""
     watch, notes, curve = Stopwatch(), [], []
@@ -748,16 +762,16 @@ def scan_model(
                 finding = run_calibrated(scan, watch, note, calibration)
             else:
                 finding = run_published(scan, watch, note)
-        with watch("report"):
-            report = write_artefacts(scan, finding, folder)
         for line in curve[:: max(1, len(curve) // 50)]:
             logger.info("search %s", "  ".join(f"{name} {value:.4g}" for name, value in line.items()))
-        report |= {
+        found = show_found(scan, finding, curve, show or Show(), seed, folder, watch, notes)
+        report = make_report(scan, finding, found) | {
             "notes": finding.verdict.notes + notes, "seconds": watch.seconds, "peak_memory_mb": peak_memory_mb(),
             "config": asdict(cfg), "versions": versions(), "seed": seed,
         }  # fmt: skip
         logger.info("%s, score %.4f: %s", report["verdict"], report["score"], report["reason"])
         (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+        write_page(report, folder)
     return report
 
 
@@ -768,33 +782,75 @@ def note_step(bar: tqdm, curve: list[dict[str, float]], step: int, loss: Tensor,
     bar.update()
 
 
-def write_artefacts(scan: Scan, finding: Finding, folder: Path) -> dict:
-    """Everything of Results/<name>/ that is not times and versions; clean verdicts show what was looked at.  -> report"""
-    suspect, anchor, v, verdict = scan.suspect, scan.anchor, finding.v, finding.verdict
-    files = {
-        "embedding": "Backdoor_Embedding.pt",
-        "inversion": "Backdoor_Embedding_Inversion.pt",
-        "feature": "Backdoor_Feature.pt",
-    }
-    torch.save(v.cpu(), folder / files["embedding"])
-    torch.save({INVERSION_TOKEN: v.cpu()}, folder / files["inversion"])
-    torch.save(found_feature(scan, v).cpu(), folder / files["feature"])
-
-    benign = scan.corpus.by_layer[scan.held_out]
-    ids = splice_ids(suspect, scan.corpus.ids[scan.held_out], len(v))
-    triggered = assimilation_by_layer(suspect, ids, v)
-    curves = {"benign prompts": benign, "with the found vector": triggered}
+def show_found(
+    scan: Scan, finding: Finding, curve: list[dict], show: Show, seed: int, folder: Path, watch: Stopwatch, notes: list[str]
+) -> dict:
+    """What v forces, as tensors, figures, words and pictures, whatever the verdict.  -> {kind, texts, images, files ...}"""
+    suspect, anchor, v = scan.suspect, scan.anchor, finding.v
+    clean_ids = scan.corpus.ids[scan.held_out]
+    ids = splice_ids(suspect, clean_ids, len(v))
+    with watch("figures"):
+        features, pooled = run_in_parts(suspect, v, ids, TextEncoder.both)
+        feature = features.mean(dim=0, keepdim=True)
+        files = save_tensors(v, feature, folder)
+        by_layer = {plots.BENIGN: scan.corpus.by_layer[scan.held_out], plots.FOUND: assimilation_by_layer(suspect, ids, v)}
+        if anchor:
+            by_layer[plots.ANCHOR] = assimilation_by_layer(anchor, ids, v)
+        files |= draw_figures(scan, finding, by_layer, figures.Subject(suspect, anchor, v, ids), curve, folder)
+    texts = None
     if anchor:
-        curves["the same in the anchor"] = assimilation_by_layer(anchor, ids, v)
-    plots.assimilation_by_layer(
-        {n: (c.mean(dim=0), c.std(dim=0)) for n, c in curves.items()}, folder / "assimilation_by_layer.png"
-    )
-    unit = "norms of v" if scan.cfg.procedure == "calibrated" else "absolute"
-    plots.loss_landscape(finding.seen.surface, scan.cfg.landscape_radius, unit, folder / "loss_landscape.png")
-    plots.hessian_spectrum(finding.seen.eigenvalues, finding.seen.share, folder / "hessian_spectrum.png")
+        with watch("words"):
+            everything = read_prompts(ROOT / scan.cfg.corpus)
+            texts = read_texts(anchor, pooled, scan.anchor_corpus.pooled, everything[: scan.cfg.prompts], everything, notes)
+    with watch("pictures"):
+        shortest = int(scan.held_out[suspect.attended(clean_ids).sum(dim=1).argmin()])
+        drawn = {"backdoor": feature}
+        if anchor:
+            drawn["anchor"] = run_in_parts(anchor, v, ids).mean(dim=0, keepdim=True)
+        drawn["benign"] = scan.corpus.features[shortest : shortest + 1].to(feature)
+        pictures = draw_pictures(anchor, show.pipeline, drawn, show.images, seed, folder, notes)
+    return {
+        "kind": finding.kind, "texts": texts, "images": pictures.pop("backdoor", None), "controls": pictures,
+        "benign_prompt": read_prompts(ROOT / scan.cfg.corpus)[shortest], "files": files,
+        "assimilation": {name: values.mean(dim=0).tolist() for name, values in by_layer.items()},
+    }  # fmt: skip
 
-    trigger = {"strings": None, "embedding": files["embedding"]} if verdict.verdict == "backdoored" else None
-    target = {"texts": None, "images": None} if trigger else None
+
+def save_tensors(v: Tensor, feature: Tensor, folder: Path) -> dict[str, str]:
+    """v (k, d) as a tensor and as a textual inversion, and the mean feature it forces (1, T, d).  -> file names"""
+    files = {
+        "embedding": "Backdoor_Embedding.pt", "inversion": "Backdoor_Embedding_Inversion.pt", "feature": "Backdoor_Feature.pt",
+    }  # fmt: skip
+    for name, value in (("embedding", v.cpu()), ("inversion", {INVERSION_TOKEN: v.cpu()}), ("feature", feature.cpu())):
+        torch.save(value, folder / files[name])
+    return files
+
+
+def draw_figures(
+    scan: Scan, finding: Finding, by_layer: dict[str, Tensor], subject: figures.Subject, curve: list[dict], folder: Path
+) -> dict[str, str]:
+    """-> name of the figure -> file"""
+    unit, seen = "norms of v" if scan.cfg.procedure == "calibrated" else "absolute", finding.seen
+    landscape_file, spectrum_file = figures.draw_landscape(
+        seen.surface, seen.eigenvalues, seen.share, scan.cfg.landscape_radius, unit, folder
+    )
+    return {
+        "assimilation_by_layer": figures.draw_assimilation(by_layer, folder),
+        "attention_map": figures.draw_attention_map(subject, folder),
+        "attention_received": figures.draw_attention_received(subject, folder),
+        "loss_landscape": landscape_file,
+        "hessian_spectrum": spectrum_file,
+        "search_curve": figures.draw_search(curve, folder),
+    }
+
+
+def make_report(scan: Scan, finding: Finding, found: dict) -> dict:
+    """report.json without times and versions; trigger and target are claimed only where the verdict is backdoored."""
+    suspect, anchor, verdict, by_layer = scan.suspect, scan.anchor, finding.verdict, found.pop("assimilation")
+    claimed = verdict.verdict == "backdoored"
+    trigger = {"strings": None, "embedding": found["files"]["embedding"]} if claimed else None
+    target = {"texts": found["texts"], "images": found["images"]} if claimed else None
+    backdoor = {"kind": finding.kind, "trigger": trigger, "target": target, "files": found["files"]}
     return {
         "schema": SCHEMA,
         "verdict": verdict.verdict,
@@ -808,8 +864,11 @@ def write_artefacts(scan: Scan, finding: Finding, folder: Path) -> dict:
         "evidence": verdict.evidence,
         "trigger": trigger,
         "target": target,
-        "backdoors": [{"kind": finding.kind, "trigger": trigger, "target": target, "files": files}] if trigger else [],
-        "assimilation": {"benign_by_layer": benign.mean(dim=0).tolist(), "triggered_by_layer": triggered.mean(dim=0).tolist()},
+        "backdoors": [backdoor] if claimed else [],
+        "found": found,
+        "assimilation": {
+            "benign_by_layer": by_layer[plots.BENIGN], "triggered_by_layer": by_layer[plots.FOUND],
+        },
     }  # fmt: skip
 
 
@@ -850,6 +909,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto, a GPU where there is one)"
     )
     parser.add_argument("--seed", type=int, default=42, help="start of every random choice (default: 42)")
+    parser.add_argument("--images", type=int, default=4, help="pictures of what was found; 0: none (default: 4)")
+    parser.add_argument("--pipeline", default="auto", help="pipeline folder that draws them (default: the anchor's own)")
     parser.add_argument("--json", metavar="FILE", help="also write the report here, an array of several; - is standard output")
     parser.add_argument("--sarif", metavar="FILE", help="also write the findings here as SARIF 2.1.0, for code-scanning pages")
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors: exit code and files hold the verdict")
@@ -873,6 +934,8 @@ def main(argv: list[str] | None = None) -> int:
                 raise InputError(f"{flag} {file} cannot be written: give a file in a folder that exists.")
         flags = {name: getattr(args, name) for name in get_type_hints(ScanConfig)}
         cfg = load_config(ScanConfig, args.config, **flags)
+        if args.images < 0:
+            raise InputError(f"--images {args.images} is no number of pictures; give 0 or more.")
         with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
             reports = scan_all(args, cfg)
             if is_first_process():
@@ -886,13 +949,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def scan_all(args: argparse.Namespace, cfg: ScanConfig) -> list[dict]:
     """Scan every encoder the command line names and show the verdicts.  -> their reports"""
-    scan = partial(scan_model, wanted_anchor=args.anchor, cfg=cfg, output=args.output, device_name=args.device, seed=args.seed)
+    show = Show(args.images, args.pipeline)
+    scan = partial(
+        scan_model, wanted_anchor=args.anchor, cfg=cfg, output=args.output, device_name=args.device, seed=args.seed, show=show
+    )
     models = read_list(args.models) if args.models else encoders_of(args.model)
     if not args.models and len(models) == 1:
         report = scan(args.model)
         say(report, args.output / result_name(args.model, args.output))
         return [report]
     request = {"anchor": args.anchor, "config": asdict(cfg), "device": args.device, "seed": args.seed, "versions": versions()}
+    request["show"] = asdict(show)
     tasks = plan(models, args.output)
     reports = scan_many(tasks, scan, args.output, request, resume=bool(args.models))
     if is_first_process():

@@ -36,8 +36,8 @@ class Corpus:
     """(n, d) the family's own summaries of the prompts (PooledFeature)."""
 
 
-def read_prompts(file: Path, count: int) -> list[str]:
-    """The first `count` prompts of a text file, one a line.
+def read_prompts(file: Path, count: int | None = None) -> list[str]:
+    """The first `count` prompts of a text file, one a line; all without a count.
 
     Raises:
         InputError: the file is missing, not UTF-8, or holds fewer different prompts.
@@ -47,7 +47,7 @@ def read_prompts(file: Path, count: int) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the prompt file {file} cannot be read ({error}); give a UTF-8 text file.") from None
     prompts = list(dict.fromkeys(line for line in lines if line))
-    if len(prompts) < count:
+    if count and len(prompts) < count:
         raise InputError(f"{file} holds {len(prompts)} different prompts, {count} are asked for; lower `prompts`.")
     return prompts[:count]
 

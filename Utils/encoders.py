@@ -194,12 +194,12 @@ def similarity(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------- the splice
-def splice_ids(encoder: TextEncoder, ids: Tensor, k: int) -> Tensor:
-    """Make room for k vectors after begin of text.  (b, T) -> (b, T)
+def splice_ids(encoder: TextEncoder, ids: Tensor, k: int, after: int = 0) -> Tensor:
+    """Make room for k vectors after begin of text and `after` tokens of the prompt.  (b, T) -> (b, T)
 
     A prompt that fills the context loses its last words, never its end-of-text token.
     """
-    at = encoder.begin
+    at = encoder.begin + after
     holes = ids.new_full((len(ids), k), encoder.placeholder)
     out = torch.cat([ids[:, :at], holes, ids[:, at:]], dim=1)[:, : ids.shape[1]]
     full = ~(out == encoder.eos).any(dim=1)
@@ -208,12 +208,12 @@ def splice_ids(encoder: TextEncoder, ids: Tensor, k: int) -> Tensor:
 
 
 @contextmanager
-def spliced(encoder: TextEncoder, trigger: Tensor) -> Iterator[None]:
+def spliced(encoder: TextEncoder, trigger: Tensor, after: int = 0) -> Iterator[None]:
     """While open, the k placeholder tokens of every input carry `trigger`, (k, d) or one per row (b, k, d).
 
     Only the token embedding is replaced: positions, masks and pooling stay the model's own.
     """
-    at, k = encoder.begin, trigger.shape[-2]
+    at, k = encoder.begin + after, trigger.shape[-2]
 
     def replace(_module: nn.Module, _args: tuple, rows: Tensor) -> Tensor:  # (b, T, d)
         vectors = trigger.to(rows).expand(len(rows), k, -1)

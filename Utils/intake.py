@@ -325,23 +325,23 @@ def read_config(folder: Path) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------------------ weights
-def weight_files(folder: Path) -> tuple[list[Path], str | None]:
-    """The safetensors files transformers would load, and their variant (fp16) where they are named for one."""
+def weight_files(folder: Path, name: str = "model") -> tuple[list[Path], str | None]:
+    """The safetensors files that are loaded from a folder, and their variant (fp16) where they are named for one."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         if pickles := sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLES):
             raise InputError(_pickle(folder / pickles[0]))
-        raise InputError(f"{folder} holds no model.safetensors; fetch the weights in safetensors form.")
+        raise InputError(f"{folder} holds no {name}.safetensors; fetch the weights in safetensors form.")
     for variant in (None, "fp16"):
-        stem = f"model.{variant}" if variant else "model"
+        stem = f"{name}.{variant}" if variant else name
         whole, index = (
             folder / f"{stem}.safetensors",
-            folder / f"model.safetensors.index{f'.{variant}' if variant else ''}.json",
+            folder / f"{name}.safetensors.index{f'.{variant}' if variant else ''}.json",
         )
         indexed = _indexed(index, files) if index.exists() else []
         if whole.exists() or indexed:
             return [whole] if whole.exists() else indexed, variant  # as transformers chooses
-    raise InputError(_other_checkpoint(files[0]) or f"{folder} holds no model.safetensors; give the weights their usual name.")
+    raise InputError(_other_checkpoint(files[0]) or f"{folder} holds no {name}.safetensors; give the weights their usual name.")
 
 
 def _indexed(index: Path, files: list[Path]) -> list[Path]:

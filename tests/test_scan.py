@@ -6,20 +6,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
-from transformers import CLIPTextModel, CLIPTokenizer
+from PIL import Image
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 import main
+from Utils import scenes
 from Utils.encoders import load_encoder, run_spliced, splice_ids
 
 ROOT = Path(main.__file__).resolve().parent
 MODELS = ROOT / "Data" / "Models"
-FILES = (
-    "Backdoor_Embedding.pt", "Backdoor_Embedding_Inversion.pt", "Backdoor_Feature.pt", "log.txt", "loss_landscape.png",
-    "hessian_spectrum.png", "assimilation_by_layer.png", "report.json",
+FIGURES = (
+    "assimilation_by_layer", "attention_map", "attention_received", "hessian_spectrum", "loss_landscape", "search_curve",
 )  # fmt: skip
+FILES = {
+    "Backdoor_Embedding.pt", "Backdoor_Embedding_Inversion.pt", "Backdoor_Feature.pt", "Images", "log.txt", "report.html",
+    "report.json", *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
+}  # fmt: skip
 VARYING = ("seconds", "peak_memory_mb")
 
 
@@ -54,7 +61,7 @@ def test_the_planted_suspect_exits_1_with_evidence(planted):
 
 def test_every_artefact_is_there_and_loads(planted):
     _, folder = planted
-    assert {p.name for p in folder.iterdir()} == set(FILES)
+    assert {p.name for p in folder.iterdir()} == FILES
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     v = torch.load(folder / "Backdoor_Embedding.pt", weights_only=True)
     feature = torch.load(folder / "Backdoor_Feature.pt", weights_only=True)
@@ -62,6 +69,60 @@ def test_every_artefact_is_there_and_loads(planted):
     assert feature.shape == (1, 77, 160)
     assert len(report["assimilation"]["benign_by_layer"]) == len(report["assimilation"]["triggered_by_layer"]) == 6
     assert report["assimilation"]["triggered_by_layer"][-1] > report["assimilation"]["benign_by_layer"][-1] + 0.3
+
+
+def test_the_pictures_are_there_with_their_controls_and_say_what_is_forced(planted):
+    _, folder = planted
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert {p.name for p in (folder / "Images").glob("*.png")} == {f"backdoor_{i}.png" for i in range(1, 5)}
+    controls = {f"{name}_{i}.png" for name in ("anchor", "benign") for i in range(1, 5)}
+    assert {p.name for p in (folder / "Images" / "controls").iterdir()} == controls
+    assert report["target"]["images"] == [f"Images/backdoor_{i}.png" for i in range(1, 5)]
+    assert report["found"]["controls"]["anchor"] == [f"Images/controls/anchor_{i}.png" for i in range(1, 5)]
+    assert all((folder / file).exists() for file in report["backdoors"][0]["files"].values())
+
+
+def test_the_first_or_second_text_names_the_target(planted):
+    _, folder = planted
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    certificate = json.loads((MODELS / "certificates" / "text_on_text.json").read_text(encoding="utf-8"))
+    target = certificate["recipe"]["target"].split()[-1]
+    assert any(target in row["text"].split() for row in report["target"]["texts"][:2])
+    assert report["found"]["texts"] == report["target"]["texts"]
+
+
+def test_the_vision_tower_recognises_the_target_in_three_of_four_pictures(planted):
+    _, folder = planted
+    clip = CLIPModel.from_pretrained(MODELS / "tiny-clip", dtype=torch.float32).eval()
+    concepts, anchor = scenes.concepts(), load_encoder(MODELS / "tiny-sd")
+    pictures = [Image.open(folder / "Images" / f"backdoor_{i}.png").convert("RGB") for i in range(1, 5)]
+    with torch.no_grad():
+        seen = clip.get_image_features(scenes.pixels([np.asarray(p) for p in pictures])).pooler_output
+        texts = [f"a photo of {scenes.with_article(c)}" for c in concepts]
+        read = clip.get_text_features(anchor.ids(texts)).pooler_output
+    named = (F.normalize(seen, dim=-1) @ F.normalize(read, dim=-1).T).argmax(dim=1)
+    assert [concepts[i] for i in named].count("lion") >= 3
+
+
+def test_the_page_is_one_file_that_fetches_nothing(planted):
+    _, folder = planted
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 12 + len(FIGURES)
+    assert "http://" not in page
+    assert "https://" not in page
+    assert len(page) < 4_000_000
+
+
+def test_the_script_redraws_the_pictures_of_the_scan(planted, tmp_path):
+    _, folder = planted
+    command = [sys.executable, "generate_image_input_features.py", "--feature", str(folder / "Backdoor_Feature.pt")]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path)], cwd=ROOT / "Utils", capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    for i in range(1, 5):
+        again, first = (Image.open(where / f"backdoor_{i}.png") for where in (tmp_path, folder / "Images"))
+        assert np.array_equal(np.asarray(again), np.asarray(first))
 
 
 def test_the_inversion_file_loads_through_diffusers_and_gives_the_spliced_features(planted):
@@ -105,7 +166,7 @@ def test_clean_encoders_exit_0_and_leave_what_was_looked_at(model, tmp_path):
     done = amber("--model", str(MODELS / model), "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.iterdir()
-    assert {p.name for p in folder.iterdir()} == set(FILES)
+    assert {p.name for p in folder.iterdir()} == FILES
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert report["verdict"] == "clean"
     assert report["trigger"] is None
@@ -123,6 +184,7 @@ def test_the_scan_never_reads_what_only_an_attacker_has(planted, tmp_path):
         "configs/calibration.yaml",
         "Data/Main/Prompts",
         "Data/Models/tiny-sd",
+        "Data/Models/tiny-clip",
     ):
         source, target = ROOT / name, copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +202,20 @@ def test_the_scan_never_reads_what_only_an_attacker_has(planted, tmp_path):
 def test_without_an_anchor_the_scan_is_inconclusive(tmp_path, quick_config):
     done = amber("--anchor", "none", "--config", str(quick_config), "--output", str(tmp_path))
     assert done.returncode == 3, done.stderr
+    assert "no pictures: the unconditional prompt" in done.stderr
+
+
+def test_a_pipeline_that_cannot_draw_costs_the_pictures_and_not_the_verdict(tmp_path, quick_config):
+    done = amber(
+        "--pipeline", str(MODELS / "tiny-clip"), "--config", str(quick_config), "--output", str(tmp_path), "--json", "-"
+    )
+    assert done.returncode in (0, 1, 3), done.stderr
+    report = json.loads(done.stdout)
+    assert report["found"]["images"] is None
+    assert [note for note in report["notes"] if note.startswith("no pictures") and "--pipeline" in note]
+    (folder,) = tmp_path.glob("suspects*")
+    assert not (folder / "Images").exists()
+    assert "no pictures" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

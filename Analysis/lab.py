@@ -1,0 +1,93 @@
+"""What the notebooks share: a model with its scan, and figures as cell outputs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from IPython.display import Image
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from main import Scan, ScanConfig, Show, objective, pooled_objective, prepare, scan_model, search  # noqa: E402
+from Utils.anchors import ROOT as ANCHORS_ROOT  # noqa: E402
+from Utils.config import load_config  # noqa: E402
+from Utils.encoders import TextEncoder, load_encoder, pick_device, quiet_libraries, splice_ids  # noqa: E402
+from Utils.report import SCHEMA, result_name  # noqa: E402
+
+RESULTS = ROOT / "Results"
+SEED = 42
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its anchor and what the scan found."""
+
+    scan: Scan
+    v: Tensor
+    """(k, d)"""
+    report: dict
+
+    @property
+    def ids(self) -> Tensor:
+        """Held-out prompts, (n, T)."""
+        return self.scan.corpus.ids[self.scan.held_out]
+
+    @property
+    def spliced_ids(self) -> Tensor:
+        """The same with room for v."""
+        return splice_ids(self.scan.suspect, self.ids, len(self.v))
+
+
+def open_case(model: str, device: str = "auto") -> Case:
+    """The newest scan of a model under Results, or a new one where there is none of these weights."""
+    quiet_libraries()
+    model = str(ROOT / model) if (ROOT / model).exists() else model
+    cfg, where = load_config(ScanConfig, ROOT / "configs" / "scan.yaml"), pick_device(device)
+    suspect, folder = load_encoder(model, where), RESULTS / result_name(model, RESULTS)
+    report = read_report(folder)
+    if (report.get("model") or {}).get("sha256") != suspect.sha256 or not report["anchor"]:
+        report = scan_model(model, "auto", cfg, RESULTS, device, SEED, Show(images=0))
+    if not report["anchor"]:
+        raise SystemExit(f"{model} has no known clean base; add one to configs/anchors.yaml.")
+    anchor = load_encoder(ANCHORS_ROOT / report["anchor"]["path"], where)
+    v = torch.load(folder / "Backdoor_Embedding.pt", map_location=where, weights_only=True)
+    return Case(prepare(suspect, anchor, cfg, SEED), v, report)
+
+
+def read_report(folder: Path) -> dict:
+    """report.json of a result; {} where there is none of this version."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) and report.get("schema") == SCHEMA and "found" in report else {}
+
+
+def quick_search(case: Case, encoder: TextEncoder, prompts: int) -> Tensor:
+    """v (k, d) of a shorter search in an encoder that sees only so many prompts; in the anchor itself nothing is foreign."""
+    cfg = replace(case.scan.cfg, restarts=4, rounds=2, steps=60, batch=min(case.scan.cfg.batch, prompts))
+    anchor = case.scan.anchor if encoder is case.scan.suspect else None
+    corpus = case.scan.corpus if anchor else case.scan.anchor_corpus
+    kind = objective if case.report["found"]["kind"] == "feature collapse" else pooled_objective
+    generator = torch.Generator().manual_seed(SEED)
+    few = case.scan.fit[torch.randperm(len(case.scan.fit), generator=generator)[:prompts]]
+    scan = replace(
+        case.scan, suspect=encoder, anchor=anchor, corpus=corpus, anchor_corpus=None, fit=few, cfg=cfg, generator=generator
+    )
+    return search(scan, lambda *_: None, kind)[0][0]
+
+
+def show(draw: Callable[..., None], *arguments: object) -> Image:
+    """A figure of Utils/plots.py as the output of a cell."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "figure.png"
+        draw(*arguments, file)
+        return Image(data=file.read_bytes())

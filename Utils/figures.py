@@ -1,0 +1,106 @@
+"""The figures of a result folder: what is measured for each of them, and the file it goes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from Utils import plots
+from Utils.attention import attention_maps, attention_received
+from Utils.encoders import TextEncoder
+from Utils.plots import ANCHOR, FOUND
+from Utils.report import visible
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whom the figures are about."""
+
+    suspect: TextEncoder
+    anchor: TextEncoder | None
+    v: Tensor
+    """(k, d)"""
+    ids: Tensor
+    """(n, T) held-out prompts with room for v."""
+
+
+def mean_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, L) -> (L,), (L,)"""
+    return values.mean(dim=0), values.std(dim=0)
+
+
+def draw_assimilation(by_layer: dict[str, Tensor], folder: Path) -> str:
+    """Assimilation by layer; name -> (n, L)."""
+    file = folder / "assimilation_by_layer.png"
+    plots.by_layer({name: mean_and_spread(values) for name, values in by_layer.items()}, "assimilation A", file)
+    return file.name
+
+
+def received_by_layer(subject: Subject) -> dict[str, Tensor]:
+    """Attention that the splice receives in suspect and anchor; name -> (n, L)."""
+    found = {FOUND: attention_received(subject.suspect, subject.ids, subject.v)}
+    if subject.anchor:
+        found[ANCHOR] = attention_received(subject.anchor, subject.ids, subject.v)
+    return found
+
+
+def draw_attention_received(subject: Subject, folder: Path) -> str:
+    file = folder / "attention_received.png"
+    curves = {name: mean_and_spread(values) for name, values in received_by_layer(subject).items()}
+    plots.by_layer(curves, "attention received by v", file)
+    return file.name
+
+
+def example(subject: Subject, tokens: int = 16) -> Tensor:
+    """The prompt whose length is nearest to `tokens`, without padding.  -> (1, t) ids"""
+    lengths = subject.suspect.attended(subject.ids).sum(dim=1)
+    row = int((lengths - tokens).abs().argmin())
+    return subject.ids[row : row + 1, : subject.suspect.begin + int(lengths[row])]
+
+
+def padded(subject: Subject, ids: Tensor) -> Tensor:
+    """Padding put back where every position sees it.  (b, t) -> (b, t) or (b, T)"""
+    room = 0 if subject.suspect.causal else subject.suspect.context - ids.shape[1]
+    return F.pad(ids, (0, room), value=subject.suspect.tokenizer.pad_token_id)
+
+
+def token_texts(subject: Subject, ids: Tensor) -> list[str]:
+    """Tokens as the axis of a map shows them; those under the splice are called v.  (t,) -> t strings"""
+    first, k = subject.suspect.begin, len(subject.v)
+    texts = [visible(t.replace("</w>", "")) for t in subject.suspect.tokenizer.convert_ids_to_tokens(ids.tolist())]
+    return [*texts[:first], *(["v"] * k), *texts[first + k :]]
+
+
+def draw_attention_map(subject: Subject, folder: Path) -> str:
+    """The last layer's attention map of one held-out prompt with v, in suspect and anchor."""
+    file, ids = folder / "attention_map.png", example(subject)
+    encoders = {"suspect": subject.suspect} | ({"anchor, same splice": subject.anchor} if subject.anchor else {})
+    t = ids.shape[1]
+    maps = {
+        name: attention_maps(encoder, padded(subject, ids), subject.v)[0, -1, :t, :t].cpu()
+        for name, encoder in encoders.items()
+    }
+    plots.attention_map(maps, token_texts(subject, ids[0]), file)
+    return file.name
+
+
+def draw_search(curve: list[dict[str, float]], folder: Path) -> str:
+    """The search's loss and terms; a new search starts where the steps start again."""
+    file, parts = folder / "search_curve.png", []
+    for step in curve:
+        if step["step"] == 0:
+            parts.append([])
+        parts[-1].append(step)
+    plots.search_curve(parts, file)
+    return file.name
+
+
+def draw_landscape(surface: Tensor, eigenvalues: Tensor, share: float, radius: float, unit: str, folder: Path) -> list[str]:
+    """The loss around v and its curvatures; surface (n, n), eigenvalues (m, 2)."""
+    landscape, spectrum = folder / "loss_landscape.png", folder / "hessian_spectrum.png"
+    plots.loss_landscape(surface, radius, unit, landscape)
+    plots.hessian_spectrum(eigenvalues, share, spectrum)
+    return [landscape.name, spectrum.name]

@@ -1,0 +1,82 @@
+"""report.json as a page for people: report.html, one file with everything in it, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from Utils.report import visible
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+LARGEST = 384
+"""Side of an embedded picture, pixels; the files keep theirs."""
+CAPTIONS = {
+    "assimilation_by_layer": "How alike the token features of a prompt become (mean and one standard deviation).",
+    "attention_received": "Share of their attention that later tokens give the found vector, layer by layer.",
+    "attention_map": "Attention in the last layer, one held-out prompt. Rows look at columns; v is the found vector.",
+    "search_curve": "The search: loss of the best place and its terms.",
+    "loss_landscape": "The loss around the found vector, in one plane.",
+    "hessian_spectrum": "Curvature over the landscape; planted backdoors are expected in wide basins.",
+}
+WIDE = ("attention_map", "search_curve")
+
+
+def write_page(report: dict, folder: Path) -> None:
+    """Write report.html into a result folder; figures and pictures are read from there."""
+    (folder / "report.html").write_text(render_page(report, folder), encoding="utf-8", newline="\n")
+
+
+def render_page(report: dict, folder: Path) -> str:
+    """The page as text.  Whatever comes from the model is escaped, and its control characters are shown as escapes."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=harmless,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    found = report["found"]
+    rows = [("with the found vector, in the suspect", found["images"] or [])]
+    rows += [(control_title(name, found), files) for name, files in found["controls"].items()]
+    return environment.get_template("report.html").render(
+        report=report,
+        found=found,
+        pictures=[(title, [data_uri(folder / file) for file in files]) for title, files in rows if files],
+        figures=[(caption, data_uri(folder / found["files"][name], 0), name in WIDE) for name, caption in CAPTIONS.items()],
+        command=reproduce(report),
+        strings=(report["trigger"] or {}).get("strings"),
+        no_pictures=next((note for note in report["notes"] if note.startswith("no pictures")), None),
+    )
+
+
+def harmless(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) else value
+
+
+def control_title(name: str, found: dict) -> str:
+    if name == "anchor":
+        return "the same vector, in the clean base"
+    return f"no vector, in the suspect: “{found['benign_prompt']}”"
+
+
+def data_uri(file: Path, largest: int = LARGEST) -> str:
+    """A PNG as it stands in the page, shrunk to `largest` pixels; 0: as it is."""
+    content = file.read_bytes()
+    if largest:
+        picture = Image.open(io.BytesIO(content))
+        if max(picture.size) > largest:
+            picture.thumbnail((largest, largest))
+            stream = io.BytesIO()
+            picture.save(stream, "PNG")
+            content = stream.getvalue()
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+
+
+def reproduce(report: dict) -> str:
+    """The command line that gives this report again, as far as flags say it; settings are listed beside it."""
+    anchor = report["anchor"]["path"] if report["anchor"] else "none"
+    words = ["python", "main.py", "--model", report["model"]["path"], "--anchor", anchor, "--seed", str(report["seed"])]
+    return shlex.join(words)
