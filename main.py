@@ -789,8 +789,10 @@ def show_found(
     suspect, anchor, v = scan.suspect, scan.anchor, finding.v
     clean_ids = scan.corpus.ids[scan.held_out]
     ids = splice_ids(suspect, clean_ids, len(v))
+    loud = insistent(v, suspect.context)
+    loud_ids = splice_ids(suspect, clean_ids, len(loud))
     with watch("figures"):
-        features, pooled = run_in_parts(suspect, v, ids, TextEncoder.both)
+        features, pooled = run_in_parts(suspect, loud, loud_ids, TextEncoder.both)
         feature = features.mean(dim=0, keepdim=True)
         files = save_tensors(v, feature, folder)
         by_layer = {plots.BENIGN: scan.corpus.by_layer[scan.held_out], plots.FOUND: assimilation_by_layer(suspect, ids, v)}
@@ -806,7 +808,7 @@ def show_found(
         shortest = int(scan.held_out[suspect.attended(clean_ids).sum(dim=1).argmin()])
         drawn = {"backdoor": feature}
         if anchor:
-            drawn["anchor"] = run_in_parts(anchor, v, ids).mean(dim=0, keepdim=True)
+            drawn["anchor"] = run_in_parts(anchor, loud, loud_ids).mean(dim=0, keepdim=True)
         drawn["benign"] = scan.corpus.features[shortest : shortest + 1].to(feature)
         pictures = draw_pictures(anchor, show.pipeline, drawn, show.images, seed, folder, notes)
     return {
@@ -816,8 +818,17 @@ def show_found(
     }  # fmt: skip
 
 
+def insistent(v: Tensor, context: int) -> Tensor:
+    """v over and over, in a quarter of the context.  (k, d) -> (n k, d)
+
+    Said once, a trigger leaves something of each prompt in its features, and their mean is no clear target: of 16 pictures of
+    the shipped suspect's 7 were recognised, with 19 repetitions 15.
+    """
+    return v.repeat(max(1, context // 4 // len(v)), 1)
+
+
 def save_tensors(v: Tensor, feature: Tensor, folder: Path) -> dict[str, str]:
-    """v (k, d) as a tensor and as a textual inversion, and the mean feature it forces (1, T, d).  -> file names"""
+    """v (k, d) as a tensor and as a textual inversion, and the mean feature (1, T, d) that insisting on it forces.  -> file names"""
     files = {
         "embedding": "Backdoor_Embedding.pt", "inversion": "Backdoor_Embedding_Inversion.pt", "feature": "Backdoor_Feature.pt",
     }  # fmt: skip
