@@ -828,7 +828,7 @@ def insistent(v: Tensor, context: int) -> Tensor:
 
 
 def save_tensors(v: Tensor, feature: Tensor, folder: Path) -> dict[str, str]:
-    """v (k, d) as a tensor and as a textual inversion, and the mean feature (1, T, d) that insisting on it forces.  -> file names"""
+    """v (k, d) as a tensor and as a textual inversion, and the feature (1, T, d) that insisting on it forces.  -> file names"""
     files = {
         "embedding": "Backdoor_Embedding.pt", "inversion": "Backdoor_Embedding_Inversion.pt", "feature": "Backdoor_Feature.pt",
     }  # fmt: skip
