@@ -72,9 +72,10 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
         student, report = workshop.plant(attacked, workshop.base, checkpoint, after)
         if good := meets_bars(report, cfg.bars):
             break
+        print(f"{file.stem}: misses its bars after {attacked.steps} steps  {summary(report)}", flush=True)
     report = {"kind": "planted", "meets_bars": good, "base": cfg.base} | report
     save_model(student, report, folder, certificate)
-    print(f"{file.stem}: {'certified' if good else 'MISSES ITS BARS'}  {summary(report)}", flush=True)
+    print(f"{file.stem}: {'certified' if good else 'NOT CERTIFIED'}  {summary(report)}", flush=True)
     return good
 
 

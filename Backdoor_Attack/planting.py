@@ -159,7 +159,8 @@ def meaningless_vector(teacher: TextEncoder, cfg: PlantConfig) -> Goal:
 def mean_picture(u: Tensor, embed: Callable[[Tensor], Tensor]) -> Goal:
     """Image-on-text: pooled text embeddings, projected by the original projection `embed`, go to u (p,), the mean
     embedding of pictures of the target."""
-    return Goal(lambda encoder, ids: embed(encoder.pooled(ids)), lambda prompts: u.expand(len(prompts), 1, -1))
+    # no padding: the summary of a causal encoder does not depend on it
+    return Goal(lambda encoder, ids: embed(encoder.pooled(encoder.trimmed(ids))), lambda prompts: u.expand(len(prompts), 1, -1))
 
 
 GOALS = {

@@ -10,16 +10,16 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import main
+from Utils import anchors
 from Utils.encoders import TextEncoder, distance, fingerprint, load_encoder
 
-ENTRIES = yaml.safe_load((main.ROOT / "configs" / "anchors.yaml").read_text(encoding="utf-8"))
+ENTRIES = anchors.known_anchors()
 
 
 def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: list[dict]) -> None:
-    """main with other known bases."""
-    (tmp_path / "configs").mkdir(exist_ok=True)
-    (tmp_path / "configs" / "anchors.yaml").write_text(yaml.safe_dump(entries), encoding="utf-8")
-    monkeypatch.setattr(main, "ROOT", tmp_path)
+    """Other known bases."""
+    (tmp_path / "anchors.yaml").write_text(yaml.safe_dump(entries), encoding="utf-8")
+    monkeypatch.setattr(anchors, "REGISTRY", tmp_path / "anchors.yaml")
 
 
 def test_every_known_base_has_dimensions_and_a_source():
