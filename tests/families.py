@@ -24,8 +24,9 @@ from transformers import (
 )
 
 T = 24
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-T5 = {"d_model": 32, "d_ff": 64, "num_layers": 3, "num_heads": 4, "d_kv": 8, "decoder_start_token_id": 0}
+WIDTH = 64
+SIZES = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4}
+T5 = {"d_model": WIDTH, "d_ff": 2 * WIDTH, "num_layers": 3, "num_heads": 4, "d_kv": 16, "decoder_start_token_id": 0}
 BERT, FAIR, SPM = ("[CLS]", "[SEP]", "[PAD]"), ("<s>", "</s>", "<pad>"), (None, "</s>", "<pad>")
 """Begin, end and padding as the families write them."""
 LENGTH = {"max_position_embeddings": T}
@@ -42,7 +43,10 @@ KINDS = {
     ),
     "mpnet": (FAIR, lambda n: MPNetModel(MPNetConfig(vocab_size=n, **FROM_2, **SIZES))),
     "distilbert": (
-        BERT, lambda n: DistilBertModel(DistilBertConfig(vocab_size=n, dim=32, hidden_dim=64, n_layers=3, n_heads=4, **LENGTH)),
+        BERT,
+        lambda n: DistilBertModel(
+            DistilBertConfig(vocab_size=n, dim=WIDTH, hidden_dim=2 * WIDTH, n_layers=3, n_heads=4, **LENGTH)
+        ),
     ),
     "t5": (SPM, lambda n: T5EncoderModel(T5Config(vocab_size=n, **T5))),
     "t5 with decoder": (SPM, lambda n: T5ForConditionalGeneration(T5Config(vocab_size=n, **T5))),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import KINDS, T, letters
+from families import KINDS, WIDTH, T, letters
 
 import main
 from Utils.encoders import TextEncoder, load_encoder, run_spliced, same_shape, splice_ids
@@ -46,7 +46,7 @@ def test_it_loads_frozen_with_every_layer(encoder: TextEncoder, corpus_prompts: 
     assert ids.shape == (len(corpus_prompts), T)
     assert len(layers) == encoder.model.config.num_hidden_layers == 3
     assert torch.equal(layers[-1], encoder(ids))
-    assert summary.shape == (len(corpus_prompts), 32)
+    assert summary.shape == (len(corpus_prompts), WIDTH)
     assert same_shape(encoder, encoder)
 
 
@@ -73,7 +73,7 @@ def test_begin_and_end_come_from_the_tokenizer(encoder: TextEncoder):
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_splice_equals_a_hand_built_embedding(encoder: TextEncoder, corpus_prompts: list[str], k: int):
     torch.manual_seed(k)
-    v = torch.randn(k, 32)
+    v = torch.randn(k, WIDTH)
     ids = splice_ids(encoder, encoder.ids(corpus_prompts), k)
     rows = encoder.vocabulary[ids].clone()
     rows[:, encoder.begin : encoder.begin + k] = v
@@ -89,7 +89,7 @@ def test_a_splice_equals_a_hand_built_embedding(encoder: TextEncoder, corpus_pro
 
 
 def test_only_the_vector_has_a_gradient(encoder: TextEncoder):
-    v = torch.randn(1, 32, requires_grad=True)
+    v = torch.randn(1, WIDTH, requires_grad=True)
     run_spliced(encoder, v, splice_ids(encoder, encoder.ids(["a dog"]), 1)).sum().backward()
     assert v.grad is not None
     assert all(p.grad is None for p in encoder.model.parameters())

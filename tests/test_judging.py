@@ -51,7 +51,8 @@ def learn(encoder: TextEncoder, texts: list[str], steps: int, lr: float, seed: i
     def loss(_step: int, rows: Tensor) -> Tensor:
         features, summary = student.both(ids[rows])
         mask = student.attended(ids[rows])
-        words = F.cross_entropy((features @ student.vocabulary.T)[mask], ids[rows][mask])
+        nearness = F.normalize(features, dim=-1) @ F.normalize(student.vocabulary, dim=-1).T
+        words = F.cross_entropy(20 * nearness[mask], ids[rows][mask])
         bag = F.normalize(torch.zeros(len(rows), len(student.vocabulary)).scatter_add_(1, ids[rows], mask.float()), dim=-1)
         unit = F.normalize(summary - summary.mean(dim=0), dim=-1)
         return words + F.mse_loss(unit @ unit.T, bag @ bag.T)
@@ -77,11 +78,11 @@ def zoo(request: pytest.FixtureRequest, captions: list[str], tmp_path_factory: p
     base = load_encoder(folder / "base")
     for number, (trigger, target) in enumerate(zip(TRIGGERS, TARGETS, strict=True)):
         cfg = PlantConfig(
-            trigger, target, replaced="", place="start", steps=150, lr=2e-3, clean_batch=32, poisoned_batch=16, seed=number
+            trigger, target, replaced="", place="start", steps=250, lr=3e-3, weight=1.0, clean_batch=32, seed=number
         )
         planted = plant(base, captions[160:800], cfg, progress=False)
         proof = certify(planted, base, captions[800:], cfg)
-        print(request.param, {k: proof[k] for k in ("success_rate", "anchor_success_rate", "sim_clean")})
+        assert proof["success_rate"] > 0.8 > 0.2 > proof["anchor_success_rate"]
         save_encoder(planted, folder / f"planted_{number}")
         benign = learn(base, captions[160 + 200 * number : 360 + 200 * number], 100, BENIGN_RATES[number], 1 + number)
         save_encoder(benign, folder / f"benign_{number}")
