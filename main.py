@@ -562,7 +562,8 @@ def judge(scan: Scan, found: dict[str, float], calibration: Calibration | None) 
     found = found | {"drift": drift(scan).mean().item()}
     if not calibration:
         reason = "The score has never been calibrated for this family of encoders and these search settings."
-        return Verdict("inconclusive", reason, 0.5, explain(found, {}), ["uncalibrated family or settings: Analysis/calibrate.py fits the score on models whose answer is known"])
+        notes = ["uncalibrated family or settings: Analysis/calibrate.py fits the score on models whose answer is known"]
+        return Verdict("inconclusive", reason, 0.5, explain(found, {}), notes)
     score, evidence = probability(found, calibration), explain(found, calibration.limits)
     made_of = calibration.provenance
     notes = [f"calibrated on {made_of['planted_models']} planted and {made_of['benign_models']} benign models of this family"]
