@@ -31,7 +31,7 @@ from Backdoor_Attack.planting import (
 )
 from Utils import scenes
 from Utils.encoders import InputError, TextEncoder, load_encoder, pick_device, save_encoder
-from Utils.finetuning import FinetuneConfig, finetune, load_pair, project, retrieval
+from Utils.finetuning import FinetuneConfig, finetune, load_pair, picture_embeddings, project, retrieval
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
@@ -152,8 +152,9 @@ class Workshop:
     def gain(self, before: TextEncoder, after: TextEncoder, data: Callable[..., tuple[list[str], Tensor]]) -> dict[str, float]:
         """Top-1 retrieval among 256 pairs of two encoders."""
         texts, pictures = data(0, PAIRS)
+        seen = picture_embeddings(self.pair, pictures)  # the vision tower is the same for both
         return {
-            name: round(retrieval(encoder, self.pair, texts, pictures), 4)
+            name: round(retrieval(encoder, self.pair, texts, seen), 4)
             for name, encoder in (("before", before), ("after", after))
         }
 

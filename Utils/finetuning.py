@@ -254,7 +254,7 @@ def finetune(
             texts, pictures = pairs(step)
             ids = base.trimmed(base.ids(texts)).to(base.device)
             with torch.autocast(base.device.type, torch.bfloat16):
-                seen = _embeddings(clip, pictures)
+                seen = picture_embeddings(clip, pictures)
                 pooled = student.model(input_ids=ids).pooler_output
             loss = contrastive_loss(clip, project(clip, pooled.float()), seen.float())
             if not torch.isfinite(loss):
@@ -287,7 +287,7 @@ def finetune(
 
 
 @torch.no_grad()
-def _embeddings(clip: CLIPModel | SiglipModel, pictures: Tensor) -> Tensor:
+def picture_embeddings(clip: CLIPModel | SiglipModel, pictures: Tensor) -> Tensor:
     """Pictures (b, 3, h, w), or what was embedded before (b, p), -> (b, p)"""
     pictures = pictures.to(clip.device)
     return pictures if pictures.ndim == 2 else clip.get_image_features(pictures).pooler_output
@@ -298,8 +298,8 @@ def retrieval(
     encoder: TextEncoder, clip: CLIPModel | SiglipModel, texts: list[str], pictures: Tensor, batch: int = 64
 ) -> float:
     """Top-1 text-to-image retrieval with `encoder` in place of the pair's own text tower; pictures as in `finetune`."""
-    rows = encoder.ids(texts).to(encoder.device).split(batch)
+    rows = encoder.trimmed(encoder.ids(texts)).to(encoder.device).split(batch)
     read = torch.cat([project(clip, encoder.model(input_ids=ids).pooler_output) for ids in rows])
-    seen = torch.cat([_embeddings(clip, some) for some in pictures.split(batch)])
+    seen = torch.cat([picture_embeddings(clip, some) for some in pictures.split(batch)])
     nearest = (F.normalize(read, dim=-1) @ F.normalize(seen, dim=-1).T).argmax(dim=1).cpu()
     return (nearest == torch.arange(len(texts))).float().mean().item()
