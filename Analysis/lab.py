@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from main import Scan, ScanConfig, Show, objective, pooled_objective, prepare, scan_model, search  # noqa: E402
-from Utils.anchors import ROOT as ANCHORS_ROOT  # noqa: E402
 from Utils.config import load_config  # noqa: E402
 from Utils.encoders import TextEncoder, load_encoder, pick_device, quiet_libraries, splice_ids  # noqa: E402
 from Utils.report import SCHEMA, result_name  # noqa: E402
@@ -57,7 +56,8 @@ def open_case(model: str, device: str = "auto") -> Case:
         report = scan_model(model, "auto", cfg, RESULTS, device, SEED, Show(images=0))
     if not report["anchor"]:
         raise SystemExit(f"{model} has no known clean base; add one to configs/anchors.yaml.")
-    anchor = load_encoder(ANCHORS_ROOT / report["anchor"]["path"], where)
+    path = report["anchor"]["path"]
+    anchor = load_encoder(ROOT / path if (ROOT / path).exists() else path, where)
     v = torch.load(folder / "Backdoor_Embedding.pt", map_location=where, weights_only=True)
     return Case(prepare(suspect, anchor, cfg, SEED), v, report)
 
@@ -85,9 +85,9 @@ def quick_search(case: Case, encoder: TextEncoder, prompts: int) -> Tensor:
     return search(scan, lambda *_: None, kind)[0][0]
 
 
-def show(draw: Callable[..., None], *arguments: object) -> Image:
+def show(draw: Callable[..., None], *arguments: object, **options: object) -> Image:
     """A figure of Utils/plots.py as the output of a cell."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "figure.png"
-        draw(*arguments, file)
+        draw(*arguments, file, **options)
         return Image(data=file.read_bytes())
