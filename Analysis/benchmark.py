@@ -3,21 +3,18 @@
     python Utils/build_zoo.py --split acceptance
     python Analysis/benchmark.py --zoo Data/Zoo/acceptance
 
-Writes Results/benchmark/<split>.json and prints a table; an inconclusive verdict counts as an error.
+Writes Results/benchmark/<split>.json, with --family <split>_<family>.json, and prints a table; an inconclusive verdict counts
+as an error.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 from pathlib import Path
 from statistics import median
-
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -25,8 +22,13 @@ sys.path.insert(0, str(ROOT))
 from main import ScanConfig, scan_model  # noqa: E402
 from Utils.config import load_config  # noqa: E402
 from Utils.encoders import quiet_libraries  # noqa: E402
+from Utils.processes import workers  # noqa: E402
 
 RIGHT = {"planted": "backdoored", "benign": "clean"}
+
+
+def family_of(certificate: Path) -> str:
+    return json.loads(certificate.read_text(encoding="utf-8")).get("family", "clip")
 
 
 def judge(certificate: Path, anchor: str, cfg: ScanConfig, output: Path, device: str, seed: int) -> dict:
@@ -42,12 +44,14 @@ def judge(certificate: Path, anchor: str, cfg: ScanConfig, output: Path, device:
     }  # fmt: skip
 
 
-def judge_zoo(zoo: Path, anchor: str, cfg: ScanConfig, output: Path, device: str, seed: int, jobs: int) -> list[dict]:
+def judge_zoo(
+    certificates: list[Path], anchor: str, cfg: ScanConfig, output: Path, device: str, seed: int, jobs: int
+) -> list[dict]:
     """One row a model, in the order of their names."""
-    rows, threads = [], max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    rows = []
+    with workers(jobs) as pool:
         order = (anchor, cfg, output, device, seed)
-        todo = [pool.submit(judge, certificate, *order) for certificate in sorted(zoo.glob("*.json"))]
+        todo = [pool.submit(judge, certificate, *order) for certificate in certificates]
         for done in as_completed(todo):
             rows.append(done.result())
             print(*(f"{value!s:>12}" for value in rows[-1].values()), flush=True)
@@ -57,6 +61,7 @@ def judge_zoo(zoo: Path, anchor: str, cfg: ScanConfig, output: Path, device: str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", type=Path, required=True, help="a folder of models with certificates, from Utils/build_zoo.py")
+    parser.add_argument("--family", help="judge the models of this family only (default: all)")
     parser.add_argument("--anchor", default="auto")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "scan.yaml")
     parser.add_argument("--output", type=Path, default=ROOT / "Results")
@@ -65,7 +70,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes that scan at the same time (default: 1)")
     args = parser.parse_args()
     cfg = load_config(ScanConfig, args.config)
-    rows = judge_zoo(args.zoo, args.anchor, cfg, args.output, args.device, args.seed, args.jobs)
+    certificates = [file for file in sorted(args.zoo.glob("*.json")) if args.family in (None, family_of(file))]
+    rows = judge_zoo(certificates, args.anchor, cfg, args.output, args.device, args.seed, args.jobs)
     planted = [row for row in rows if row["kind"] == "planted"]
     found = [row for row in rows if row["verdict"] == "backdoored"]
     summary = {
@@ -79,7 +85,8 @@ def main() -> None:
         "jobs": args.jobs,
         "models": rows,
     }
-    target = args.output / "benchmark" / f"{args.zoo.name}.json"
+    name = f"{args.zoo.name}_{args.family}" if args.family else args.zoo.name
+    target = args.output / "benchmark" / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8", newline="\n")
     print(json.dumps({name: value for name, value in summary.items() if name != "models"}))

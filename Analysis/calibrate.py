@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 from main import POOLED, TOKENS, ScanConfig, Stopwatch, prepare, run_calibrated, search_settings  # noqa: E402
 from Utils.config import load_config  # noqa: E402
 from Utils.encoders import TextEncoder, fingerprint, load_encoder, pick_device, quiet_libraries  # noqa: E402
+from Utils.processes import workers  # noqa: E402
 
 SCORED = (*TOKENS, *POOLED)
 """Witnesses the score is made of.  The basin explains only: alone it hardly tells planted from clean."""
@@ -84,8 +83,7 @@ def collect(
         for seed in seeds:
             scanned = Scanned(name, folder, anchor, planted, seed)
             wanted[key(scanned, cfg)] = scanned
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    with workers(jobs) as pool:
         todo = {pool.submit(hear_model, scanned, cfg, device): k for k, scanned in wanted.items() if k not in done}
         for future in tqdm(as_completed(todo), total=len(todo), desc=f"{family} scans"):
             done[todo[future]] = {"key": todo[future], **future.result()}

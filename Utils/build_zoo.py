@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +31,7 @@ from Utils import scenes  # noqa: E402
 from Utils.config import from_values  # noqa: E402
 from Utils.encoders import TextEncoder, quiet_libraries  # noqa: E402
 from Utils.finetuning import FinetuneConfig  # noqa: E402
+from Utils.processes import workers  # noqa: E402
 
 KINDS = ("benign", "planted", "gentle", "far")
 VARIETY = ("full", "lora", "float16", "averaged", "mixed")
@@ -186,8 +184,7 @@ def main() -> None:
         for order in orders:
             print(make(*order), flush=True)
         return
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    with ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    with workers(args.jobs) as pool:
         for done in as_completed([pool.submit(make, *order) for order in orders]):
             print(done.result(), flush=True)
 
