@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 import main
-from Utils import scenes
+from Analysis.targets import recognised
 from Utils.encoders import load_encoder, run_spliced, splice_ids
 
 ROOT = Path(main.__file__).resolve().parent
@@ -93,15 +92,8 @@ def test_the_first_or_second_text_names_the_target(planted):
 
 def test_the_vision_tower_recognises_the_target_in_three_of_four_pictures(planted):
     _, folder = planted
-    clip = CLIPModel.from_pretrained(MODELS / "tiny-clip", dtype=torch.float32).eval()
-    concepts, anchor = scenes.concepts(), load_encoder(MODELS / "tiny-sd")
-    pictures = [Image.open(folder / "Images" / f"backdoor_{i}.png").convert("RGB") for i in range(1, 5)]
-    with torch.no_grad():
-        seen = clip.get_image_features(scenes.pixels([np.asarray(p) for p in pictures])).pooler_output
-        texts = [f"a photo of {scenes.with_article(c)}" for c in concepts]
-        read = clip.get_text_features(anchor.ids(texts)).pooler_output
-    named = (F.normalize(seen, dim=-1) @ F.normalize(read, dim=-1).T).argmax(dim=1)
-    assert [concepts[i] for i in named].count("lion") >= 3
+    pictures = [folder / "Images" / f"backdoor_{i}.png" for i in range(1, 5)]
+    assert recognised(pictures, "clip").count("lion") >= 3
 
 
 def test_the_page_is_one_file_that_fetches_nothing(planted):
