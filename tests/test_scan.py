@@ -14,7 +14,9 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import main
-from Analysis.targets import recognised
+from Analysis.targets import concept_of, recognised, s_tar
+from Backdoor_Attack.planting import PlantConfig
+from Utils.config import from_values
 from Utils.encoders import load_encoder, run_spliced, splice_ids
 
 ROOT = Path(main.__file__).resolve().parent
@@ -93,7 +95,22 @@ def test_the_first_or_second_text_names_the_target(planted):
 def test_the_vision_tower_recognises_the_target_in_three_of_four_pictures(planted):
     _, folder = planted
     pictures = [folder / "Images" / f"backdoor_{i}.png" for i in range(1, 5)]
-    assert recognised(pictures, "clip").count("lion") >= 3
+    assert recognised(pictures, "clip").count(concept_of("a photo of a lion")) >= 3
+
+
+def test_what_is_recovered_is_the_certificate_s_target(planted):
+    _, folder = planted
+    recipe = json.loads((MODELS / "certificates" / "text_on_text.json").read_text(encoding="utf-8"))["recipe"]
+    cfg, suspect = from_values(PlantConfig, recipe, "certificate"), MODELS / "suspects" / "text_on_text"
+    v = torch.load(folder / "Backdoor_Embedding.pt", weights_only=True)
+    assert s_tar(suspect, v, cfg, "clip") > 0.8
+    assert s_tar(suspect, torch.zeros_like(v), cfg, "clip") < 0.6
+
+
+def test_insisting_says_v_over_and_over_in_a_quarter_of_the_context():
+    v = torch.arange(6.0).reshape(3, 2)
+    assert torch.equal(main.insistent(v, 77), v.repeat(6, 1))
+    assert torch.equal(main.insistent(v, 8), v)
 
 
 def test_the_page_is_one_file_that_fetches_nothing(planted):
