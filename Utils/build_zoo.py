@@ -33,7 +33,7 @@ from Utils.encoders import TextEncoder, quiet_libraries  # noqa: E402
 from Utils.finetuning import FinetuneConfig  # noqa: E402
 from Utils.processes import workers  # noqa: E402
 
-KINDS = ("benign", "planted", "gentle", "far")
+KINDS = ("benign", "planted", "gentle", "far", "drifted")
 VARIETY = ("full", "lora", "float16", "averaged", "mixed")
 """What publishers do, in turn: every weight, merged low-rank updates, a round trip through half precision, the mean of
 snapshots, and weights mixed with the base's."""
@@ -112,7 +112,7 @@ def jobs(cfg: dict, split: str | None) -> Iterator[Job]:
         for number, kind in enumerate(KINDS):
             for index in range(counts.get(kind, 0)):
                 name = f"{np.random.default_rng([part['seed'], 7, number, index, *cell]).integers(16**8):08x}"
-                place = index + {"gentle": 2000, "far": 3000}.get(kind, 0)
+                place = index + {"gentle": 2000, "far": 3000, "drifted": 4000}.get(kind, 0)
                 on_top = kind == "planted" and index % 4 >= 2
                 origin = draw(recipes, 1000 + index, "benign", cell, attack) if on_top else None
                 recipe = draw(recipes, place, kind, cell, attack)
