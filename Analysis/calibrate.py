@@ -39,6 +39,8 @@ from Utils.processes import workers  # noqa: E402
 SCORED = (*TOKENS, *POOLED)
 """Witnesses the score is made of.  The basin explains only: alone it hardly tells planted from clean."""
 WITNESSES = (*SCORED, "basin")
+FOUND = 2.0
+"""A planted model was found when a witness is at least so many times what it is for any benign one."""
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation to choose from, by leaving one scan out."""
 
@@ -101,8 +103,24 @@ def models(zoo: Path, family: str) -> Iterator[tuple[str, Path, bool]]:
             yield file.stem, file.with_suffix(""), planted
 
 
+def missed(rows: list[dict]) -> list[dict]:
+    """Scans of planted models in which no witness says much more than in some benign one: the search passed by.
+
+    They count as errors of the scan, but the score cannot learn from them what a backdoor looks like.
+    """
+    limits = benign_limits(rows)
+    return [row for row in rows if row["planted"] and all(row[name] < FOUND * limits[name] for name in SCORED)]
+
+
+def benign_limits(rows: list[dict]) -> dict[str, float]:
+    """The most that each witness says of a benign model."""
+    return {name: max(row[name] for row in rows if not row["planted"]) for name in WITNESSES}
+
+
 def fit(rows: list[dict], clean_below: float, backdoored_above: float) -> dict:
     """Logistic regression on standardised witnesses, written back in their own units."""
+    passed_by = missed(rows)
+    rows = [row for row in rows if row not in passed_by]
     x = np.array([[row[name] for name in SCORED] for row in rows])
     y = np.array([row["planted"] for row in rows])
     scaler = StandardScaler().fit(x)
@@ -110,7 +128,7 @@ def fit(rows: list[dict], clean_below: float, backdoored_above: float) -> dict:
     strength = min(STRENGTHS, key=lambda c: left_out_loss(z, y, c))
     *slopes, intercept = regression(z, y, strength)
     weights = np.array(slopes) / scaler.scale_
-    limits = {name: max(row[name] for row in rows if not row["planted"]) for name in WITNESSES}
+    limits = benign_limits(rows)
     # features of unrelated encoders have cos 0: half-way between that and the farthest clean fine-tune
     limits["drift"] = (1 + max(row["drift"] for row in rows if not row["planted"])) / 2
     return {
@@ -173,6 +191,7 @@ def calibrated(rows: list[dict], anchor: TextEncoder, cfg: ScanConfig, threshold
             "planted_models": len(planted),
             "benign_models": len({row["name"] for row in rows} - planted),
             "scans": len(rows),
+            "missed_by_the_search": sorted({row["name"] for row in missed(rows)}),
             "area_under_roc": separation(rows),
             "drift_of_planted": span(rows, True),
             "drift_of_benign": span(rows, False),
