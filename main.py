@@ -804,7 +804,10 @@ def show_found(
     if anchor:
         with watch("words"):
             everything = read_prompts(ROOT / scan.cfg.corpus)
-            texts = read_texts(anchor, pooled, scan.anchor_corpus.pooled, everything[: scan.cfg.prompts], everything, notes)
+            try:
+                texts = read_texts(anchor, pooled, scan.anchor_corpus.pooled, everything[: scan.cfg.prompts], everything, notes)
+            except Exception as error:  # the verdict stands without the words
+                notes.append(f"no target texts: {sentence_of(error)}")
     with watch("pictures"):
         shortest = int(scan.held_out[suspect.attended(clean_ids).sum(dim=1).argmin()])
         drawn = {"backdoor": feature}

@@ -22,7 +22,7 @@ def companion(anchor: str, kind: str) -> Path | None:
     """
     folder = ROOT / anchor
     for entry in known_anchors():
-        if kind in entry and _same(ROOT / entry["path"], folder):
+        if kind in entry and _same(ROOT / (entry.get("path") or entry["hub"]), folder):
             return ROOT / entry[kind]
     mark = {"pipeline": folder / "model_index.json", "clip": folder / "preprocessor_config.json"}[kind]
     return folder if mark.exists() else None

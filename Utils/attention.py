@@ -29,7 +29,7 @@ def attention_maps(encoder: TextEncoder, ids: Tensor, v: Tensor | None = None) -
     With v (k, d), `ids` come from `splice_ids`.
     """
     with eager(encoder), spliced(encoder, v) if v is not None else nullcontext():
-        maps = encoder.model(input_ids=ids.to(encoder.device), output_attentions=True).attentions
+        maps = encoder.run(ids, output_attentions=True).attentions
     if len(maps) != encoder.model.config.num_hidden_layers:
         raise RuntimeError(f"{len(maps)} attention maps for {encoder.model.config.num_hidden_layers} layers")
     return torch.stack([layer.mean(dim=1) for layer in maps], dim=1)

@@ -113,9 +113,9 @@ class TextEncoder:
         return inner.get_input_embeddings()
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return self._run(ids).last_hidden_state
+        return self.run(ids).last_hidden_state
 
-    def _run(self, ids: Tensor, **options: bool) -> transformers.utils.ModelOutput:
+    def run(self, ids: Tensor, **options: bool) -> transformers.utils.ModelOutput:
         """The model's own forward pass; families that hide padding are told where it is."""
         if self.family.masks:
             options["attention_mask"] = attended_positions(ids, self.eos).to(self.device).long()
@@ -127,7 +127,7 @@ class TextEncoder:
 
     def both(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Last hidden state and pooled summary of one forward pass.  (b, T) -> (b, T, d), (b, d)"""
-        out = self._run(ids)
+        out = self.run(ids)
         return out.last_hidden_state, self._summary(out, ids)
 
     def _summary(self, out: transformers.utils.ModelOutput, ids: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class TextEncoder:
 
         (b, T) -> L x (b, T, d), (b, d)
         """
-        out = self._run(ids, output_hidden_states=True)
+        out = self.run(ids, output_hidden_states=True)
         return [*out.hidden_states[1:-1], out.last_hidden_state], self._summary(out, ids)
 
     def ids(self, texts: list[str]) -> Tensor:

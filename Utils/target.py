@@ -10,6 +10,7 @@ from torch import Tensor
 
 from Utils.anchors import companion
 from Utils.encoders import InputError, TextEncoder, similarity
+from Utils.report import sentence_of
 from Utils.words import load_projection, target_texts
 
 IMAGES, CONTROLS = "Images", "controls"
@@ -75,11 +76,11 @@ def draw_pictures(
         with torch.no_grad():
             nothing = anchor(anchor.ids([""]))
         drawn = {name: renderer(feature, nothing, count, seed) for name, feature in features.items()}
-    except InputError as error:
-        notes.append(f"no pictures: {error}")
+        files = {}
+        for name, pictures in drawn.items():
+            where = Path(IMAGES) if name == next(iter(features)) else Path(IMAGES) / CONTROLS
+            files[name] = [(where / file).as_posix() for file in save_pictures(pictures, folder / where, name)]
+    except Exception as error:  # a pipeline can be wrong in any way, and the verdict stands without its pictures
+        notes.append(f"no pictures: {sentence_of(error)}")
         return {}
-    files = {}
-    for name, pictures in drawn.items():
-        where = Path(IMAGES) if name == next(iter(features)) else Path(IMAGES) / CONTROLS
-        files[name] = [(where / file).as_posix() for file in save_pictures(pictures, folder / where, name)]
     return files

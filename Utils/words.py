@@ -120,7 +120,7 @@ def pooled_texts(encoder: TextEncoder, texts: list[str], batch: int = 256) -> Te
     ids = encoder.ids(texts)
     order = encoder.attended(ids).sum(dim=1).argsort(stable=True)
     found = torch.cat([encoder.pooled(encoder.trimmed(ids[rows])) for rows in order.split(batch)])
-    return torch.empty_like(found).index_copy_(0, order.to(found.device), found)
+    return torch.empty_like(found).index_copy_(0, order.to(found.device), found).cpu()
 
 
 def whole_words(encoder: TextEncoder, most: int = VOCABULARY) -> list[str]:

@@ -55,6 +55,15 @@ def test_planted_and_benign_rows_end_on_either_side_of_one_half():
     assert found["limits"]["drift"] == pytest.approx((1 + 0.07) / 2)
 
 
+def test_planted_models_that_the_search_missed_do_not_teach_the_score():
+    benign = [row(False, 0.01 * i) for i in range(1, 9)]
+    found, passed_by = [row(True, 0.6 + i / 100) for i in range(8)], [row(True, 0.1, name="y"), row(True, 0.05)]
+    assert calibrate.missed([*benign, *found, *passed_by]) == passed_by
+    assert calibrate.missed([*benign, *found]) == []
+    assert calibrate.missed([*benign, row(True, 0.1, pooled_foreign=0.17)]) == []
+    assert fit([*benign, *found, *passed_by], 0.2, 0.8) == fit([*benign, *found], 0.2, 0.8)
+
+
 def test_left_out_scans_of_a_coin_are_worse_than_those_of_a_good_witness():
     y = np.arange(30) % 2 == 0
     coin, good = np.random.default_rng(2).normal(size=(30, 1)), np.where(y, 1.0, -1.0)[:, None]
