@@ -67,8 +67,10 @@ PIPELINE_LIBRARIES = ("diffusers", "transformers", "stable_diffusion", "onnxrunt
 CODE_KEYS = (
     "auto_map", "custom_pipelines", "_attn_implementation", "attn_implementation", "_attn_implementation_internal",
     "_experts_implementation", "experts_implementation", "_commit_hash", "_name_or_path", "torchscript",
+    "num_labels", "id2label", "label2id", "problem_type",
 )  # fmt: skip
-"""Config keys that could fetch code (attention kernels come from the hub by name) or that only a trainer needs."""
+"""Config keys that could fetch code (attention kernels come from the hub by name), take memory without end (transformers
+names every label) or that only a trainer needs."""
 
 
 class InputError(Exception):
@@ -499,7 +501,9 @@ def load_tokenizer(folder: Path, tower: PreTrainedModel) -> PreTrainedTokenizerB
     """The tokenizer in a folder, checked against the encoder; code of its own is refused."""
     _check_tokenizer_files(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=tower.config, local_files_only=True, trust_remote_code=False
+        )  # its own config.json is not read
         highest = max(tokenizer.get_vocab().values())
         eos, pad = ending(tokenizer), tokenizer.pad_token_id
         plain = tokenizer(ENGLISH, verbose=False).input_ids  # longer than the context of a tiny model, and may be

@@ -21,7 +21,7 @@ from Utils.intake import InputError
 
 ROOT = Path(main.__file__).resolve().parent
 MUTANTS = 2000
-COMMANDS = int(os.environ.get("AMBER_FUZZ_COMMANDS", "4"))
+COMMANDS = int(os.environ.get("AMBER_FUZZ_COMMANDS", "20"))
 ODD = [
     None, True, -1, 0, 1, 2, 7, 2**31, 2**40, 2**63, -(2**63), 10**30, 1e308, 0.5, "", "x", "\u202e<script>", "../..", [], {},
     [[]], {"type": "Sequence"}, "float64", "a" * 10_000,

@@ -254,7 +254,7 @@ def test_a_killed_list_resumes_and_two_processes_give_the_same_summary(listed, t
     assert amber(*listed, "--output", str(whole)).returncode == 3
     running = subprocess.Popen(command(*listed, "--output", str(killed)), stderr=subprocess.DEVNULL)
     for _ in range(600):
-        if list(killed.glob("*/report.json")):
+        if list((killed / ".summary").glob("*.json")):
             break
         time.sleep(0.1)
     running.kill()
@@ -263,6 +263,7 @@ def test_a_killed_list_resumes_and_two_processes_give_the_same_summary(listed, t
     first = {file: file.stat().st_mtime_ns for file in killed.glob("*/report.json")}
     assert first
     assert amber(*listed, "--output", str(killed)).returncode == 3
+    assert all(file.stat().st_mtime_ns == first[file] for file in first)  # what was finished was not scanned again
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
     done = amber(*listed, "--output", str(shared), launch=launch)
     assert done.returncode != 0  # the launcher knows 0 and 1 only
