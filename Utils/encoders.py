@@ -149,7 +149,14 @@ class TextEncoder:
 
     def ids(self, texts: list[str]) -> Tensor:
         """Token ids of texts, padded to the full context as the tokenizer pads.  -> (n, T)"""
-        rows = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.context, return_tensors="pt")
+        try:
+            rows = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.context, return_tensors="pt")
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # tokenizers raises bare Exception, and Rust panics past it
+            raise InputError(
+                f"the tokenizer of {self.path} cannot read a text ({first_line(error)}); restore its files."
+            ) from None
         return rows.input_ids
 
     def attended(self, ids: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ Contents
     output      no rights to write; hostile names in the report's words
 """
 
+import dataclasses
 import json
 import os
 import pickle
@@ -350,3 +351,19 @@ def refusal_of_any(model: Path) -> str:
     with pytest.raises(InputError) as refused:
         load_encoder(model)
     return str(refused.value)
+
+
+def test_a_table_of_labels_takes_no_memory(editable: Path):
+    reconfigure(editable / "config.json", num_labels=2**40)
+    assert load_encoder(editable).width == 32
+
+
+def test_a_tokenizer_that_panics_on_a_text_is_bad_input(tiny: TextEncoder):
+    class PanicException(BaseException):
+        """What a Rust panic becomes: no Exception, so that it would pass every net."""
+
+    def panicking(*_: object, **__: object) -> None:
+        raise PanicException("retry-limit-in-match over")
+
+    with pytest.raises(InputError, match="cannot read a text"):
+        dataclasses.replace(tiny, tokenizer=panicking).ids(["a dog"])
