@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from Backdoor_Attack.planting import ATTACKS, PlantConfig  # noqa: E402
 from Backdoor_Attack.workshop import PROMPTS, Workshop, meets_bars, save_model  # noqa: E402
 from Utils import scenes  # noqa: E402
 from Utils.config import from_values  # noqa: E402
-from Utils.encoders import TextEncoder, quiet_libraries  # noqa: E402
+from Utils.encoders import InputError, TextEncoder, quiet_libraries  # noqa: E402
 from Utils.finetuning import FinetuneConfig  # noqa: E402
 from Utils.processes import workers  # noqa: E402
 
@@ -157,37 +158,60 @@ def benign(
     return student, report
 
 
-def make(job: Job, bars: dict, device: str, output: Path, certificate: Path) -> str:
-    """Build and save one model, in whatever process.  -> what to print"""
-    student, report = build(job, bars, device)
+def make(job: Job, bars: dict, device: str, output: Path, certificate: Path) -> tuple[str, bool]:
+    """Build and save one model, in whatever process.  -> what to print, whether the model meets its bars"""
+    try:
+        student, report = build(job, bars, device)
+    except InputError as error:  # the others are built
+        return f"{job.name} not built: {error}", False
     save_model(student, report, output / job.name, certificate)
-    return f"{job.name} {json.dumps(report)}"
+    return f"{job.name} {json.dumps(report)}", report["meets_bars"]
 
 
-def main() -> None:
+def orders(cfg: dict, split: str | None, args: argparse.Namespace) -> Iterator[tuple]:
+    """What `make` takes, for every model of a split that is not there yet."""
+    output = args.output or ROOT / "Data" / "Zoo" / (split or args.config.stem)
+    certificates = ROOT / cfg["certificates"] if "certificates" in cfg else output
+    output.mkdir(parents=True, exist_ok=True)
+    for job in jobs(cfg, split):
+        if args.family in (None, job.labels["family"]) and not (output / job.name).exists():
+            yield job, cfg.get("bars", {}), args.device, output, certificates / f"{job.name}.json"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """-> the exit code: 0 all models meet their bars, 1 one does not, 2 bad input"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "zoo.yaml")
-    parser.add_argument("--split", help="one of the config's splits")
+    parser.add_argument("--split", help="one of the config's splits (default: all of them but test)")
     parser.add_argument("--family", help="build the models of this family only")
     parser.add_argument("--output", type=Path, help="where the models go (default: Data/Zoo/<split>)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=1, help="processes that build at the same time (default: 1)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if not args.config.is_file():
+        parser.error(f"{args.config} does not exist; give a config such as configs/zoo.yaml")
     cfg = yaml.safe_load(args.config.read_text(encoding="utf-8"))
-    output = args.output or ROOT / "Data" / "Zoo" / (args.split or args.config.stem)
-    certificates = ROOT / cfg["certificates"] if "certificates" in cfg else output
-    wanted = [job for job in jobs(cfg, args.split) if args.family in (None, job.labels["family"])]
-    todo = [job for job in wanted if not (output / job.name).exists()]
-    output.mkdir(parents=True, exist_ok=True)
-    orders = [(job, cfg.get("bars", {}), args.device, output, certificates / f"{job.name}.json") for job in todo]
-    if args.jobs == 1:
-        for order in orders:
-            print(make(*order), flush=True)
-        return
-    with workers(args.jobs) as pool:
-        for done in as_completed([pool.submit(make, *order) for order in orders]):
-            print(done.result(), flush=True)
+    splits = cfg.get("splits", {})
+    if args.split and args.split not in splits:
+        parser.error(f"{args.split} is none of the splits {', '.join(splits)}")
+    if args.family and args.family not in cfg["families"]:
+        parser.error(f"{args.family} is none of the families {', '.join(cfg['families'])}")
+    if args.jobs < 1:
+        parser.error("--jobs should be 1 or more")
+    # test judges the others and is built for the results table only
+    wanted = [args.split] if args.split else [name for name in splits if name != "test"] or [None]
+    todo = [order for split in wanted for order in orders(cfg, split, args)]
+    good = True
+    with workers(args.jobs) if args.jobs > 1 else nullcontext() as pool:
+        if pool:
+            made = (done.result() for done in as_completed([pool.submit(make, *order) for order in todo]))
+        else:
+            made = (make(*order) for order in todo)
+        for said, met in made:
+            print(said, flush=True)
+            good &= met
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,7 @@ import yaml
 from Backdoor_Attack import inject
 from Backdoor_Attack.planting import PlantConfig
 from Backdoor_Attack.workshop import PROMPTS, meets_bars, save_model
+from Utils import build_zoo
 from Utils.build_zoo import jobs
 from Utils.config import from_values
 from Utils.encoders import InputError, load_encoder
@@ -151,6 +152,32 @@ def test_varied_cells_hold_every_way_of_fine_tuning():
     assert any(recipe.base_share for recipe in made)
     plain = [job.recipe for job in jobs(ZOO, "first_acceptance") if isinstance(job.recipe, FinetuneConfig)]
     assert all(recipe == FinetuneConfig(recipe.lr, 32, recipe.steps, recipe.seed) for recipe in plain)
+
+
+def test_without_a_split_every_one_but_test_is_built_and_a_failure_stops_nothing(monkeypatch, tmp_path: Path, capsys):
+    built = []
+
+    def build(job, *_):
+        built.append(job.name)
+        if len(built) == 2:
+            raise InputError("the training diverged.")
+        return None, {"meets_bars": len(built) != 3}
+
+    monkeypatch.setattr(build_zoo, "build", build)
+    monkeypatch.setattr(build_zoo, "save_model", lambda *_: None)
+    assert build_zoo.main(["--family", "siglip", "--output", str(tmp_path)]) == 1
+    named = {split: {job.name for job in jobs(ZOO, split) if job.labels["family"] == "siglip"} for split in ZOO["splits"]}
+    assert set(built) == set().union(*(names for split, names in named.items() if split != "test"))
+    assert not set(built) & named["test"]
+    assert "not built: the training diverged." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--split", "tset"], ["--config", "nowhere.yaml"], ["--jobs", "0"], ["--family", "gpt"]])
+def test_a_zoo_that_cannot_be_built_is_refused_in_one_sentence(flags: list[str], capsys):
+    with pytest.raises(SystemExit) as stop:
+        build_zoo.main(flags)
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_no_target_of_the_test_split_was_developed_on():
