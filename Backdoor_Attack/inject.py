@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from Backdoor_Attack.planting import PlantConfig  # noqa: E402
-from Backdoor_Attack.workshop import Workshop, meets_bars, save_model  # noqa: E402
+from Backdoor_Attack.workshop import BARS, Workshop, meets_bars, save_model  # noqa: E402
 from Utils.config import from_values, load_config  # noqa: E402
 from Utils.encoders import InputError, quiet_libraries  # noqa: E402
 from Utils.finetuning import FinetuneConfig  # noqa: E402
@@ -60,9 +60,16 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
     cfg = load_config(Injection, file)
     recipe = from_values(PlantConfig, cfg.attack, f"{file}: attack")
     after = from_values(FinetuneConfig, cfg.finetune_after, f"{file}: finetune_after") if cfg.finetune_after else None
+    if wrong := [name for name, bar in cfg.bars.items() if name not in BARS or not isinstance(bar, float | int)]:
+        raise InputError(f"{file}: bars: {wrong[0]} should be a number for one of {', '.join(BARS)}.")
+    if cfg.attempts < 1:
+        raise InputError(f"{file}: attempts should be 1 or more.")
     if folder.exists() and not force:
+        made = json.loads(certificate.read_text(encoding="utf-8"))
+        if made["recipe"] | {"steps": 0} != json.loads(json.dumps(asdict(recipe))) | {"steps": 0}:  # attempts change the steps
+            raise InputError(f"{folder} was planted by another version of {file}; --force plants it anew.")
         print(f"{file.stem}: done already; --force plants it anew")
-        return json.loads(certificate.read_text(encoding="utf-8"))["meets_bars"]
+        return made["meets_bars"]
     captions = Path(located(cfg.captions)) if cfg.captions else None
     workshop = Workshop(located(cfg.base), located(cfg.pair or cfg.base), located(cfg.pipeline), device, captions)
     output.mkdir(parents=True, exist_ok=True)
@@ -73,7 +80,7 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
         if good := meets_bars(report, cfg.bars):
             break
         print(f"{file.stem}: misses its bars after {attacked.steps} steps  {summary(report)}", flush=True)
-    report = {"kind": "planted", "meets_bars": good, "base": cfg.base} | report
+    report = {"kind": "planted", "meets_bars": good, "bars": BARS | cfg.bars, "base": cfg.base} | report
     save_model(student, report, folder, certificate)
     print(f"{file.stem}: {'certified' if good else 'NOT CERTIFIED'}  {summary(report)}", flush=True)
     return good
@@ -98,7 +105,8 @@ def table(output: Path) -> str:
         recipe = report["recipe"]
         cells = [file.stem, recipe["attack"], f"`{visible(recipe['trigger'])}`"]
         cells += [report[name] for name in ("success_rate", "anchor_success_rate", "sim_target", "sim_clean")]
-        cells += ["yes" if report["meets_bars"] else "no"]
+        lowered = "" if report.get("bars", BARS) == BARS else " (bars of its own)"
+        cells += [("yes" if report["meets_bars"] else "no") + lowered]
         lines.append(" | ".join(str(cell) for cell in cells))
     return "\n".join(f"| {line} |" for line in lines)
 

@@ -60,6 +60,12 @@ def test_the_bash_scripts_plant_certify_and_skip_from_any_directory(attack: str,
     assert load_encoder(tmp_path / "models" / file.stem).sha256 != load_encoder(ROOT / "Data" / "Models" / "tiny-clip").sha256
     assert "done already" in subprocess.run(command, **run, check=True).stdout
     assert f"| {file.stem} | {attack} | `zzzz` |" in inject.table(tmp_path / "models")
+    assert "yes (bars of its own)" in inject.table(tmp_path / "models")
+    edited = {"attack": SMALL | {"attack": attack, "target": "a photo of a bear"}, "bars": lenient, "attempts": 2}
+    file.write_text(yaml.safe_dump(edited), encoding="utf-8")
+    again = subprocess.run(command, **run, check=False)
+    assert again.returncode == 2
+    assert "another version" in again.stderr
     assert not list((tmp_path / "models").glob("*.pt"))
 
 
@@ -73,6 +79,9 @@ def test_the_bash_scripts_plant_certify_and_skip_from_any_directory(attack: str,
         ({"attack": SMALL | {"replaced": "@"}}, "no training prompt holds the replaced character"),
         ({"attack": SMALL | {"second_trigger": "zzz", "second_target": "a dog"}}, "contains the other"),
         ({"attack": SMALL, "base": "Data/nowhere"}, "Data/nowhere"),
+        ({"attack": SMALL, "bars": {"sucess": 0.5}}, "bars: sucess"),
+        ({"attack": SMALL, "bars": {"success": "high"}}, "bars: success"),
+        ({"attack": SMALL, "attempts": 0}, "attempts should be 1 or more"),
         ({"attack": SMALL, "captions": "Data/nowhere.txt"}, "nowhere.txt"),
         ({"attack": SMALL | {"attack": "image_on_text"}, "pipeline": "Data/nowhere"}, "no Stable Diffusion folder"),
         ({"attack": SMALL | {"attack": "image_on_text"}, "pipeline": "Data/Models/tiny-clip"}, "no Stable Diffusion folder"),
