@@ -168,6 +168,8 @@ def test_the_image_on_text_suspect_exits_1_by_its_summaries(tmp_path):
     report = json.loads(done.stdout)
     assert {e["name"] for e in report["evidence"] if e["met"]} >= {"pooled_target", "pooled_foreign"}
     assert report["backdoors"][0]["kind"] == "summary collapse"
+    assert any("pizza" in entry["text"] for entry in report["target"]["texts"][:2])
+    assert any("image-text space" in note for note in report["notes"])
 
 
 @pytest.mark.parametrize("model", ["suspects/benign", "tiny-sd"])
