@@ -825,8 +825,7 @@ def show_found(
 def insistent(v: Tensor, context: int) -> Tensor:
     """v over and over, in a quarter of the context.  (k, d) -> (n k, d)
 
-    Said once, a trigger leaves something of each prompt in its features, and their mean is no clear target: of 16 pictures of
-    the shipped suspect's 7 were recognised, with 19 repetitions 15.
+    Said once, a trigger leaves something of each prompt in its features, and their mean is no clear target.
     """
     return v.repeat(max(1, context // 4 // len(v)), 1)
 
