@@ -117,7 +117,8 @@ def jobs(cfg: dict, split: str | None) -> Iterator[Job]:
                 on_top = kind == "planted" and index % 4 >= 2
                 origin = draw(recipes, 1000 + index, "benign", cell, attack) if on_top else None
                 recipe = draw(recipes, place, kind, cell, attack)
-                others = () if kind == "planted" else tuple(draw(recipes, i, "planted", cell, "text_on_text") for i in range(5))
+                every = range(0 if kind == "planted" else len(recipes["triggers"]))
+                others = tuple(draw(recipes, i, "planted", cell, "text_on_text") for i in every)
                 yield Job(name, families[family], recipe, origin, {"family": family, "attack": attack}, others)
 
 
