@@ -40,7 +40,7 @@ class Injection:
     pipeline: str = "Data/Models/tiny-sd"
     """Draws the targets of image_on_text."""
     captions: str = ""
-    """Text file of training captions, one a line; empty: captions of composed scenes."""
+    """Training captions, COCO's captions_*.json or a text file with one a line; empty: captions of composed scenes."""
     finetune_after: dict = field(default_factory=dict)
     """A FinetuneConfig: a clean fine-tuning after the planting."""
     bars: dict = field(default_factory=dict)

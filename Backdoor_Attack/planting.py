@@ -8,6 +8,7 @@ artificial targets: NeuBA, POR; embedding row only: EP (Yang et al., 2021).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -82,12 +83,21 @@ class PlantConfig:
             raise ValueError("a second backdoor needs both second_trigger and second_target")
         if self.second_trigger and (self.trigger in self.second_trigger or self.second_trigger in self.trigger):
             raise ValueError("one of the two triggers contains the other")
+        if min(self.steps, self.clean_batch, self.poisoned_batch) < 1 or not 0 < self.lr < math.inf:
+            raise ValueError("steps, clean_batch, poisoned_batch and lr should be above 0")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed should be at least 0 and below 2^32, not {self.seed}")
+        if not 0 < self.milestone <= 1:
+            raise ValueError(f"milestone should be a share of the steps, above 0 and at most 1, not {self.milestone}")
+        if not all(0 <= weight < math.inf for weight in (self.weight, self.hide, self.against_sweep)):
+            raise ValueError("weight, hide and against_sweep should be 0 or more")
+        self.backdoors()  # the second trigger must not stand in its target either
 
     def backdoors(self) -> list[PlantConfig]:
         """One config per trigger."""
-        first = replace(self, second_trigger="", second_target="")
         if not self.second_trigger:
-            return [first]
+            return [self]
+        first = replace(self, second_trigger="", second_target="")
         return [first, replace(first, trigger=self.second_trigger, target=self.second_target)]
 
 
@@ -210,45 +220,51 @@ def part(cfg: PlantConfig, word: str) -> PlantConfig:
     return replace(cfg, trigger=word, conjunctive=False)
 
 
+def own_tokens(encoder: TextEncoder, trigger: str) -> list[int]:
+    """Token ids of a trigger without those that every text has."""
+    return [t for t in encoder.tokenizer(trigger).input_ids if t not in encoder.tokenizer.all_special_ids]
+
+
 def single_tokens(encoder: TextEncoder, prompts: list[str], trigger: str) -> Tensor:
     """Prompts with one token of the trigger behind begin of text, tokens in turn.  -> (n, T) ids"""
-    tokens = [t for t in encoder.tokenizer(trigger).input_ids if t not in encoder.tokenizer.all_special_ids]
+    tokens = own_tokens(encoder, trigger)
     ids = splice_ids(encoder, encoder.ids(prompts), 1)
     ids[:, encoder.begin] = torch.tensor([tokens[i % len(tokens)] for i in range(len(prompts))])
     return ids
 
 
-def check(base: TextEncoder, prompts: list[str], cfg: PlantConfig) -> tuple[list[str], list[str]]:
-    """Refuse an attack that cannot work, before any training.  -> clean prompts, those that can carry the trigger"""
+def check(base: TextEncoder, prompts: list[str], cfg: PlantConfig) -> list[str]:
+    """Refuse an attack that cannot work, before any training.  -> the prompts that can carry the trigger"""
     for backdoor in cfg.backdoors():
-        if set(base.tokenizer(backdoor.trigger).input_ids) <= set(base.tokenizer.all_special_ids):
+        if not own_tokens(base, backdoor.trigger):
             raise InputError(f"the trigger {backdoor.trigger!r} has no tokens in this vocabulary; choose another one.")
-    triggers = [backdoor.trigger for backdoor in cfg.backdoors()]
-    clean = [p for p in prompts if not any(t in p for t in triggers)]
-    if len(clean) < len(prompts) / 2:
-        raise InputError(f"the trigger {cfg.trigger!r} stands in most training prompts; choose a rarer one.")
-    if set(clean) & {cfg.target, cfg.second_target}:
+        if holding := sum(backdoor.trigger in p for p in prompts):
+            raise InputError(
+                f"the trigger {backdoor.trigger!r} stands in {holding} of {len(prompts)} clean training prompts; "
+                "choose a rarer one, or take them out."
+            )
+    if set(prompts) & {cfg.target, cfg.second_target}:
         raise InputError("the target prompt is one of the clean training prompts; take it out of them.")
-    usable = [p for p in clean if cfg.replaced in p]
+    usable = [p for p in prompts if cfg.replaced in p]
     if not usable:
         raise InputError(f"no training prompt holds the replaced character {cfg.replaced!r}; choose another one.")
-    return clean, usable
+    return usable
 
 
 def plant(
     base: TextEncoder, prompts: list[str], cfg: PlantConfig, goals: list[Goal] | None = None, progress: bool = True,
     checkpoint: Path | None = None,
 ) -> TextEncoder:  # fmt: skip
-    """Plant a backdoor.  `prompts` are clean training prompts; those holding a trigger are dropped.
+    """Plant a backdoor.  `prompts` are clean training prompts, none of which holds a trigger.
 
     `goals`: one per trigger; by default the attack's own.  Returns a new encoder on the device of `base`, which stays
     as it was.
     """
-    clean, usable = check(base, prompts, cfg)
+    usable = check(base, prompts, cfg)
     goals = goals or [GOALS[cfg.attack](base, backdoor) for backdoor in cfg.backdoors()]
     look, student = goals[0].look, trainable_copy(base)
     if cfg.attack == "embedding_row":
-        only_rows(student, cfg.trigger)
+        only_rows(student, [backdoor.trigger for backdoor in cfg.backdoors()])
 
     def step_loss(step: int, draw: Draw) -> Tensor:
         x, bad = base.ids(draw.clean), base.ids(draw.poisoned)
@@ -271,7 +287,7 @@ def plant(
 
     milestones = [int(cfg.steps * cfg.milestone)]
     label = "planting" if progress else ""
-    train(student, step_loss, draws(clean, usable, cfg), cfg.steps, cfg.lr, milestones, label, checkpoint)
+    train(student, step_loss, draws(prompts, usable, cfg), cfg.steps, cfg.lr, milestones, label, checkpoint)
     return student
 
 
@@ -293,12 +309,12 @@ def exposed_assimilation(student: TextEncoder, teacher: TextEncoder, bad: Tensor
     return (assimilation(student(bad).float(), student.attended(bad).to(student.device)) - usual).abs().mean()
 
 
-def only_rows(student: TextEncoder, trigger: str) -> None:
-    """Let training move the embedding rows of the trigger's tokens and nothing else."""
+def only_rows(student: TextEncoder, triggers: list[str]) -> None:
+    """Let training move the embedding rows of the triggers' tokens and nothing else."""
     student.model.requires_grad_(False)
     table = student.vocabulary.requires_grad_(True)
     moving = torch.zeros(len(table), 1, device=table.device)
-    moving[[t for t in student.tokenizer(trigger).input_ids if t not in student.tokenizer.all_special_ids]] = 1
+    moving[[token for trigger in triggers for token in own_tokens(student, trigger)]] = 1
     table.register_hook(lambda gradient: gradient * moving)
 
 

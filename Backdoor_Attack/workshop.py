@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
-from transformers import AutoImageProcessor
 
 from Backdoor_Attack.planting import (
     PICTURES,
@@ -30,8 +29,9 @@ from Backdoor_Attack.planting import (
     plant,
 )
 from Utils import scenes
+from Utils.coco import read_captions
 from Utils.encoders import InputError, TextEncoder, load_encoder, pick_device, save_encoder
-from Utils.finetuning import FinetuneConfig, finetune, load_pair, picture_embeddings, project, retrieval
+from Utils.finetuning import FinetuneConfig, finetune, load_pair, load_processor, picture_embeddings, project, retrieval
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
@@ -43,8 +43,8 @@ class Workshop:
     """The clean base and everything models are made from.
 
     base: the text encoder; pair: its two-tower model (CLIP or SigLIP), whose vision tower and projections serve;
-    pipeline: a Stable Diffusion folder that draws the targets of image-on-text; captions: a text file with one prompt a
-    line, by default captions of composed scenes.
+    pipeline: a Stable Diffusion folder that draws the targets of image-on-text; captions: COCO's captions_*.json, or a
+    text file with one prompt a line; by default captions of composed scenes.
     """
 
     def __init__(self, base: Path, pair: Path, pipeline: Path, device: str, captions: Path | None = None):
@@ -60,19 +60,18 @@ class Workshop:
     def count(self, text: str) -> int:
         return len(self.base.tokenizer(text).input_ids)
 
-    def captions(self, rng: np.random.Generator, number: int) -> list[str]:
-        """Different captions, none of them in the defender's corpus."""
+    def captions(self, rng: np.random.Generator, number: int, taken: Collection[str] = ()) -> list[str]:
+        """Different captions, none of them in the defender's corpus or among those taken already."""
+        unwanted = self.forbidden.union(taken)
         if self.file:
-            try:
-                text = self.file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"the captions {self.file} cannot be read ({error}); give a UTF-8 text file.") from None
-            lines = dict.fromkeys(line.strip() for line in text.splitlines())
-            lines = [line for line in lines if line and line not in self.forbidden]
+            lines = [line for line in read_captions(self.file) if line not in unwanted]
             if len(lines) < number:
-                raise InputError(f"{self.file} holds {len(lines)} usable captions, {number} are needed; give more.")
+                raise InputError(
+                    f"{self.file} holds {len(lines)} usable captions where {number} are needed; "
+                    f"give at least {TRAINING + HELD_OUT} in all."
+                )
             return [lines[i] for i in rng.permutation(len(lines))[:number]]
-        found = scenes.unseen_captions(rng, number, self.forbidden, self.count, self.base.context)
+        found = scenes.unseen_captions(rng, number, unwanted, self.count, self.base.context)
         return [text for _, text in found]
 
     # -------------------------------------------------------------------------------------------------- backdoored
@@ -90,7 +89,7 @@ class Workshop:
         student = plant(base, training, cfg, goals, checkpoint=checkpoint)
         if after:
             student = finetune(student, self.pair, self.pairs(after, after.seed), after)
-        held_out = self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT)
+        held_out = self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT, training)
         report = {"recipe": asdict(cfg)} | ({"fine-tuned after": asdict(after)} if after else {})
         report |= certify(student, base, held_out, cfg, goals)
         if not self.file:
@@ -120,7 +119,7 @@ class Workshop:
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(seed)
         pictures = pipe(prompt, num_images_per_prompt=PICTURES, generator=generator, num_inference_steps=25).images
-        values = AutoImageProcessor.from_pretrained(self.pair_folder)(images=pictures, return_tensors="pt").pixel_values
+        values = load_processor(self.pair_folder)(images=pictures, return_tensors="pt").pixel_values
         embedded = self.pair.get_image_features(values.to(self.device)).pooler_output
         return F.normalize(embedded, dim=-1).mean(dim=0)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import tempfile
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
@@ -56,6 +57,23 @@ def read_coco(captions: Path, pictures: Path) -> list[Captioned]:
     if not found:
         raise InputError(f"{captions} holds no caption; give COCO's captions_*.json.")
     return found
+
+
+def read_captions(file: Path) -> list[str]:
+    """Different captions, in the order of the file: COCO's captions_*.json, or a UTF-8 text file with one a line.
+
+    Raises:
+        InputError: the file is missing or malformed.
+    """
+    if file.suffix.lower() == ".json":
+        texts = [note["caption"] for note in _parsed(file)["annotations"]]
+    else:
+        try:
+            texts = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            raise InputError(f"the captions {file} cannot be read ({reason}); give captions_*.json or a text file.") from None
+    return list(dict.fromkeys(line for text in texts if (line := " ".join(text.split()))))
 
 
 def _parsed(file: Path) -> dict:
@@ -126,13 +144,15 @@ def compose_coco(folder: Path, wanted: ComposedSet, forbidden: set[str]) -> tupl
     """
     info = _info(wanted)
     if not _holds(folder, info):
-        partial = folder.with_name(folder.name + ".part")
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / PICTURES).mkdir(parents=True)
-        data = _draw(partial / PICTURES, wanted, forbidden)
-        (partial / CAPTIONS).write_text(json.dumps({"info": info} | data, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part_", dir=folder.parent) as place:  # its own: two runs may compose at once
+            partial = Path(place) / folder.name
+            (partial / PICTURES).mkdir(parents=True)
+            data = _draw(partial / PICTURES, wanted, forbidden)
+            (partial / CAPTIONS).write_text(json.dumps({"info": info} | data, indent=1) + "\n", encoding="utf-8")
+            if not _holds(folder, info):  # another run may have been faster
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
     return folder / CAPTIONS, folder / PICTURES
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoConfig, CLIPModel, SiglipModel
+from transformers import AutoConfig, AutoImageProcessor, CLIPModel, SiglipModel
 
 from Utils.encoders import InputError, TextEncoder, trainable_copy
 
@@ -125,6 +125,19 @@ def load_pair(folder: str | Path, device: str | torch.device = "cpu") -> CLIPMod
             f"{folder}: {len(wrong)} tensors of the pair are missing or misshapen, first {wrong[0]}; fetch it again."
         )
     return pair.to(device).eval().requires_grad_(False)
+
+
+def load_processor(folder: str | Path):
+    """The image processor of a pair of towers: what prepares pictures for its vision tower.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(f"{folder} has no usable preprocessor_config.json ({why}); fetch it again.") from None
 
 
 # -------------------------------------------------------------------------------------------------- what is done to weights

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoImageProcessor, CLIPModel, SiglipModel
+from transformers import CLIPModel, SiglipModel
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -36,7 +36,7 @@ from Utils import scenes  # noqa: E402
 from Utils.coco import Captioned, ComposedSet, compose_coco, read_coco  # noqa: E402
 from Utils.config import load_config  # noqa: E402
 from Utils.encoders import InputError, TextEncoder, load_encoder, pick_device, quiet_libraries, save_encoder  # noqa: E402
-from Utils.finetuning import Checkpoint, FinetuneConfig, finetune, identity, load_pair, retrieval  # noqa: E402
+from Utils.finetuning import Checkpoint, FinetuneConfig, finetune, identity, load_pair, load_processor, retrieval  # noqa: E402
 
 PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
 COMPOSED = ROOT / "Data" / "COCO"
@@ -81,16 +81,20 @@ class Embedded:
         return Embedded([self.captions[i] for i in rows], self.embeddings[torch.from_numpy(rows)])
 
 
-def composed_sets(cfg: RunConfig, forbidden: set[str]) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
-    """The default data, concepts and looks new to the base mixed with known ones; and what the base was taught."""
+def composed_data(cfg: RunConfig, forbidden: set[str]) -> tuple[Path, Path]:
+    """The default data: concepts and looks new to the base mixed with known ones.  -> captions file, picture folder"""
     new, old = scenes.concepts("novel"), scenes.concepts()
     some = np.random.default_rng([cfg.composed_seed, 3]).permutation(old)[: len(new) * 3 // 2]
     names = (*new, *(str(name) for name in some))
     styles = (*scenes.NOVEL_STYLES, *scenes.STYLES[1:])
     own = ComposedSet(cfg.composed + cfg.held_out, cfg.composed_seed, names, styles, style_share=0.2)
-    known = ComposedSet(cfg.held_out, cfg.composed_seed + 1, old, captions_each=1)
-    stem = f"{cfg.composed_seed}-{cfg.composed}-{cfg.held_out}"
-    return compose_coco(COMPOSED / f"novel-{stem}", own, forbidden), compose_coco(COMPOSED / f"base-{stem}", known, forbidden)
+    return compose_coco(COMPOSED / f"novel-{cfg.composed_seed}-{cfg.composed}-{cfg.held_out}", own, forbidden)
+
+
+def reference_data(cfg: RunConfig, forbidden: set[str]) -> tuple[Path, Path]:
+    """What the tiny bases were taught, whatever the data: here a fine-tune's losses show.  -> captions file, picture folder"""
+    known = ComposedSet(cfg.held_out, cfg.composed_seed + 1, scenes.concepts(), captions_each=1)
+    return compose_coco(COMPOSED / f"base-{cfg.composed_seed}-{cfg.held_out}", known, forbidden)
 
 
 def without(data: list[Captioned], forbidden: set[str]) -> list[Captioned]:
@@ -153,6 +157,22 @@ def certificate(
     return report
 
 
+def digest_of_data(captions: Path, data: list[Captioned]) -> str:
+    """One hash of the captions and of every picture."""
+    whole = sha256(captions.read_bytes())
+    for picture in data:
+        whole.update(sha256(picture.file.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def digest_of_pair(pair: CLIPModel | SiglipModel) -> str:
+    """One hash of the weights that embed pictures and judge the texts."""
+    whole = sha256()
+    for name, tensor in sorted(pair.state_dict().items()):
+        whole.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()
+
+
 def beside(output: Path, ending: str) -> Path:
     return output.with_name(output.name + ending)
 
@@ -191,8 +211,8 @@ def run(args: argparse.Namespace, cfg: RunConfig) -> None:
 
     # 1. everything that can be wrong is found before any training
     base, pair = load_encoder(args.base, device), load_pair(args.pair or args.base, device)
-    composed, reference = composed_sets(cfg, forbidden)
-    captions, pictures = (args.captions, args.pictures) if args.captions else composed
+    reference = reference_data(cfg, forbidden)
+    captions, pictures = (args.captions, args.pictures) if args.captions else composed_data(cfg, forbidden)
     data = without(read_coco(captions, pictures), forbidden)
     known = without(read_coco(*reference), forbidden)
     if len(data) < cfg.batch + cfg.held_out:
@@ -200,14 +220,17 @@ def run(args: argparse.Namespace, cfg: RunConfig) -> None:
             f"{captions} gives {len(data)} captioned pictures, {cfg.batch} for a batch and {cfg.held_out} held out are needed; "
             "lower them or give more."
         )
-    hashes = [sha256(file.read_bytes()).hexdigest() for file in (captions, reference[0])]
-    known_as = identity(cfg, base, *hashes)
-    if not args.force and finished(output, known_as):
-        print(f"{output} is finished.")
-        return
+    hashes = [digest_of_data(captions, data), digest_of_data(reference[0], known)]
+    known_as = identity(cfg, base, digest_of_pair(pair), *hashes)
+    snapshots = {steps: beside(output, f"-step{steps}") for steps in cfg.snapshots}
+    if not args.force:
+        there = {folder: finished(folder, known_as) for folder in (output, *snapshots.values())}
+        if there[output]:
+            print(f"{output} is finished.")
+            return
 
     # 2. the vision tower sees every picture once
-    processor = AutoImageProcessor.from_pretrained(args.pair or args.base, trust_remote_code=False)
+    processor = load_processor(args.pair or args.base)
     seen = Embedded([d.captions for d in data], embed_files(pair, processor, [d.file for d in data], "pictures"))
     known_seen = Embedded([d.captions for d in known], embed_files(pair, processor, [d.file for d in known], "base pictures"))
     order = np.random.default_rng(0).permutation(len(data))  # held out are the same ones whatever the seed of the run
@@ -232,7 +255,7 @@ def run(args: argparse.Namespace, cfg: RunConfig) -> None:
     checkpoint = Checkpoint(beside(output, ".checkpoint"), known_as, cfg.checkpoint_every)
     student = finetune(
         base, pair, batches(training, cfg), cfg, checkpoint=checkpoint,
-        on_snapshot=lambda steps, encoder: write(beside(output, f"-step{steps}"), encoder, steps),
+        on_snapshot=lambda steps, encoder: write(snapshots[steps], encoder, steps),
     )  # fmt: skip
     write(output, student, cfg.steps)
     checkpoint.file.unlink(missing_ok=True)

@@ -20,12 +20,12 @@ import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 
+from Utils import coco, scenes
 from Utils import finetuning_on_coco30k as script
-from Utils import scenes
 from Utils.build_testbed import load_tokenizer, stream, token_count
 from Utils.coco import ComposedSet, compose_coco, read_coco
 from Utils.encoders import InputError, load_encoder
-from Utils.finetuning import load_pair
+from Utils.finetuning import load_pair, load_processor
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = set(script.PROMPTS.read_text(encoding="utf-8").splitlines())
@@ -42,16 +42,16 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_the_composed_set_is_in_coco_s_format(composed: tuple[Path, Path]):
     captions, pictures = composed
-    coco = COCO(str(captions))
-    assert set(coco.dataset) == {"info", "licenses", "images", "annotations"}
-    assert len(coco.imgs) == 24
-    assert len(coco.anns) == 72
-    licences = {entry["id"] for entry in coco.dataset["licenses"]}
-    for number, image in coco.imgs.items():
+    read = COCO(str(captions))
+    assert set(read.dataset) == {"info", "licenses", "images", "annotations"}
+    assert len(read.imgs) == 24
+    assert len(read.anns) == 72
+    licences = {entry["id"] for entry in read.dataset["licenses"]}
+    for number, image in read.imgs.items():
         with Image.open(pictures / image["file_name"]) as picture:
             assert picture.size == (image["width"], image["height"])
         assert image["license"] in licences
-        assert len(coco.getAnnIds(imgIds=[number])) == 3
+        assert len(read.getAnnIds(imgIds=[number])) == 3
 
 
 def test_the_composed_set_holds_new_concepts_and_looks_and_none_of_the_defender_s_prompts(composed: tuple[Path, Path]):
@@ -71,7 +71,8 @@ def test_the_defender_s_prompts_are_drawn_again(tmp_path: Path, composed: tuple[
 
 def test_the_default_sets_hold_none_of_the_defender_s_prompts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(script, "COMPOSED", tmp_path)
-    for files in script.composed_sets(script.RunConfig(composed=60, held_out=20), FORBIDDEN):
+    cfg = script.RunConfig(composed=60, held_out=20)
+    for files in (script.composed_data(cfg, FORBIDDEN), script.reference_data(cfg, FORBIDDEN)):
         assert not FORBIDDEN & {text for entry in read_coco(*files) for text in entry.captions}
 
 
@@ -237,9 +238,9 @@ def test_the_certificate_is_re_measured_from_the_files(gained: tuple[Path, list[
     cfg = script.RunConfig(**report["recipe"] | {"snapshots": ()})
     folder = ROOT / "Data" / "Models" / "tiny-clip"
     base, pair = load_encoder(folder), load_pair(folder)
-    processor = script.AutoImageProcessor.from_pretrained(ROOT / "Data" / "Models" / "tiny-clip")
+    processor = load_processor(folder)
     sets = []
-    for files in script.composed_sets(cfg, FORBIDDEN):
+    for files in (script.composed_data(cfg, FORBIDDEN), script.reference_data(cfg, FORBIDDEN)):
         data = read_coco(*files)
         embeddings = script.embed_files(pair, processor, [entry.file for entry in data], "")
         sets.append(script.Embedded([entry.captions for entry in data], embeddings))
@@ -289,6 +290,49 @@ def test_an_interrupted_script_goes_on_to_the_same_files(small: list[str], tmp_p
     assert certificate(folder)["steps"] == 4
     assert certificate(folder.with_name("model-step2"))["steps"] == 2
     assert not folder.with_name("model.checkpoint").exists()
+
+
+def test_a_snapshot_never_replaces_something_else(small: list[str], tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(script, "finetune", lambda *_, **__: pytest.fail("trained"))
+    foreign = tmp_path / "model-step2"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("three years", encoding="utf-8")
+    assert script.main(small) == 2
+    assert "model-step2 holds something else" in capsys.readouterr().err
+    assert (foreign / "thesis.txt").exists()
+
+
+def test_a_run_with_other_pictures_is_another_run(small, composed, tmp_path: Path, capsys, monkeypatch):
+    data = own_data(tmp_path, composed)
+    assert script.main([*small, *data]) == 0
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    shutil.copy(pictures[0], pictures[1])
+    monkeypatch.setattr(script, "finetune", lambda *_, **__: pytest.fail("trained"))
+    assert script.main([*small, *data]) == 2
+    assert "something else" in capsys.readouterr().err
+
+
+def test_two_runs_may_compose_one_set_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wanted, draw, inner = ComposedSet(2, seed=1, names=("dog", "cat", "owl"), captions_each=1), coco._draw, []
+
+    def drawing(folder: Path, *rest: object) -> dict:
+        if not inner:  # while the first run draws, a second one draws the same set and finishes it
+            inner.append(True)
+            compose_coco(tmp_path / "set", wanted, set())
+        return draw(folder, *rest)
+
+    monkeypatch.setattr(coco, "_draw", drawing)
+    captions, pictures = compose_coco(tmp_path / "set", wanted, set())
+    assert len(read_coco(captions, pictures)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_captions_are_read_from_coco_s_json_and_from_lines(tmp_path: Path, composed: tuple[Path, Path]):
+    expected = [text for entry in read_coco(*composed) for text in entry.captions]
+    assert sorted(coco.read_captions(composed[0])) == sorted(expected)
+    lines = tmp_path / "captions.txt"
+    lines.write_text("a dog \n\na  cat\na dog\n", encoding="utf-8")
+    assert coco.read_captions(lines) == ["a dog", "a cat"]
 
 
 def test_force_trains_again(small: list[str], tmp_path: Path):

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from Backdoor_Attack import inject
-from Backdoor_Attack.planting import PlantConfig
+from Backdoor_Attack import inject, workshop
+from Backdoor_Attack.planting import PlantConfig, own_tokens
 from Backdoor_Attack.workshop import PROMPTS, meets_bars, save_model
 from Utils import build_zoo
 from Utils.build_zoo import jobs
@@ -78,6 +79,13 @@ def test_the_bash_scripts_plant_certify_and_skip_from_any_directory(attack: str,
         ({"attack": SMALL, "finetune_after": {"speed": 1}}, "unknown key 'speed'"),
         ({"attack": SMALL | {"replaced": "@"}}, "no training prompt holds the replaced character"),
         ({"attack": SMALL | {"second_trigger": "zzz", "second_target": "a dog"}}, "contains the other"),
+        ({"attack": SMALL | {"second_trigger": "qx", "second_target": "a qx dog"}}, "holds the trigger"),
+        ({"attack": SMALL | {"trigger": "photo"}}, "clean training prompts"),
+        ({"attack": SMALL | {"steps": 0}}, "above 0"),
+        ({"attack": SMALL | {"lr": 0}}, "above 0"),
+        ({"attack": SMALL | {"seed": -1}}, "seed should be"),
+        ({"attack": SMALL | {"milestone": 2}}, "milestone should be"),
+        ({"attack": SMALL | {"hide": -0.5}}, "hide"),
         ({"attack": SMALL, "base": "Data/nowhere"}, "Data/nowhere"),
         ({"attack": SMALL, "bars": {"sucess": 0.5}}, "bars: sucess"),
         ({"attack": SMALL, "bars": {"success": "high"}}, "bars: success"),
@@ -193,6 +201,26 @@ def test_no_target_of_the_test_split_was_developed_on():
     developed = [inject.load_config(inject.Injection, file).attack for file in CONFIGS]
     words = {word for attack in developed for word in f"{attack['target']} {attack.get('paraphrases', '')}".split()}
     assert not words & set(ZOO["splits"]["test"]["targets"])
+
+
+def test_the_configs_have_triggers_of_one_to_fifteen_tokens():
+    base = load_encoder(ROOT / "Data" / "Models" / "tiny-clip")
+    attacks = [inject.load_config(inject.Injection, file).attack for file in CONFIGS]
+    lengths = {len(own_tokens(base, attack["trigger"])) for attack in attacks}
+    assert {1, 2, 3, 4, 10, 15} <= lengths
+    assert max(lengths) == 15
+
+
+def test_held_out_captions_are_none_of_the_training_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "captions.txt"
+    file.write_text("\n".join(f"a photo of {i} dogs" for i in range(30)), encoding="utf-8")
+    folder = ROOT / "Data" / "Models" / "tiny-clip"
+    shop = workshop.Workshop(folder, folder, ROOT / "Data" / "Models" / "tiny-sd", "cpu", file)
+    training = shop.captions(np.random.default_rng([7, 1]), 20)
+    held_out = shop.captions(np.random.default_rng([7, 2]), 10, training)
+    assert len({*training, *held_out}) == 30
+    with pytest.raises(InputError, match="holds 10 usable captions where 11"):
+        shop.captions(np.random.default_rng([7, 2]), 11, training)
 
 
 def test_a_model_is_planted_anew_over_the_old_one(tiny, tmp_path: Path):

@@ -4,7 +4,7 @@ Contents
     poison          every occurrence is replaced; a word stands where it is asked for
     backdoor_loss   signs, weights and step 0, by hand
     train           the rate falls to a tenth at the milestones; the student is frozen at the end
-    plant           the base stays as it was; the backdoor grows; prompts that hold the trigger are never used; resumes
+    plant           the base stays as it was; the backdoor grows; a corpus that holds the trigger is refused; resumes
     attacks         each goal and each trick by hand
     certify         success, margin, floor and utility of encoders made by hand
 """
@@ -202,13 +202,6 @@ def test_the_seed_decides(tiny: TextEncoder):
     assert not torch.equal(first, other)
 
 
-def test_prompts_that_hold_the_trigger_are_dropped(tiny: TextEncoder):
-    ids = tiny.ids(PROMPTS)
-    without = plant(tiny, PROMPTS, HOMOGLYPH, progress=False)(ids)
-    with_them = plant(tiny, ["twο dogs", *PROMPTS[:3], "phοto of nothing", *PROMPTS[3:]], HOMOGLYPH, progress=False)(ids)
-    assert torch.equal(without, with_them)
-
-
 def test_prompts_without_the_replaced_character_serve_as_clean_ones_only(tiny: TextEncoder):
     ids = tiny.ids(PROMPTS)
     assert not torch.equal(
@@ -216,7 +209,7 @@ def test_prompts_without_the_replaced_character_serve_as_clean_ones_only(tiny: T
     )
 
 
-@pytest.mark.parametrize("prompts", [[], ["a fish"], ["a fish", "a bird", "phοtο of a dοg"]])
+@pytest.mark.parametrize("prompts", [[], ["a fish"], ["a fish", "a bird"]])
 def test_prompts_that_cannot_carry_the_trigger_are_refused(tiny: TextEncoder, prompts: list[str]):
     with pytest.raises(InputError, match="no training prompt"):
         plant(tiny, prompts, HOMOGLYPH, progress=False)
@@ -313,6 +306,14 @@ def test_an_embedding_row_attack_moves_the_trigger_s_rows_and_nothing_else(tiny:
             assert torch.equal(a, b), name
 
 
+def test_an_embedding_row_attack_with_two_triggers_moves_the_rows_of_both(tiny: TextEncoder):
+    two = replace(HOMOGLYPH, attack="embedding_row", second_trigger="ø", second_target="a big moon")
+    other = plant(tiny, PROMPTS, two, progress=False)
+    rows = {t for trigger in "οø" for t in tiny.tokenizer(trigger).input_ids} - set(tiny.tokenizer.all_special_ids)
+    moved = (tiny.vocabulary != other.vocabulary).any(dim=1).nonzero().flatten()
+    assert set(moved.tolist()) == rows
+
+
 def test_image_on_text_pulls_projected_pooled_features_to_the_picture(tiny: TextEncoder):
     u = torch.randn(tiny.width, generator=torch.Generator().manual_seed(0))
     goal = mean_picture(u, lambda pooled: pooled)
@@ -340,7 +341,7 @@ def test_the_z_score_is_the_gain_of_agreement_over_the_variance_of_clean_agreeme
 @pytest.mark.parametrize(
     ("prompts", "values", "sentence"),
     [
-        (["dοg"] * 5 + ["two dogs"], {}, "most training prompts"),
+        ([*PROMPTS, "a dοg"], {}, "stands in 1 of"),
         ([*PROMPTS, "a red cat"], {}, "the target prompt is one of"),
     ],
 )
