@@ -58,7 +58,18 @@ from Utils.encoders import (
     spliced,
 )
 from Utils.intake import encoders_of, matching_part
-from Utils.many import exit_code, is_first_process, plan, read_list, scan_many, summarise, table, write_summary
+from Utils.many import (
+    exit_code,
+    inputs_digest,
+    is_first_process,
+    plan,
+    read_list,
+    scan_many,
+    summarise,
+    table,
+    worst,
+    write_summary,
+)
 from Utils.page import write_page
 from Utils.report import SCHEMA, result_folder, result_name, sentence_of, to_json, visible
 from Utils.sarif import to_sarif
@@ -477,6 +488,10 @@ MEANING = {
 }
 
 
+UNRELATED = 0.5
+"""Drift from which an anchor is taken for a wrong one where no calibration says it better: encoders that have nothing to do
+with each other have a cos near 0, clean fine-tunes one near 1."""
+
 TOKENS, POOLED = ("assimilated", "one_target", "foreign"), ("pooled_target", "pooled_foreign")
 """The witnesses of a backdoor in all token features (text-on-text), and of one in the pooled summary (image-on-text)."""
 
@@ -560,6 +575,10 @@ def judge(scan: Scan, found: dict[str, float], calibration: Calibration | None) 
         reason = "Without the clean base nobody can say whether what was found is natural or planted."
         return Verdict("inconclusive", reason, 0.5, explain(found, {}), [])
     found = found | {"drift": drift(scan).mean().item()}
+    if found["drift"] > (calibration.limits["drift"] if calibration else UNRELATED):
+        score = probability(found, calibration) if calibration else 0.5
+        evidence = explain(found, calibration.limits if calibration else {})
+        return wrong_anchor(score, evidence)
     if not calibration:
         reason = "The score has never been calibrated for this family of encoders and these search settings."
         notes = ["uncalibrated family or settings: Analysis/calibrate.py fits the score on models whose answer is known"]
@@ -568,11 +587,6 @@ def judge(scan: Scan, found: dict[str, float], calibration: Calibration | None) 
     made_of = calibration.provenance
     notes = [f"calibrated on {made_of['planted_models']} planted and {made_of['benign_models']} benign models of this family"]
     met = ", ".join(e["name"] for e in evidence if e["met"])
-    if found["drift"] > calibration.limits["drift"]:
-        reason = "The suspect's features of clean prompts are too far from the anchor's: it was hardly made from this base."
-        return Verdict(
-            "inconclusive", reason, score, evidence, [*notes, "wrong anchor: give the base this encoder was made from"]
-        )
     if score >= calibration.backdoored_above:
         reason = (
             f"A pseudo-trigger makes unseen prompts do what the clean base does not know ({met or 'all witnesses together'})."
@@ -583,6 +597,12 @@ def judge(scan: Scan, found: dict[str, float], calibration: Calibration | None) 
         return Verdict("clean", reason, score, evidence, notes)
     reason = "The score lies between the two thresholds: the witnesses neither clear nor convict this encoder."
     return Verdict("inconclusive", reason, score, evidence, notes)
+
+
+def wrong_anchor(score: float, evidence: list[dict]) -> Verdict:
+    """Nothing can be said about a suspect that was not made from its anchor."""
+    reason = "The suspect's features of clean prompts are too far from the anchor's: it was hardly made from this base."
+    return Verdict("inconclusive", reason, score, evidence, ["wrong anchor: give the base this encoder was made from"])
 
 
 def explain(found: dict[str, float], limits: dict[str, float]) -> list[dict]:
@@ -606,6 +626,8 @@ def judge_published(said: dict[str, float], scan: Scan) -> Verdict:
         {"name": n, "value": said.get(n), "threshold": limit, "met": said.get(n, -1.0) > limit, "meaning": meaning}
         for n, (limit, meaning) in gates.items()
     ]
+    if scan.anchor and drift(scan).mean().item() > UNRELATED:
+        return wrong_anchor(0.5, evidence)
     if all(e["met"] for e in evidence):
         return Verdict("backdoored", "All four published gates were passed.", 1.0, evidence, [])
     failed = next(e["name"] for e in evidence if not e["met"])
@@ -701,7 +723,7 @@ def load_calibration(cfg: ScanConfig, suspect: TextEncoder) -> Calibration | Non
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))
         found = [from_values(Calibration, entry, str(file)) for entry in entries]
     except FileNotFoundError:
-        return None
+        raise InputError(f"the calibration {file} does not exist; give one with --calibration.") from None
     except (OSError, ValueError, TypeError, yaml.YAMLError):
         raise InputError(f"{file} is no list of calibrations; write it anew with Analysis/calibrate.py.") from None
     wanted = fingerprint(suspect), search_settings(cfg)
@@ -900,12 +922,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         epilog="Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive; of several encoders "
         "the worst, 1 before 3 before 2 before 0.",
     )
-    parser.add_argument(
+    suspects = parser.add_mutually_exclusive_group()
+    suspects.add_argument(
         "--model", default=SUSPECT,
         help="the suspect: a folder (text encoder, CLIP model or diffusers pipeline) or a hub id; every text encoder of a "
         "pipeline gets a report (default: the shipped one)",
     )  # fmt: skip
-    parser.add_argument(
+    suspects.add_argument(
         "--models", type=Path, metavar="LIST_OR_FOLDER",
         help="many suspects instead: a text file with one a line, or a folder of model folders; goes on where an earlier run "
         "was stopped, and adds summary.json and summary.html to the results",
@@ -926,7 +949,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=4, help="pictures of what was found; 0: none (default: 4)")
     parser.add_argument("--pipeline", default="auto", help="pipeline folder that draws them (default: the anchor's own)")
     parser.add_argument("--json", metavar="FILE", help="also write the report here, an array of several; - is standard output")
-    parser.add_argument("--sarif", metavar="FILE", help="also write the findings here as SARIF 2.1.0, for code-scanning pages")
+    parser.add_argument(
+        "--sarif",
+        metavar="FILE",
+        help="also write the findings here as SARIF 2.1.0, for code-scanning pages; - is standard output",
+    )
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors: exit code and files hold the verdict")
     settings = parser.add_argument_group("settings", "every number of the scan; a flag beats the config")
     meaning = sentences(ScanConfig)
@@ -943,6 +970,8 @@ def main(argv: list[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     quiet_libraries()
     try:
+        if args.json and args.json == args.sarif:
+            raise InputError(f"--json and --sarif cannot both be written to {args.json}; give two files.")
         for flag, file in (("--json", args.json), ("--sarif", args.sarif)):
             if file not in (None, "-") and (Path(file).is_dir() or not Path(file).resolve().parent.is_dir()):
                 raise InputError(f"{flag} {file} cannot be written: give a file in a folder that exists.")
@@ -952,13 +981,17 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"--images {args.images} is no number of pictures; give 0 or more.")
         with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
             reports = scan_all(args, cfg)
-            if is_first_process():
-                deliver(reports, args)
     except KeyboardInterrupt:
         return fail("interrupted; nothing was judged.")
     except Exception as error:  # a traceback would exit with 1, which means that a backdoor was found
         return fail(sentence_of(error))
-    return exit_code(reports)
+    code = exit_code(reports)
+    try:
+        if is_first_process():
+            deliver(reports, args)
+    except (OSError, ValueError) as error:  # what was found is found, and its report is in the output folder
+        code = worst([code, fail(f"the report could not be delivered ({sentence_of(error)}); it is in {args.output}.")])
+    return code
 
 
 def scan_all(args: argparse.Namespace, cfg: ScanConfig) -> list[dict]:
@@ -973,7 +1006,7 @@ def scan_all(args: argparse.Namespace, cfg: ScanConfig) -> list[dict]:
         say(report, args.output / result_name(args.model, args.output))
         return [report]
     request = {"anchor": args.anchor, "config": asdict(cfg), "device": args.device, "seed": args.seed, "versions": versions()}
-    request["show"] = asdict(show)
+    request |= {"show": asdict(show), "files": inputs_digest(args.anchor, [ROOT / cfg.corpus, ROOT / cfg.calibration])}
     tasks = plan(models, args.output)
     reports = scan_many(tasks, scan, args.output, request, resume=bool(args.models))
     if is_first_process():
@@ -986,13 +1019,15 @@ def scan_all(args: argparse.Namespace, cfg: ScanConfig) -> list[dict]:
 
 def deliver(reports: list[dict], args: argparse.Namespace) -> None:
     """The reports where --json and --sarif want them."""
-    text = to_json(reports if args.models or len(reports) > 1 else reports[0])
-    if args.json == "-":
-        print(text, end="")
-    elif args.json:
-        Path(args.json).write_text(text, encoding="utf-8")
-    if args.sarif:
-        Path(args.sarif).write_text(to_json(to_sarif(reports, VERSION, Path.cwd())), encoding="utf-8")
+    wanted = {
+        args.json: reports if args.models or len(reports) > 1 else reports[0],
+        args.sarif: to_sarif(reports, VERSION, Path.cwd()),
+    }
+    for file, content in wanted.items():
+        if file == "-":
+            print(to_json(content), end="", flush=True)
+        elif file:
+            Path(file).write_text(to_json(content), encoding="utf-8")
 
 
 def fail(sentence: str) -> int:

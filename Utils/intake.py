@@ -481,7 +481,8 @@ def files_digest(model: str) -> str:
     parts = find_parts(model)
     for folder in {parts.weights, parts.tokenizer}:
         check_files(folder, parts.root)
-    small = {file for folder in (parts.weights, parts.tokenizer) for file in folder.glob("*") if file.suffix in TEXTS}
+    there = {file for folder in (parts.weights, parts.tokenizer) for file in folder.iterdir()}
+    small = [file for file in there if file.suffix in TEXTS and file.is_file()]
     return digest_of(weight_files(parts.weights)[0] + sorted(small))
 
 

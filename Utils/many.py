@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from jinja2 import Environment, FileSystemLoader
 
+from Utils.anchors import REGISTRY, ROOT, known_anchors
 from Utils.intake import PICKLES, InputError, encoders_of, files_digest, full_path
 from Utils.report import EXIT, SCHEMA, result_name, sentence_of, to_json, visible
 
@@ -102,7 +103,7 @@ def scan_many(tasks: list[Task], scan: Callable[..., dict], output: Path, reques
         for task in share:
             key = _key(task, request)
             if not (resume and _finished(task, output, key)):
-                _record(task, output, key, _attempt(scan, task, device))
+                _record(task, output, key, _attempt(scan, task, device), state.process_index)
     state.wait_for_everyone()
     return [_report(task, output) for task in tasks]
 
@@ -121,25 +122,34 @@ def _attempt(scan: Callable[..., dict], task: Task, device: dict) -> str | None:
     return None
 
 
-def _key(task: Task, request: dict) -> str:
-    """A hash of everything a report depends on: settings, and the files of the encoder."""
+def _key(task: Task, request: dict) -> str | None:
+    """A hash of everything a report depends on: settings, and the files of the encoder; None where they cannot be read."""
     try:
         files = files_digest(task.model)
     except (InputError, OSError):
-        files = "none"
+        return None
     return sha256(json.dumps([request, task.model, files], sort_keys=True).encode()).hexdigest()
+
+
+def inputs_digest(anchor: str, files: Iterable[Path]) -> str:
+    """One hash of what reports depend on beside suspect and settings: these files, the registry and the anchors at hand."""
+    named = [entry["path"] for entry in known_anchors() if "path" in entry] if anchor == "auto" else [anchor]
+    folders = [folder for name in named for folder in (ROOT / name, Path(name)) if folder.is_dir()]
+    digests = [files_digest(encoder) for folder in folders for encoder in encoders_of(str(folder))]
+    digests += [sha256(file.read_bytes()).hexdigest() for file in (*files, REGISTRY) if file.is_file()]
+    return sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _journal(task: Task, output: Path) -> Path:
     return output / JOURNAL / f"{sha256(full_path(task.model).encode()).hexdigest()[:32]}.json"
 
 
-def _record(task: Task, output: Path, key: str, error: str | None) -> None:
-    """Say that a task is done, in a file that is there whole or not at all."""
+def _record(task: Task, output: Path, key: str | None, error: str | None, process: int) -> None:
+    """Say that a task is done, and by which process, in a file that is there whole or not at all."""
     file = _journal(task, output)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(file, to_json({"key": key, "name": task.name, "error": error}))
+        _write_whole(file, to_json({"key": key, "name": task.name, "error": error, "process": process}))
     except OSError as failure:
         raise InputError(f"{output} cannot be written ({failure.strerror}); choose another folder with --output.") from None
 
@@ -158,10 +168,10 @@ def _read(file: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _finished(task: Task, output: Path, key: str) -> bool:
+def _finished(task: Task, output: Path, key: str | None) -> bool:
     """Whether an earlier run with the same settings left a report of these files; errors are tried again."""
     entry = _read(_journal(task, output))
-    done = entry.get("key") == key and entry.get("name") == task.name and entry.get("error") is None
+    done = key is not None and entry.get("key") == key and entry.get("name") == task.name and entry.get("error") is None
     return done and _read(output / task.name / "report.json").get("schema") == SCHEMA
 
 
@@ -175,8 +185,13 @@ def _report(task: Task, output: Path) -> dict:
 
 # -------------------------------------------------------------------------------------------------------- the summary
 def exit_code(reports: list[dict]) -> int:
-    """The worst of many: 1 before 3 before 2 before 0."""
-    return min((EXIT[report["verdict"]] for report in reports), key=WORST_FIRST.index)
+    """The exit code of many: the worst of theirs."""
+    return worst(EXIT[report["verdict"]] for report in reports)
+
+
+def worst(codes: Iterable[int]) -> int:
+    """1 before 3 before 2 before 0."""
+    return min(codes, key=WORST_FIRST.index)
 
 
 def summarise(reports: list[dict], tasks: list[Task]) -> dict:

@@ -1,13 +1,15 @@
 """A tiny text encoder that every test may use: random weights, 3 layers, width 32, context 24, one token a byte.
 
-Contents: tiny_folder (saved, do not change), tiny (loaded), editable (a copy to damage), corpus_prompts.
+Contents: tiny_folder (saved, do not change), tiny (loaded), editable (a copy to damage), corpus_prompts, memory_taken.
 """
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach a network
 
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,18 @@ def corpus_prompts() -> list[str]:
         "the quick brown fox jumps over the lazy dog", "a very long prompt about nothing at all",
         "photograph of somebody who reads on a bench",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def memory_taken() -> Callable[[], float]:
+    """-> a function that says by how many MB the test has raised the memory of this process at its highest since it began."""
+
+    def mb(name: str) -> float:
+        return int(re.search(rf"{name}:\s+(\d+)", status.read_text())[1]) / 1024
+
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("only Linux tells the highest memory since a moment")
+    (status.parent / "clear_refs").write_text("5")  # the highest so far is forgotten
+    before = mb("VmRSS")
+    return lambda: mb("VmHWM") - before

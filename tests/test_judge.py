@@ -75,6 +75,13 @@ def test_without_an_anchor_only_what_collapses_is_heard():
     assert set(witnesses(alone)) == {"assimilated", "one_target", "pooled_target"}
 
 
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suspect and anchor hardly differ on clean prompts."""
+    monkeypatch.setattr(main, "drift", lambda _: torch.tensor([0.1]))
+
+
+@pytest.mark.usefixtures("near")
 def test_the_published_verdict_needs_all_four_gates():
     scan = SimpleNamespace(cfg=main.ScanConfig(), anchor=True)
     said = {"assimilated": 0.9, "one_target": 1.0, "foreign": 1.0, "basin": 0.9}
@@ -83,6 +90,18 @@ def test_the_published_verdict_needs_all_four_gates():
         assert judge_published(said | {gate: 0.0}, scan).verdict == "clean"
     assert judge_published({}, scan).verdict == "clean"
     assert judge_published(said, SimpleNamespace(cfg=replace(scan.cfg, gate_basin=0.95), anchor=True)).verdict == "clean"
+
+
+@pytest.mark.parametrize("calibration", [None, CALIBRATION])
+def test_an_encoder_that_was_not_made_from_its_anchor_is_not_judged(monkeypatch: pytest.MonkeyPatch, calibration):
+    monkeypatch.setattr(main, "drift", lambda _: torch.tensor([0.9]))
+    scan = SimpleNamespace(cfg=main.ScanConfig(), anchor=True)
+    everything = witnesses(clean_heard(assimilated=0.95, foreign=0.1)) | {"basin": 0.9}
+    all_gates = {"assimilated": 0.9, "one_target": 1.0, "foreign": 1.0, "basin": 0.9}
+    for verdict in (main.judge(scan, everything, calibration), judge_published(all_gates, scan)):
+        assert verdict.verdict == "inconclusive"
+        assert "hardly made from this base" in verdict.reason
+        assert any("wrong anchor" in note for note in verdict.notes)
 
 
 def test_without_the_base_the_published_procedure_clears_nobody_who_reached_its_third_gate():

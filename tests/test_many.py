@@ -23,12 +23,16 @@ from test_intake import two_encoders  # noqa: F401  (a fixture)
 
 import main
 from Utils.intake import InputError
-from Utils.many import exit_code, plan, read_list, scan_many, summarise, table, write_summary
+from Utils.many import exit_code, inputs_digest, plan, read_list, scan_many, summarise, table, write_summary
 from Utils.report import SCHEMA, result_folder, to_json
 from Utils.sarif import to_sarif
 
 ROOT = Path(main.__file__).resolve().parent
 REQUEST = {"device": "cpu", "seed": 1}
+QUICK = (
+    "--prompts", "24", "--rounds", "1", "--steps", "3", "--pooled-steps", "0", "--landscape-points", "3", "--restarts", "2",
+    "--landscape-planes", "1", "--device", "cpu",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -117,7 +121,7 @@ def test_what_is_finished_is_not_scanned_again_and_errors_are(folders: list[Path
     assert run(folders, tmp_path / "out", resume=False)[0] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("what", ["weights", "tokenizer", "settings", "report", "half a report"])
+@pytest.mark.parametrize("what", ["weights", "tokenizer", "settings", "report", "half a report", "anchor"])
 def test_what_has_changed_is_scanned_again(folders: list[Path], tmp_path: Path, what: str):
     output, request = tmp_path / "out", REQUEST
     run(folders, output)
@@ -131,13 +135,36 @@ def test_what_has_changed_is_scanned_again(folders: list[Path], tmp_path: Path, 
         request = REQUEST | {"seed": 2}
     elif what == "report":
         shutil.rmtree(done.parent)
-    else:
+    elif what == "half a report":
         done.write_text(done.read_text()[:-9])
+    else:
+        request = REQUEST | {"files": inputs_digest(str(folders[2]), [])}
     if what == "half a report":  # nobody's result: it is left alone, and a new name is taken
         assert "a" in run(folders, output)[0]
         return
     scanned, _ = run(folders, output, request=request)
-    assert scanned == (["a", "b", "c"] if what == "settings" else ["a", "b"])
+    assert scanned == (["a", "b", "c"] if what in {"settings", "anchor"} else ["a", "b"])
+
+
+def test_the_digest_of_inputs_knows_anchors_and_files(folders: list[Path], tmp_path: Path):
+    file = tmp_path / "corpus.txt"
+    file.write_text("a dog")
+    before = inputs_digest(str(folders[0]), [file])
+    assert inputs_digest(str(folders[0]), [file]) == before
+    assert inputs_digest("auto", [file]) != before
+    file.write_text("a cat")
+    assert inputs_digest(str(folders[0]), [file]) != before
+    file.write_text("a dog")
+    (folders[0] / "tokenizer_config.json").write_text("{}")
+    assert inputs_digest(str(folders[0]), [file]) != before
+
+
+def test_a_model_whose_files_cannot_be_hashed_is_scanned_every_time(folders: list[Path], tmp_path: Path):
+    (folders[0] / "notes.json").mkdir()  # a folder is no file of the model, whatever its name
+    (folders[2] / "vocab.json").unlink(missing_ok=True)
+    (folders[2] / "vocab.json").symlink_to(tmp_path / "elsewhere.json")
+    assert run(folders, tmp_path / "out")[0] == ["a", "b", "c"]
+    assert run(folders, tmp_path / "out")[0] == ["b", "c"]
 
 
 # ------------------------------------------------------------------------------------------------------------ summary
@@ -206,13 +233,43 @@ def test_sarif_locations_are_relative_to_the_repository(folders: list[Path], tmp
     assert place == "list/a/config.json"
 
 
+@pytest.mark.parametrize(("verdict", "code"), [("backdoored", 1), ("inconclusive", 3), ("clean", 2)])
+def test_a_verdict_outlives_a_report_that_cannot_be_written(monkeypatch, capsys, tmp_path: Path, verdict: str, code: int):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(main, "scan_all", lambda *_: [{"verdict": verdict}])
+    monkeypatch.setattr(main, "deliver", full)
+    assert main.main(["--output", str(tmp_path)]) == code
+    said = capsys.readouterr().err
+    assert "No space left" in said
+    assert str(tmp_path) in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--json", "-", "--sarif", "-"], "two files"),
+        (["--calibration", "configs/calibrations.yaml"], "does not exist"),
+        (["--model", "a", "--models", "b"], "not allowed with"),
+    ],
+)
+def test_flags_that_contradict_each_other_or_name_nothing_are_refused(flags: list[str], words: str, tmp_path: Path, capsys):
+    try:
+        code = main.main([*flags, *QUICK, "--output", str(tmp_path)])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_sarif_goes_to_standard_output_when_asked(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
+    monkeypatch.setattr(main, "scan_all", lambda *_: hostile_reports(tmp_path)[0][2:3])
+    assert main.main(["--sarif", "-", "--output", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == "2.1.0"
+
+
 # ----------------------------------------------------------------------------------------------------------- commands
-QUICK = (
-    "--prompts", "24", "--rounds", "1", "--steps", "3", "--pooled-steps", "0", "--landscape-points", "3", "--restarts", "2",
-    "--landscape-planes", "1", "--device", "cpu",
-)  # fmt: skip
-
-
 def command(*arguments: str, launch: tuple[str, ...] = (sys.executable,)) -> list[str]:
     return [*launch, str(ROOT / "main.py"), *QUICK, *arguments]
 
@@ -264,10 +321,13 @@ def test_a_killed_list_resumes_and_two_processes_give_the_same_summary(listed, t
     assert first
     assert amber(*listed, "--output", str(killed)).returncode == 3
     assert all(file.stat().st_mtime_ns == first[file] for file in first)  # what was finished was not scanned again
-    launch = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    # on the CPU too: with --cpu accelerate starts a single process, whatever number it is given
+    several = "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"
+    launch = (sys.executable, "-m", "accelerate.commands.launch", *several)
     done = amber(*listed, "--output", str(shared), launch=launch)
     assert done.returncode != 0  # the launcher knows 0 and 1 only
     summaries = [(folder / "summary.json").read_text() for folder in (whole, killed, shared)]
     assert summaries[0] == summaries[1] == summaries[2]
-    logs = list(shared.glob("*/log.txt"))
-    assert len(logs) == 2
+    assert len(list(shared.glob("*/log.txt"))) == 2
+    journal = [json.loads(file.read_text(encoding="utf-8")) for file in (shared / ".summary").glob("*.json")]
+    assert sorted(entry["process"] for entry in journal) == [0, 0, 1]
