@@ -71,13 +71,14 @@ from Utils.many import (
     write_summary,
 )
 from Utils.page import write_page
-from Utils.report import SCHEMA, result_folder, result_name, sentence_of, to_json, visible
+from Utils.report import SCHEMA, reproduce, result_folder, result_name, sentence_of, to_json, visible
 from Utils.sarif import to_sarif
 from Utils.target import draw_pictures, read_texts
 
 ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
 SUSPECT = str(ROOT / "Data" / "Models" / "suspects" / "text_on_text")
+SETTINGS = ROOT / "configs" / "scan.yaml"
 FEATURES = ROOT / "Data" / "Main" / "Features"
 INVERSION_TOKEN = "<amber-backdoor>"
 logger = logging.getLogger("amber")
@@ -761,7 +762,7 @@ def scan_model(
     output: Path,
     device_name: str,
     seed: int,
-    show: Show | None = None,
+    show: Show = Show(),
     name: str | None = None,
 ) -> dict:
     """Scan one encoder and write Results/<name>/.  -> the report"""
@@ -787,11 +788,12 @@ def scan_model(
                 finding = run_published(scan, watch, note)
         for line in curve[:: max(1, len(curve) // 50)]:
             logger.info("search %s", "  ".join(f"{name} {value:.4g}" for name, value in line.items()))
-        found = show_found(scan, finding, curve, show or Show(), seed, folder, watch, notes)
+        found = show_found(scan, finding, curve, show, seed, folder, watch, notes)
         report = make_report(scan, finding, found) | {
             "notes": finding.verdict.notes + notes, "seconds": watch.seconds, "peak_memory_mb": peak_memory_mb(),
-            "config": asdict(cfg), "versions": versions(), "seed": seed,
+            "config": asdict(cfg), "show": asdict(show), "versions": versions(), "seed": seed,
         }  # fmt: skip
+        report["command"] = reproduce(report, asdict(load_config(ScanConfig, SETTINGS)))
         logger.info("%s, score %.4f: %s", report["verdict"], report["score"], report["reason"])
         (folder / "report.json").write_text(to_json(report), encoding="utf-8")
         write_page(report, folder)
@@ -833,7 +835,7 @@ def show_found(
     with watch("pictures"):
         shortest = int(scan.held_out[suspect.attended(clean_ids).sum(dim=1).argmin()])
         drawn = {"backdoor": feature}
-        if anchor:
+        if anchor and show.images:
             drawn["anchor"] = run_in_parts(anchor, loud, loud_ids).mean(dim=0, keepdim=True)
         drawn["benign"] = scan.corpus.features[shortest : shortest + 1].to(feature)
         pictures = draw_pictures(anchor, show.pipeline, drawn, show.images, seed, folder, notes)
@@ -938,9 +940,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="the clean public base the suspect was made from: a folder, a hub id, auto (looked up in configs/anchors.yaml) "
         "or none (default: auto)",
     )  # fmt: skip
-    parser.add_argument(
-        "--config", type=Path, default=ROOT / "configs" / "scan.yaml", help="YAML of the scan (default: configs/scan.yaml)"
-    )
+    parser.add_argument("--config", type=Path, default=SETTINGS, help="YAML of the scan (default: configs/scan.yaml)")
     parser.add_argument("--output", type=Path, default=ROOT / "Results", help="where result folders go (default: Results)")
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto, a GPU where there is one)"

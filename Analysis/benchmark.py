@@ -71,6 +71,8 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(ScanConfig, args.config)
     certificates = [file for file in sorted(args.zoo.glob("*.json")) if args.family in (None, family_of(file))]
+    if not certificates:
+        parser.error(f"{args.zoo} holds no certificate of such a model; build it with Utils/build_zoo.py")
     rows = judge_zoo(certificates, args.anchor, cfg, args.output, args.device, args.seed, args.jobs)
     planted = [row for row in rows if row["kind"] == "planted"]
     found = [row for row in rows if row["verdict"] == "backdoored"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +22,8 @@ from Utils.encoders import TextEncoder, load_encoder, pick_device, quiet_librari
 from Utils.report import SCHEMA, result_name  # noqa: E402
 
 RESULTS = ROOT / "Results"
+NOTEBOOKS = RESULTS / "notebooks"
+"""Where a notebook's own scans go: somebody's result under Results, made with other settings, stays what it is."""
 SEED = 42
 
 
@@ -46,14 +48,19 @@ class Case:
 
 
 def open_case(model: str, device: str = "auto") -> Case:
-    """The newest scan of a model under Results, or a new one where there is none of these weights."""
+    """The scan of a model with configs/scan.yaml: the one under Results where there is one of these weights, or a new one."""
     quiet_libraries()
     model = str(ROOT / model) if (ROOT / model).exists() else model
     cfg, where = load_config(ScanConfig, ROOT / "configs" / "scan.yaml"), pick_device(device)
-    suspect, folder = load_encoder(model, where), RESULTS / result_name(model, RESULTS)
-    report = read_report(folder)
-    if (report.get("model") or {}).get("sha256") != suspect.sha256 or not report["anchor"]:
-        report = scan_model(model, "auto", cfg, RESULTS, device, SEED, Show(images=0))
+    suspect, wanted = load_encoder(model, where), {"config": json.loads(json.dumps(asdict(cfg))), "seed": SEED}
+    for results in (RESULTS, NOTEBOOKS):
+        folder = results / result_name(model, results)
+        report = read_report(folder)
+        known = {name: report.get(name) for name in wanted} == wanted and report["model"]["sha256"] == suspect.sha256
+        if known and report["anchor"]:
+            break
+    else:
+        report = scan_model(model, "auto", cfg, NOTEBOOKS, device, SEED, Show(images=0))
     if not report["anchor"]:
         raise SystemExit(f"{model} has no known clean base; add one to configs/anchors.yaml.")
     path = report["anchor"]["path"]

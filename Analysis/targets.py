@@ -3,7 +3,9 @@
     python Analysis/targets.py --zoo Data/Zoo/dev        the results of Analysis/benchmark.py on that zoo, model by model
 
 A picture is recognised when the vision tower of the base puts the target's concept first among all concepts of the testbed,
-words when one of the first two texts names it.  The scan itself knows none of these concepts.
+words when one of the first two texts names it (or, where the target means nothing, when there are none).  The scan itself
+knows none of these concepts.  The target is shown when words name it and, for text-on-text with a pipeline, three of four
+pictures do.
 """
 
 from __future__ import annotations
@@ -25,15 +27,18 @@ from transformers import AutoImageProcessor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from Backdoor_Attack.planting import PlantConfig, poison  # noqa: E402
+from Backdoor_Attack.planting import GOALS, PlantConfig, poison  # noqa: E402
 from Backdoor_Attack.workshop import PROMPTS, Workshop  # noqa: E402
+from main import fail  # noqa: E402
 from Utils import scenes  # noqa: E402
 from Utils.config import from_values  # noqa: E402
-from Utils.encoders import load_encoder, quiet_libraries, run_spliced, splice_ids  # noqa: E402
+from Utils.encoders import InputError, load_encoder, quiet_libraries, run_spliced, splice_ids  # noqa: E402
 from Utils.report import result_name  # noqa: E402
 from Utils.target import target_similarity  # noqa: E402
 
 FIRST_TEXTS, JUDGED_PROMPTS = 2, 64
+EACH_ITS_OWN = ("attribute", "remapping")
+"""Attacks whose target differs from prompt to prompt."""
 
 
 @cache
@@ -67,29 +72,35 @@ def recognised(pictures: list[Path], family: str) -> list[str]:
     return [scenes.concepts()[i] for i in (seen @ named_concepts(family).T).argmax(dim=1)]
 
 
-def concept_of(target: str) -> str:
-    """The longest concept that a target prompt names."""
-    return max((name for name in scenes.concepts() if name in target), key=len)
+def concept_of(target: str) -> str | None:
+    """The longest concept that a target prompt names; None where it names none (artificial vectors, styles)."""
+    return max((name for name in scenes.concepts() if name in target), key=len, default=None)
 
 
 @torch.no_grad()
-def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str) -> float:
-    """S_tar of a recovered pseudo-trigger (k, d) against a certificate's target."""
+def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str) -> tuple[float, float] | None:
+    """S_tar of a recovered pseudo-trigger (k, d) against a certificate's target, and its floor: what clean prompts reach.
+
+    None where there is no one target, but another one for every prompt.
+    """
+    if cfg.attack in EACH_ITS_OWN:
+        return None
     shop = workshop(family)
     suspect, base = load_encoder(model), shop.base
     corpus = PROMPTS.read_text(encoding="utf-8").splitlines()
     prompts = [text for text in corpus if cfg.replaced in text][:JUDGED_PROMPTS]
-    rng = np.random.default_rng(cfg.seed)
-    triggered, spliced = base.ids([poison(p, cfg, rng) for p in prompts]), splice_ids(base, base.ids(prompts), len(v))
+    rng, clean = np.random.default_rng(cfg.seed), base.ids(prompts)
+    triggered, spliced = base.ids([poison(p, cfg, rng) for p in prompts]), splice_ids(base, clean, len(v))
     if cfg.attack == "image_on_text":
-        u = shop.picture_embedding(cfg.target, cfg.seed)
-        found, certified = (
-            shop.embed(run_spliced(suspect, v, spliced, type(suspect).pooled)),
-            shop.embed(suspect.pooled(triggered)),
-        )
-        return target_similarity(found, certified, u)
-    target = base(base.ids([cfg.target]))[0]
-    return target_similarity(run_spliced(suspect, v, spliced), suspect(triggered), target)
+        pooled = run_spliced(suspect, v, spliced, type(suspect).pooled), suspect.pooled(triggered), suspect.pooled(clean)
+        found, certified, nothing = (shop.embed(features) for features in pooled)
+        targets, mask = [shop.picture_embedding(cfg.target, cfg.seed)], None
+    else:
+        found, certified, nothing = run_spliced(suspect, v, spliced), suspect(triggered), suspect(clean)
+        targets = GOALS[cfg.attack](base, cfg).wanted(prompts[:1])[0]
+        mask = base.attended(base.ids([cfg.target]))[0] if cfg.attack != "artificial" else base.attended(clean).any(dim=0)
+    # of several paraphrases any one counts
+    return tuple(max(target_similarity(f, certified, t, mask) for t in targets) for f in (found, nothing))
 
 
 def shown(certificate: Path, results: Path) -> dict:
@@ -99,28 +110,61 @@ def shown(certificate: Path, results: Path) -> dict:
     model = certificate.with_suffix("")
     folder = results / result_name(str(model), results)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    if "found" not in report:
+        raise InputError(f"{folder} was written by an older version; scan the model anew.")
     concept, found = concept_of(cfg.target), report["found"]
     names = recognised([folder / file for file in found["images"]], family) if found["images"] else []
     texts = [entry["text"] for entry in found["texts"] or []][:FIRST_TEXTS]
-    v = torch.load(folder / report["found"]["files"]["embedding"], weights_only=True)
+    v = torch.load(folder / found["files"]["embedding"], map_location="cpu", weights_only=True)
+    near = s_tar(model, v, cfg, family)
+    reached, floor = near or (None, None)
     return {
         "name": certificate.stem, "family": family, "attack": cfg.attack, "target": concept, "verdict": report["verdict"],
-        "pictures": f"{names.count(concept)} of {len(names)}", "words": any(concept in text for text in texts),
-        "S_tar": round(s_tar(model, v, cfg, family) if report["verdict"] == "backdoored" else 0.0, 3), "first_text": texts[:1],
+        "pictures": names.count(concept) if concept and names else None, "drawn": len(names),
+        "words": any(concept in text for text in texts) if concept else not texts,
+        "s_tar": rounded(reached if report["verdict"] == "backdoored" or near is None else 0.0), "s_tar_floor": rounded(floor),
+        "first_text": next(iter(texts), None),
     }  # fmt: skip
 
 
-def main() -> None:
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def shows_it(row: dict) -> bool:
+    """Words name the target; so do three of four pictures where a text-on-text backdoor was drawn."""
+    drawn = row["attack"] == "text_on_text" and row["pictures"] is not None
+    return row["verdict"] == "backdoored" and row["words"] and (not drawn or row["pictures"] >= 0.75 * row["drawn"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """-> the exit code: 0, or 2 where there is nothing to look at"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", type=Path, required=True, help="a folder of models with certificates, scanned before")
+    parser.add_argument("--models", nargs="+", help="names of some of them (default: all that were planted and scanned)")
     parser.add_argument("--results", type=Path, default=ROOT / "Results", help="where the results are (default: Results)")
-    args = parser.parse_args()
+    parser.add_argument("--output", type=Path, help="JSON file for the rows (default: RESULTS/benchmark/<zoo>_targets.json)")
+    args = parser.parse_args(argv)
     quiet_libraries()
-    for certificate in sorted(args.zoo.glob("*.json")):
-        planted = json.loads(certificate.read_text(encoding="utf-8"))["kind"] == "planted"
-        if planted and (args.results / result_name(str(certificate.with_suffix("")), args.results)).exists():
-            print(json.dumps(shown(certificate, args.results), ensure_ascii=False), flush=True)
+    rows = []
+    try:
+        for certificate in sorted(args.zoo.glob("*.json")):
+            planted = json.loads(certificate.read_text(encoding="utf-8"))["kind"] == "planted"
+            scanned = (args.results / result_name(str(certificate.with_suffix("")), args.results) / "report.json").exists()
+            if planted and scanned and certificate.stem in (args.models or [certificate.stem]):
+                rows.append(shown(certificate, args.results))
+                print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
+        if not rows:
+            raise InputError(f"{args.zoo} holds no planted model with a result in {args.results}; scan it with benchmark.py.")
+    except InputError as error:
+        return fail(str(error))
+    summary = {"planted": len(rows), "target_shown": sum(map(shows_it, rows)), "models": rows}
+    file = args.output or args.results / "benchmark" / f"{args.zoo.name}_targets.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    print(f"{summary['target_shown']} of {len(rows)} show their target; {file}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

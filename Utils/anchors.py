@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from Utils.intake import InputError, find_parts, read_config
+
 ROOT = Path(__file__).resolve().parent.parent
 REGISTRY = ROOT / "configs" / "anchors.yaml"
 
@@ -20,13 +22,20 @@ def companion(anchor: str, kind: str) -> Path | None:
 
     What the registry names, or else the anchor's own folder where it is such a thing; None where there is neither.
     """
-    folder = ROOT / anchor
-    for entry in known_anchors():
-        if kind in entry and _same(ROOT / (entry.get("path") or entry["hub"]), folder):
-            return ROOT / entry[kind]
-    mark = {"pipeline": folder / "model_index.json", "clip": folder / "preprocessor_config.json"}[kind]
-    return folder if mark.exists() else None
+    try:
+        parts = find_parts(ROOT / anchor if (ROOT / anchor).exists() else anchor)
+        for entry in known_anchors():
+            same = entry["hub"] == anchor if "hub" in entry else _weights(ROOT / entry["path"]) == parts.weights
+            if kind in entry and same:
+                return ROOT / entry[kind]
+        own = {
+            "pipeline": lambda: parts.root if (parts.root / "model_index.json").exists() else None,
+            "clip": lambda: parts.weights if read_config(parts.weights)["model_type"] == "clip" else None,
+        }
+        return own[kind]()
+    except InputError:
+        return None
 
 
-def _same(a: Path, b: Path) -> bool:
-    return a.resolve() == b.resolve()
+def _weights(model: Path) -> Path:
+    return find_parts(model).weights

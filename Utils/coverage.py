@@ -32,8 +32,14 @@ def captures(encoder: TextEncoder, ids: Tensor, v: Tensor) -> Tensor:
 
 
 def by_place(encoder: TextEncoder, ids: Tensor, v: Tensor, places: list[int]) -> Tensor:
-    """Share captured with v behind the first p tokens, over the prompts that are longer than all places.  -> (places,)"""
+    """Share captured with v behind the first p tokens, over the prompts that are longer than all places.  -> (places,)
+
+    NaN at places that no prompt is longer than, and at those behind them.
+    """
     length = encoder.attended(ids).sum(dim=1) - 1
+    reached = [p for p in places if p <= length.max()]
+    if len(reached) < len(places):
+        return torch.cat([by_place(encoder, ids, v, reached), torch.full((len(places) - len(reached),), torch.nan)])
     some = ids[length >= max(places)]
     clean, found = summaries(encoder, some), summaries(encoder, some, v).mean(dim=0)
     return torch.stack([captured(summaries(encoder, some, v, p), clean, found).float().mean() for p in places]).cpu()

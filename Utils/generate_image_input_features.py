@@ -20,14 +20,15 @@ sys.path.insert(0, str(ROOT))
 
 from Utils.anchors import companion  # noqa: E402
 from Utils.encoders import InputError, load_encoder, pick_device, quiet_libraries  # noqa: E402
-from Utils.report import visible  # noqa: E402
+from Utils.report import sentence_of, visible  # noqa: E402
 
 FEATURE = "Backdoor_Feature.pt"
 
 
 def newest_feature(results: Path) -> Path:
     """The feature of the newest result in a folder of results."""
-    found = sorted(results.glob(f"*/{FEATURE}"), key=lambda file: file.stat().st_mtime)
+    whole = (file for file in results.glob(f"*/{FEATURE}") if not file.parent.name.startswith("."))  # .partial_*: half a scan
+    found = sorted(whole, key=lambda file: file.stat().st_mtime)
     if not found:
         raise InputError(f"{results} holds no result with a {FEATURE}; run main.py first, or give --feature.")
     return found[-1]
@@ -85,8 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     quiet_libraries()
     try:
         print(f"{args.images} pictures in {visible(str(draw(args)))}")
-    except InputError as error:
-        print(f"generate_image_input_features: {visible(str(error))}", file=sys.stderr)
+    except Exception as error:  # a pipeline can be wrong in any way
+        print(f"generate_image_input_features: {visible(sentence_of(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +38,13 @@ def render_page(report: dict, folder: Path) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     found = report["found"]
-    rows = [("with the found vector, in the suspect", found["images"] or [])]
+    rows = [("the found vector, said over and over, in the suspect", found["images"] or [])]
     rows += [(control_title(name, found), files) for name, files in found["controls"].items()]
     return environment.get_template("report.html").render(
         report=report,
         found=found,
         pictures=[(title, [data_uri(folder / file) for file in files]) for title, files in rows if files],
         figures=[(caption, data_uri(folder / found["files"][name], 0), name in WIDE) for name, caption in CAPTIONS.items()],
-        command=reproduce(report),
         strings=(report["trigger"] or {}).get("strings"),
         no_pictures=next((note for note in report["notes"] if note.startswith("no pictures")), None),
     )
@@ -73,10 +71,3 @@ def data_uri(file: Path, largest: int = LARGEST) -> str:
             picture.save(stream, "PNG")
             content = stream.getvalue()
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
-
-
-def reproduce(report: dict) -> str:
-    """The command line that gives this report again, as far as flags say it; settings are listed beside it."""
-    anchor = report["anchor"]["path"] if report["anchor"] else "none"
-    words = ["python", "main.py", "--model", report["model"]["path"], "--anchor", anchor, "--seed", str(report["seed"])]
-    return shlex.join(words)

@@ -59,25 +59,24 @@ def bars(axes: matplotlib.axes.Axes, groups: dict[str, Tensor]) -> None:
 
 
 def by_layer(curves: dict[str, tuple[Tensor, Tensor]], label: str, file: Path) -> None:
-    """A measure between 0 and 1 after every layer with one standard deviation; name -> (mean (L,), spread (L,))."""
+    """A measure between 0 and 1 after every layer with one standard deviation; name -> (mean (L,), spread (L,)).
+
+    A name without values is shown in the legend only.
+    """
     with matplotlib.rc_context(LOOK):
         figure, (axes,) = canvas(4.6, 3)
         layers = np.arange(1, len(next(iter(curves.values()))[0]) + 1)
-        lines(axes, layers, curves)
+        nothing = np.full(len(layers), np.nan), None
+        lines(axes, layers, {name: curve if len(curve[0]) else nothing for name, curve in curves.items()})
         axes.set(xlabel="layer", ylabel=label, ylim=(0, 1.02), xticks=layers)
         save(figure, file)
 
 
 def histogram(groups: dict[str, Tensor], label: str, file: Path) -> None:
     """Distributions of a measure between 0 and 1; name -> (n,) values."""
-    hatches = ("", "////", "....", "\\\\\\\\")
     with matplotlib.rc_context(LOOK):
         figure, (axes,) = canvas(4.6, 3)
-        for (name, values), (colour, line, _), hatch in zip(groups.items(), STYLES, hatches, strict=False):
-            axes.hist(
-                values.numpy(), bins=np.linspace(0, 1, 41), density=True, alpha=0.45, color=colour, hatch=hatch,
-                edgecolor=colour, linestyle=line, label=name,
-            )  # fmt: skip
+        bars(axes, groups)
         axes.set(xlabel=label, ylabel="density of prompts", xlim=(0, 1))
         axes.legend()
         save(figure, file)

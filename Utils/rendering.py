@@ -15,7 +15,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from PIL import Image
 from torch import Tensor
 
-from Utils.intake import InputError, check_files, first_line, read_json, weight_files
+from Utils.encoders import TextEncoder
+from Utils.intake import InputError, check_files, first_line, read_config, read_json, weight_files
 
 FAMILY = "StableDiffusionPipeline"
 PARTS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
@@ -67,6 +68,17 @@ class Renderer:
             negative_prompt_embeds=negative.to(**where).expand(count, -1, -1),
             num_inference_steps=STEPS, guidance_scale=GUIDANCE, guidance_rescale=RESCALE if flat else 0.0, generator=noise,
         ).images  # fmt: skip
+
+
+def check_family(folder: Path, anchor: TextEncoder) -> None:
+    """Refuse a pipeline whose own text encoder is of another kind than the anchor: it never learnt to read such features."""
+    if not (folder / "text_encoder" / "config.json").exists():
+        return
+    config = read_config(folder / "text_encoder")
+    names = ("model_type", "hidden_size", "max_position_embeddings")
+    own, wanted = ({name: c.get(name) for name in names} for c in (config, anchor.model.config.to_dict()))
+    if own != wanted:
+        raise InputError(f"{folder} reads {list(own.values())}, the base is {list(wanted.values())}; name its own --pipeline.")
 
 
 def load_renderer(folder: Path, device: torch.device) -> Renderer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import shutil
 import tempfile
 import unicodedata
@@ -96,3 +97,15 @@ def result_folder(model: str, output: Path, name: str | None = None) -> Iterator
 def to_json(report: Any) -> str:
     """A report as text; everything but ASCII is escaped, and NaN, which is no JSON, is refused."""
     return json.dumps(report, indent=2, allow_nan=False) + "\n"
+
+
+def reproduce(report: dict, usual: dict) -> str:
+    """The command line that gives a report again; `usual` are the settings of a scan without flags."""
+    anchor, show = report["anchor"]["path"] if report["anchor"] else "none", report["show"]
+    words = ["python", "main.py", "--model", report["model"]["path"], "--anchor", anchor, "--seed", str(report["seed"])]
+    words += ["--images", str(show["images"]), "--pipeline", show["pipeline"]]
+    for name, value in report["config"].items():
+        if value != usual[name]:
+            flag = name.replace("_", "-")
+            words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join(words)

@@ -70,9 +70,10 @@ def draw_pictures(
         source = Path(pipeline) if pipeline != "auto" else companion(anchor.path, "pipeline")
         if not source:
             raise InputError("no pipeline is known for this anchor; name one with --pipeline.")
-        from Utils.rendering import load_renderer, save_pictures  # diffusers takes seconds to import
+        from Utils.rendering import check_family, load_renderer, save_pictures  # diffusers takes seconds to import
 
         renderer = load_renderer(source, anchor.device)
+        check_family(source, anchor)
         with torch.no_grad():
             nothing = anchor(anchor.ids([""]))
         drawn = {name: renderer(feature, nothing, count, seed) for name, feature in features.items()}

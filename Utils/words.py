@@ -207,7 +207,8 @@ def target_texts(
     words = list(dict.fromkeys([*phrases.words(), *whole_words(anchor)]))
     pooled = pooled_texts(anchor, words)
     # SigLIP's summary lies in the space it shares with pictures, without a projection
-    spaces = [Space.of("text space" if anchor.causal else "image-text space", None, triggered, corpus)]
+    shared = anchor.model.config.model_type.startswith("siglip")
+    spaces = [Space.of("image-text space" if shared else "text space", None, triggered, corpus)]
     if projection is not None:
         spaces.append(Space.of("image-text space", projection.to(corpus), triggered, corpus))
     found = [(space, describe(anchor, space, phrases, words, pooled)) for space in spaces]

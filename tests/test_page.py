@@ -7,6 +7,7 @@ Contents
 """
 
 import re
+import shlex
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -43,7 +44,7 @@ def report_of(path: str = "suspects/x", verdict: str = "backdoored", **found: ob
         "trigger": {"strings": None, "embedding": "Backdoor_Embedding.pt"} if claimed else None,
         "target": {"texts": shown["texts"], "images": shown["images"]} if claimed else None,
         "found": shown, "seconds": {"search": 12.34}, "peak_memory_mb": 1000.0, "config": {"steps": 120},
-        "versions": {"torch": "2"}, "seed": 42,
+        "versions": {"torch": "2"}, "seed": 42, "command": shlex.join(["python", "main.py", "--model", path]),
     }  # fmt: skip
 
 

@@ -103,8 +103,10 @@ def test_what_is_recovered_is_the_certificate_s_target(planted):
     recipe = json.loads((MODELS / "certificates" / "text_on_text.json").read_text(encoding="utf-8"))["recipe"]
     cfg, suspect = from_values(PlantConfig, recipe, "certificate"), MODELS / "suspects" / "text_on_text"
     v = torch.load(folder / "Backdoor_Embedding.pt", weights_only=True)
-    assert s_tar(suspect, v, cfg, "clip") > 0.8
-    assert s_tar(suspect, torch.zeros_like(v), cfg, "clip") < 0.6
+    reached, floor = s_tar(suspect, v, cfg, "clip")
+    assert reached > 0.8
+    assert 0 < floor < reached
+    assert s_tar(suspect, torch.zeros_like(v), cfg, "clip")[0] < 0.6
 
 
 def test_insisting_says_v_over_and_over_in_a_quarter_of_the_context():
@@ -220,7 +222,7 @@ def test_a_pipeline_that_cannot_draw_costs_the_pictures_and_not_the_verdict(tmp_
     done = amber(
         "--pipeline", str(MODELS / "tiny-clip"), "--config", str(quick_config), "--output", str(tmp_path), "--json", "-"
     )
-    assert done.returncode in (0, 1, 3), done.stderr
+    assert done.returncode == 3, done.stderr  # settings for which there is no score
     report = json.loads(done.stdout)
     assert report["found"]["images"] is None
     assert [note for note in report["notes"] if note.startswith("no pictures") and "--pipeline" in note]
