@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -77,9 +78,21 @@ def concept_of(target: str) -> str | None:
     return max((name for name in scenes.concepts() if name in target), key=len, default=None)
 
 
+@dataclass(frozen=True)
+class Recovered:
+    """S_tar of what was found."""
+
+    s_tar: float
+    """Over the positions that most prompts attend to, BOS excluded."""
+    floor: float
+    """The same of clean prompts."""
+    own_tokens: float | None
+    """S_tar over the few positions that the target prompt itself attends to: what is left of the prompts shows here."""
+
+
 @torch.no_grad()
-def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str) -> tuple[float, float] | None:
-    """S_tar of a recovered pseudo-trigger (k, d) against a certificate's target, and its floor: what clean prompts reach.
+def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str) -> Recovered | None:
+    """S_tar of a recovered pseudo-trigger (k, d) against a certificate's target.
 
     None where there is no one target, but another one for every prompt.
     """
@@ -94,13 +107,18 @@ def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str) -> tuple[float,
     if cfg.attack == "image_on_text":
         pooled = run_spliced(suspect, v, spliced, type(suspect).pooled), suspect.pooled(triggered), suspect.pooled(clean)
         found, certified, nothing = (shop.embed(features) for features in pooled)
-        targets, mask = [shop.picture_embedding(cfg.target, cfg.seed)], None
-    else:
-        found, certified, nothing = run_spliced(suspect, v, spliced), suspect(triggered), suspect(clean)
-        targets = GOALS[cfg.attack](base, cfg).wanted(prompts[:1])[0]
-        mask = base.attended(base.ids([cfg.target]))[0] if cfg.attack != "artificial" else base.attended(clean).any(dim=0)
-    # of several paraphrases any one counts
-    return tuple(max(target_similarity(f, certified, t, mask) for t in targets) for f in (found, nothing))
+        u = shop.picture_embedding(cfg.target, cfg.seed)
+        return Recovered(target_similarity(found, certified, u), target_similarity(nothing, certified, u), None)
+    found, certified, nothing = run_spliced(suspect, v, spliced), suspect(triggered), suspect(clean)
+    targets = GOALS[cfg.attack](base, cfg).wanted(prompts[:1])[0]
+
+    def best(features: Tensor, mask: Tensor) -> float:
+        """Of several paraphrases any one counts."""
+        return max(target_similarity(features, certified, target, mask) for target in targets)
+
+    most = base.attended(spliced).float().mean(dim=0) >= 0.5
+    own = None if cfg.attack == "artificial" else best(found, base.attended(base.ids([cfg.target]))[0])
+    return Recovered(best(found, most), best(nothing, most), own)
 
 
 def shown(certificate: Path, results: Path) -> dict:
@@ -117,18 +135,15 @@ def shown(certificate: Path, results: Path) -> dict:
     texts = [entry["text"] for entry in found["texts"] or []][:FIRST_TEXTS]
     v = torch.load(folder / found["files"]["embedding"], map_location="cpu", weights_only=True)
     near = s_tar(model, v, cfg, family)
-    reached, floor = near or (None, None)
+    missed = report["verdict"] != "backdoored"
     return {
         "name": certificate.stem, "family": family, "attack": cfg.attack, "target": concept, "verdict": report["verdict"],
         "pictures": names.count(concept) if concept and names else None, "drawn": len(names),
         "words": any(concept in text for text in texts) if concept else not texts,
-        "s_tar": rounded(reached if report["verdict"] == "backdoored" or near is None else 0.0), "s_tar_floor": rounded(floor),
+        "s_tar": near and (0.0 if missed else round(near.s_tar, 3)), "s_tar_floor": near and round(near.floor, 3),
+        "s_tar_own_tokens": near and near.own_tokens and round(near.own_tokens, 3),
         "first_text": next(iter(texts), None),
     }  # fmt: skip
-
-
-def rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
 
 
 def shows_it(row: dict) -> bool:

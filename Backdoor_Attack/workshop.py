@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from Backdoor_Attack.planting import (
@@ -109,6 +108,8 @@ class Workshop:
     @torch.no_grad()
     def picture_embedding(self, prompt: str, seed: int) -> Tensor:
         """u: the mean image embedding of generated pictures of a prompt.  -> (p,)"""
+        from diffusers import StableDiffusionPipeline  # takes seconds, and most attacks need no pictures
+
         try:
             pipe = StableDiffusionPipeline.from_pretrained(
                 self.pipeline, dtype=torch.float32, use_safetensors=True, safety_checker=None, requires_safety_checker=False

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from Utils.intake import InputError, find_parts, read_config
+from Utils.intake import InputError, Parts, find_parts, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 REGISTRY = ROOT / "configs" / "anchors.yaml"
@@ -22,20 +22,29 @@ def companion(anchor: str, kind: str) -> Path | None:
 
     What the registry names, or else the anchor's own folder where it is such a thing; None where there is neither.
     """
+    parts = _parts(str(ROOT / anchor) if (ROOT / anchor).exists() else anchor)
+    if not parts:
+        return None
+    for entry in known_anchors():
+        named = entry.get("hub") == anchor or ("path" in entry and _weights(ROOT / entry["path"]) == parts.weights)
+        if kind in entry and named:
+            return ROOT / entry[kind]
+    if kind == "pipeline":
+        return parts.root if (parts.root / "model_index.json").exists() else None
     try:
-        parts = find_parts(ROOT / anchor if (ROOT / anchor).exists() else anchor)
-        for entry in known_anchors():
-            same = entry["hub"] == anchor if "hub" in entry else _weights(ROOT / entry["path"]) == parts.weights
-            if kind in entry and same:
-                return ROOT / entry[kind]
-        own = {
-            "pipeline": lambda: parts.root if (parts.root / "model_index.json").exists() else None,
-            "clip": lambda: parts.weights if read_config(parts.weights)["model_type"] == "clip" else None,
-        }
-        return own[kind]()
+        return parts.weights if read_config(parts.weights)["model_type"] == "clip" else None
     except InputError:
         return None
 
 
-def _weights(model: Path) -> Path:
-    return find_parts(model).weights
+def _parts(model: str) -> Parts | None:
+    """Where an encoder's weights and tokenizer lie; None where there is no such model."""
+    try:
+        return find_parts(model)
+    except InputError:
+        return None
+
+
+def _weights(model: Path) -> Path | None:
+    parts = _parts(str(model)) if model.exists() else None
+    return parts and parts.weights

@@ -103,10 +103,11 @@ def test_what_is_recovered_is_the_certificate_s_target(planted):
     recipe = json.loads((MODELS / "certificates" / "text_on_text.json").read_text(encoding="utf-8"))["recipe"]
     cfg, suspect = from_values(PlantConfig, recipe, "certificate"), MODELS / "suspects" / "text_on_text"
     v = torch.load(folder / "Backdoor_Embedding.pt", weights_only=True)
-    reached, floor = s_tar(suspect, v, cfg, "clip")
-    assert reached > 0.8
-    assert 0 < floor < reached
-    assert s_tar(suspect, torch.zeros_like(v), cfg, "clip")[0] < 0.6
+    found = s_tar(suspect, v, cfg, "clip")
+    assert found.s_tar > 0.8
+    assert 0 < found.floor < found.s_tar
+    assert 0 < found.own_tokens < found.s_tar
+    assert s_tar(suspect, torch.zeros_like(v), cfg, "clip").s_tar < 0.6
 
 
 def test_insisting_says_v_over_and_over_in_a_quarter_of_the_context():
@@ -208,7 +209,7 @@ def test_the_scan_never_reads_what_only_an_attacker_has(planted, tmp_path):
     command = [sys.executable, "main.py", "--model", "Data/Models/x/y", "--json", "-"]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, encoding="utf-8", timeout=600)
     here, there = (json.loads(d.stdout) for d in (planted[0], done))
-    here["model"].pop("path"), there["model"].pop("path")
+    assert there.pop("command") == here.pop("command").replace(here["model"].pop("path"), there["model"].pop("path"))
     assert steady(there) == steady(here)
 
 

@@ -46,9 +46,10 @@ def test_a_target_s_concept_is_the_longest_it_names(text: str, concept: str | No
 def test_a_vector_that_forces_nothing_is_no_target(attack: str):
     suspect = MODELS / "suspects" / "text_on_text"
     cfg = PlantConfig(trigger="zzzz", target="a photo of a lion", attack=attack)
-    reached, floor = targets.s_tar(suspect, torch.zeros(1, 160), cfg, "clip")
-    assert 0 <= floor < 1
-    assert reached < 0.8
+    found = targets.s_tar(suspect, torch.zeros(1, 160), cfg, "clip")
+    assert 0 <= found.floor < 1
+    assert found.s_tar < 0.6
+    assert (found.own_tokens is None) == (attack == "artificial")
 
 
 def test_a_target_of_each_prompt_s_own_has_no_s_tar():
