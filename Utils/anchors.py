@@ -26,7 +26,7 @@ def companion(anchor: str, kind: str) -> Path | None:
     if not parts:
         return None
     for entry in known_anchors():
-        named = entry.get("hub") == anchor or ("path" in entry and _weights(ROOT / entry["path"]) == parts.weights)
+        named = entry.get("hub") == anchor or ("path" in entry and _weights(ROOT / entry["path"]) == parts.weights.resolve())
         if kind in entry and named:
             return ROOT / entry[kind]
     if kind == "pipeline":
@@ -47,4 +47,4 @@ def _parts(model: str) -> Parts | None:
 
 def _weights(model: Path) -> Path | None:
     parts = _parts(str(model)) if model.exists() else None
-    return parts and parts.weights
+    return parts and parts.weights.resolve()
