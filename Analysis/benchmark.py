@@ -62,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", type=Path, required=True, help="a folder of models with certificates, from Utils/build_zoo.py")
     parser.add_argument("--family", help="judge the models of this family only (default: all)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="judge these models only, by their names in the zoo")
     parser.add_argument("--anchor", default="auto")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "scan.yaml")
     parser.add_argument("--output", type=Path, default=ROOT / "Results")
@@ -71,6 +72,9 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(ScanConfig, args.config)
     certificates = [file for file in sorted(args.zoo.glob("*.json")) if args.family in (None, family_of(file))]
+    if unknown := set(args.models or ()) - {file.stem for file in certificates}:
+        parser.error(f"{args.zoo} holds no certificate of {min(unknown)}")
+    certificates = [file for file in certificates if not args.models or file.stem in args.models]
     if not certificates:
         parser.error(f"{args.zoo} holds no certificate of such a model; build it with Utils/build_zoo.py")
     rows = judge_zoo(certificates, args.anchor, cfg, args.output, args.device, args.seed, args.jobs)
