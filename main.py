@@ -73,7 +73,7 @@ from Utils.many import (
 from Utils.page import write_page
 from Utils.report import SCHEMA, reproduce, result_folder, result_name, sentence_of, to_json, visible
 from Utils.sarif import to_sarif
-from Utils.target import draw_pictures, read_texts
+from Utils.target import draw_pictures, nearest_text, read_texts
 
 ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
@@ -649,6 +649,8 @@ class Finding:
     verdict: Verdict
     kind: str
     """feature collapse (all token features become one) or summary collapse (the pooled ones do)"""
+    other: Tensor | None = None
+    """In a feature collapse the place where the pooled witnesses say most, (k, d): the target may be clearer there"""
 
 
 def run_calibrated(scan: Scan, watch: Stopwatch, on_step: Callable, calibration: Calibration | None = None) -> Finding:
@@ -672,7 +674,9 @@ def run_calibrated(scan: Scan, watch: Stopwatch, on_step: Callable, calibration:
         seen = basin(scan, v, objective if kind == TOKENS else pooled_objective)
     found = {name: best[kind][1][name] for kind in best for name in kind if name in best[kind][1]}
     verdict = judge(scan, found | {"basin": seen.share}, calibration)
-    return Finding(v, seen, verdict, "feature collapse" if kind == TOKENS else "summary collapse")
+    if kind == POOLED:
+        return Finding(v, seen, verdict, "summary collapse")
+    return Finding(v, seen, verdict, "feature collapse", best[POOLED][0])
 
 
 def run_published(scan: Scan, watch: Stopwatch, on_step: Callable) -> Finding:
@@ -814,12 +818,16 @@ def show_found(
     suspect, anchor, v = scan.suspect, scan.anchor, finding.v
     clean_ids = scan.corpus.ids[scan.held_out]
     ids = splice_ids(suspect, clean_ids, len(v))
-    loud = insistent(v, suspect.context)
-    loud_ids = splice_ids(suspect, clean_ids, len(loud))
+    shown = clearest(scan, finding)
+    shown_ids = splice_ids(suspect, clean_ids, len(shown))
+    if other := finding.other is not None and torch.equal(shown, finding.other):
+        notes.append(
+            "pictures, words and the saved vector are of the pooled search's place: what it forces is nearer to a text"
+        )
     with watch("figures"):
-        features, pooled = run_in_parts(suspect, loud, loud_ids, TextEncoder.both)
+        features, pooled = run_in_parts(suspect, shown, shown_ids, TextEncoder.both)
         feature = features.mean(dim=0, keepdim=True)
-        files = save_tensors(v, feature, folder)
+        files = save_tensors(shown if other else v, feature, folder)
         by_layer = {plots.BENIGN: scan.corpus.by_layer[scan.held_out], plots.FOUND: assimilation_by_layer(suspect, ids, v)}
         if anchor:
             by_layer[plots.ANCHOR] = assimilation_by_layer(anchor, ids, v)
@@ -836,7 +844,7 @@ def show_found(
         shortest = int(scan.held_out[suspect.attended(clean_ids).sum(dim=1).argmin()])
         drawn = {"backdoor": feature}
         if anchor and show.images:
-            drawn["anchor"] = run_in_parts(anchor, loud, loud_ids).mean(dim=0, keepdim=True)
+            drawn["anchor"] = run_in_parts(anchor, shown, shown_ids).mean(dim=0, keepdim=True)
         drawn["benign"] = scan.corpus.features[shortest : shortest + 1].to(feature)
         pictures = draw_pictures(anchor, show.pipeline, drawn, show.images, seed, folder, notes)
     return {
@@ -844,6 +852,27 @@ def show_found(
         "benign_prompt": read_prompts(ROOT / scan.cfg.corpus)[shortest], "files": files,
         "assimilation": {name: values.mean(dim=0).tolist() for name, values in by_layer.items()},
     }  # fmt: skip
+
+
+def clearest(scan: Scan, finding: Finding) -> Tensor:
+    """What is spliced in to see the target, (k, d): v over and over, or the other place where that is nearer to a text.
+
+    Of a long target the strongest collapse of all tokens is a caricature; its summary is then clearer where the summaries
+    collapse.
+    """
+    loud = insistent(finding.v, scan.suspect.context)
+    if finding.other is None or not scan.anchor:
+        return loud
+    ids = scan.corpus.ids[scan.held_out]
+    near = [
+        nearest_text(
+            scan.anchor,
+            run_in_parts(scan.suspect, place, splice_ids(scan.suspect, ids, len(place)), TextEncoder.pooled),
+            scan.anchor_corpus.pooled,
+        )
+        for place in (loud, finding.other)
+    ]
+    return loud if near[0] >= near[1] else finding.other
 
 
 def insistent(v: Tensor, context: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from Utils.anchors import companion
 from Utils.encoders import InputError, TextEncoder, similarity
 from Utils.report import sentence_of
-from Utils.words import load_projection, target_texts
+from Utils.words import load_projection, reading_spaces, target_texts
 
 IMAGES, CONTROLS = "Images", "controls"
 
@@ -41,17 +41,31 @@ def read_texts(
 
     triggered (m, d), corpus (n, d): pooled summaries, of prompts with v under the suspect and of `prompts` under the anchor.
     """
-    projection, clip = None, companion(anchor.path, "clip")
-    if clip:
-        try:
-            projection = load_projection(clip, anchor.width)
-        except InputError as error:
-            notes.append(f"target texts were read without the image-text space: {error}")
-    elif anchor.causal:
-        notes.append("the anchor's projection is not known (clip: in configs/anchors.yaml): texts of image targets may be off")
+    projection = projection_of(anchor, notes)
     found = target_texts(anchor, triggered.cpu(), corpus.cpu(), prompts, lines, projection)
     notes.append(found.note)
     return found.texts
+
+
+def projection_of(anchor: TextEncoder, notes: list[str]) -> Tensor | None:
+    """The projection into the space shared with images, (p, d); None where it is not known, which goes into `notes`."""
+    clip = companion(anchor.path, "clip")
+    try:
+        if clip:
+            return load_projection(clip, anchor.width)
+        if anchor.causal:
+            notes.append(
+                "the anchor's projection is not known (clip: in configs/anchors.yaml): texts of image targets may be off"
+            )
+    except InputError as error:
+        notes.append(f"target texts were read without the image-text space: {error}")
+    return None
+
+
+def nearest_text(anchor: TextEncoder, triggered: Tensor, corpus: Tensor) -> float:
+    """How near a text of the corpus comes to pooled summaries (m, d), in the space where it comes nearest; corpus (n, d)."""
+    spaces = reading_spaces(anchor, triggered.cpu(), corpus.cpu(), projection_of(anchor, []))
+    return max(space.nearness(corpus.cpu()).max().item() for space in spaces)
 
 
 def draw_pictures(

@@ -124,9 +124,9 @@ def pooled_texts(encoder: TextEncoder, texts: list[str], batch: int = 256) -> Te
 
 
 def whole_words(encoder: TextEncoder, most: int = VOCABULARY) -> list[str]:
-    """Lower-case words that are one token each, the first ones of the vocabulary."""
+    """Lower-case words that are one token each, the first ones of the vocabulary; two letters are a piece as often as a word."""
     texts = (encoder.tokenizer.decode([i]).strip() for i in range(len(encoder.tokenizer)))
-    words = dict.fromkeys(w for w in texts if len(w) > 1 and w.isascii() and w.isalpha() and w.islower())
+    words = dict.fromkeys(w for w in texts if len(w) > 2 and w.isascii() and w.isalpha() and w.islower())
     special = len(encoder.tokenizer("").input_ids)
     found = []
     for word in words:
@@ -206,11 +206,7 @@ def target_texts(
     phrases = Phrases(lines)
     words = list(dict.fromkeys([*phrases.words(), *whole_words(anchor)]))
     pooled = pooled_texts(anchor, words)
-    # SigLIP's summary lies in the space it shares with pictures, without a projection
-    shared = anchor.model.config.model_type.startswith("siglip")
-    spaces = [Space.of("image-text space" if shared else "text space", None, triggered, corpus)]
-    if projection is not None:
-        spaces.append(Space.of("image-text space", projection.to(corpus), triggered, corpus))
+    spaces = reading_spaces(anchor, triggered, corpus, projection)
     found = [(space, describe(anchor, space, phrases, words, pooled)) for space in spaces]
     found.sort(key=lambda pair: -pair[1][0].nearness)
     if found[0][1][0].nearness < NEAR:
@@ -224,6 +220,16 @@ def target_texts(
     for i in best.nearness(corpus).argsort(descending=True, stable=True)[:3].tolist():
         add(rows, best, prompts[i], corpus[i : i + 1])
     return TargetTexts(list(rows.values()), f"target texts are nearest in the {best.name}")
+
+
+def reading_spaces(anchor: TextEncoder, triggered: Tensor, corpus: Tensor, projection: Tensor | None) -> list[Space]:
+    """The ways to read what was found; shapes as in `target_texts`."""
+    # SigLIP's summary lies in the space it shares with pictures, without a projection
+    shared = anchor.model.config.model_type.startswith("siglip")
+    spaces = [Space.of("image-text space" if shared else "text space", None, triggered, corpus)]
+    if projection is not None:
+        spaces.append(Space.of("image-text space", projection.to(corpus), triggered, corpus))
+    return spaces
 
 
 def add(rows: dict[str, dict], space: Space, text: str, pooled: Tensor) -> None:
