@@ -795,7 +795,8 @@ def scan_model(
         found = show_found(scan, finding, curve, show, seed, folder, watch, notes)
         report = make_report(scan, finding, found) | {
             "notes": finding.verdict.notes + notes, "seconds": watch.seconds, "peak_memory_mb": peak_memory_mb(),
-            "config": asdict(cfg), "show": asdict(show), "versions": versions(), "seed": seed,
+            "config": asdict(cfg), "show": asdict(show), "device": suspect.device.type, "versions": versions(),
+            "seed": seed,
         }  # fmt: skip
         report["command"] = reproduce(report, asdict(load_config(ScanConfig, SETTINGS)))
         logger.info("%s, score %.4f: %s", report["verdict"], report["score"], report["reason"])
@@ -999,7 +1000,7 @@ def main(argv: list[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
     quiet_libraries()
     try:
-        if args.json and args.json == args.sarif:
+        if args.json and args.sarif and Path(args.json).resolve() == Path(args.sarif).resolve():
             raise InputError(f"--json and --sarif cannot both be written to {args.json}; give two files.")
         for flag, file in (("--json", args.json), ("--sarif", args.sarif)):
             if file not in (None, "-") and (Path(file).is_dir() or not Path(file).resolve().parent.is_dir()):
@@ -1015,11 +1016,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # a traceback would exit with 1, which means that a backdoor was found
         return fail(sentence_of(error))
     code = exit_code(reports)
-    try:
-        if is_first_process():
-            deliver(reports, args)
-    except (OSError, ValueError) as error:  # what was found is found, and its report is in the output folder
-        code = worst([code, fail(f"the report could not be delivered ({sentence_of(error)}); it is in {args.output}.")])
+    for undelivered in deliver(reports, args) if is_first_process() else ():  # what was found is found all the same
+        code = worst([code, fail(f"{undelivered}; the reports are in {args.output}.")])
     return code
 
 
@@ -1046,17 +1044,22 @@ def scan_all(args: argparse.Namespace, cfg: ScanConfig) -> list[dict]:
     return reports
 
 
-def deliver(reports: list[dict], args: argparse.Namespace) -> None:
-    """The reports where --json and --sarif want them."""
-    wanted = {
-        args.json: reports if args.models or len(reports) > 1 else reports[0],
-        args.sarif: to_sarif(reports, VERSION, Path.cwd()),
+def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:
+    """The reports where --json and --sarif want them.  -> what could not be delivered"""
+    makers = {
+        "--json": (args.json, lambda: reports if args.models or len(reports) > 1 else reports[0]),
+        "--sarif": (args.sarif, lambda: to_sarif(reports, VERSION, Path.cwd())),
     }
-    for file, content in wanted.items():
-        if file == "-":
-            print(to_json(content), end="", flush=True)
-        elif file:
-            Path(file).write_text(to_json(content), encoding="utf-8")
+    failed = []
+    for flag, (file, make) in makers.items():
+        try:
+            if file == "-":
+                print(to_json(make()), end="", flush=True)
+            elif file:
+                Path(file).write_text(to_json(make()), encoding="utf-8")
+        except Exception as error:  # a full disk, a closed pipe, a damaged report of an earlier run
+            failed.append(f"{flag} {file} could not be written ({sentence_of(error)})")
+    return failed
 
 
 def fail(sentence: str) -> int:

@@ -3,8 +3,8 @@
     python Utils/build_zoo.py --split acceptance
     python Analysis/benchmark.py --zoo Data/Zoo/acceptance
 
-Writes Results/benchmark/<split>.json, with --family <split>_<family>.json, and prints a table; an inconclusive verdict counts
-as an error.
+Writes Results/benchmark/<split>.json, <split>_<family>.json or <split>_some.json (--models), and prints a table; an
+inconclusive verdict counts as an error.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def main() -> None:
         "jobs": args.jobs,
         "models": rows,
     }
-    name = f"{args.zoo.name}_{args.family}" if args.family else args.zoo.name
+    # a part never takes the place of the whole
+    name = "_".join([args.zoo.name, *([args.family] if args.family else []), *(["some"] if args.models else [])])
     target = args.output / "benchmark" / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8", newline="\n")

@@ -34,7 +34,7 @@ from main import fail  # noqa: E402
 from Utils import scenes  # noqa: E402
 from Utils.config import from_values  # noqa: E402
 from Utils.encoders import InputError, load_encoder, quiet_libraries, run_spliced, splice_ids  # noqa: E402
-from Utils.report import result_name  # noqa: E402
+from Utils.report import result_name, sentence_of  # noqa: E402
 from Utils.target import target_similarity  # noqa: E402
 
 FIRST_TEXTS, JUDGED_PROMPTS = 2, 64
@@ -128,8 +128,8 @@ def shown(certificate: Path, results: Path) -> dict:
     model = certificate.with_suffix("")
     folder = results / result_name(str(model), results)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    if "found" not in report:
-        raise InputError(f"{folder} was written by an older version; scan the model anew.")
+    if "found" not in report or report["model"]["sha256"] != load_encoder(model).sha256:
+        raise InputError(f"{folder} is of other weights or of an older version; scan {certificate.stem} anew.")
     concept, found = concept_of(cfg.target), report["found"]
     names = recognised([folder / file for file in found["images"]], family) if found["images"] else []
     texts = [entry["text"] for entry in found["texts"] or []][:FIRST_TEXTS]
@@ -158,11 +158,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--zoo", type=Path, required=True, help="a folder of models with certificates, scanned before")
     parser.add_argument("--models", nargs="+", help="names of some of them (default: all that were planted and scanned)")
     parser.add_argument("--results", type=Path, default=ROOT / "Results", help="where the results are (default: Results)")
-    parser.add_argument("--output", type=Path, help="JSON file for the rows (default: RESULTS/benchmark/<zoo>_targets.json)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="JSON file for the rows (default: RESULTS/benchmark/<zoo>_targets[_some].json)",
+    )
     args = parser.parse_args(argv)
     quiet_libraries()
     rows = []
     try:
+        if unknown := sorted(name for name in args.models or () if not (args.zoo / f"{name}.json").exists()):
+            raise InputError(f"{args.zoo} holds no certificate of {unknown[0]}.")
         for certificate in sorted(args.zoo.glob("*.json")):
             planted = json.loads(certificate.read_text(encoding="utf-8"))["kind"] == "planted"
             scanned = (args.results / result_name(str(certificate.with_suffix("")), args.results) / "report.json").exists()
@@ -171,10 +177,11 @@ def main(argv: list[str] | None = None) -> int:
                 print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
         if not rows:
             raise InputError(f"{args.zoo} holds no planted model with a result in {args.results}; scan it with benchmark.py.")
-    except InputError as error:
-        return fail(str(error))
+    except (InputError, OSError, ValueError, KeyError) as error:  # results can be damaged in any way
+        return fail(sentence_of(error))
     summary = {"planted": len(rows), "target_shown": sum(map(shows_it, rows)), "models": rows}
-    file = args.output or args.results / "benchmark" / f"{args.zoo.name}_targets.json"
+    name = f"{args.zoo.name}_targets_some" if args.models else f"{args.zoo.name}_targets"
+    file = args.output or args.results / "benchmark" / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     print(f"{summary['target_shown']} of {len(rows)} show their target; {file}")

@@ -65,8 +65,11 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
     if cfg.attempts < 1:
         raise InputError(f"{file}: attempts should be 1 or more.")
     if folder.exists() and not force:
-        made = json.loads(certificate.read_text(encoding="utf-8"))
-        if made["recipe"] | {"steps": 0} != json.loads(json.dumps(asdict(recipe))) | {"steps": 0}:  # attempts change the steps
+        made = read_certificate(certificate)
+        same = made["recipe"] | {"steps": 0} == json.loads(json.dumps(asdict(recipe))) | {
+            "steps": 0
+        }  # attempts change the steps
+        if not same or made.get("config", digest(cfg, 0)) != digest(cfg, 0):
             raise InputError(f"{folder} was planted by another version of {file}; --force plants it anew.")
         print(f"{file.stem}: done already; --force plants it anew")
         return made["meets_bars"]
@@ -80,10 +83,20 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
         if good := meets_bars(report, cfg.bars):
             break
         print(f"{file.stem}: misses its bars after {attacked.steps} steps  {summary(report)}", flush=True)
-    report = {"kind": "planted", "meets_bars": good, "bars": BARS | cfg.bars, "base": cfg.base} | report
+    about = {"kind": "planted", "meets_bars": good, "bars": BARS | cfg.bars, "base": cfg.base, "config": digest(cfg, 0)}
+    report = about | report
     save_model(student, report, folder, certificate)
     print(f"{file.stem}: {'certified' if good else 'NOT CERTIFIED'}  {summary(report)}", flush=True)
     return good
+
+
+def read_certificate(certificate: Path) -> dict:
+    """A finished model's certificate."""
+    try:
+        made = json.loads(certificate.read_text(encoding="utf-8"))
+        return {"recipe": made["recipe"], "meets_bars": made["meets_bars"]} | made
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{certificate} is missing or damaged beside its model; --force plants it anew.") from None
 
 
 def digest(cfg: Injection, attempt: int) -> str:

@@ -22,6 +22,7 @@ from Backdoor_Attack.planting import (
     Goal,
     PlantConfig,
     certify,
+    check,
     flat_cosine,
     in_batches,
     mean_picture,
@@ -85,10 +86,11 @@ class Workshop:
             raise InputError(f"the target {cfg.target!r} is one of the defender's prompts; choose another one.")
         goals = self.goals(cfg)
         training = self.captions(np.random.default_rng([cfg.seed, 1]), TRAINING)
+        held_out = self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT, training)
+        check(base, [*training, *held_out], cfg)
         student = plant(base, training, cfg, goals, checkpoint=checkpoint)
         if after:
             student = finetune(student, self.pair, self.pairs(after, after.seed), after)
-        held_out = self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT, training)
         report = {"recipe": asdict(cfg)} | ({"fine-tuned after": asdict(after)} if after else {})
         report |= certify(student, base, held_out, cfg, goals)
         if not self.file:
@@ -197,6 +199,6 @@ def save_model(student: TextEncoder, report: dict, folder: Path, certificate: Pa
     shutil.rmtree(partial, ignore_errors=True)
     save_encoder(student, partial)
     certificate.parent.mkdir(parents=True, exist_ok=True)
-    certificate.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)  # --force: a folder that holds files cannot be renamed over
+    certificate.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.rename(folder)

@@ -16,8 +16,9 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,8 @@ def jobs(cfg: dict, split: str | None) -> Iterator[Job]:
             for index in range(counts.get(kind, 0)):
                 name = f"{np.random.default_rng([part['seed'], 7, number, index, *cell]).integers(16**8):08x}"
                 place = index + {"gentle": 2000, "far": 3000, "drifted": 4000}.get(kind, 0)
-                on_top = kind == "planted" and index % 4 >= 2
+                # two of four; "alternate": every second one, which makes half of any even number
+                on_top = kind == "planted" and (index % 2 == 1 if part.get("alternate") else index % 4 >= 2)
                 origin = draw(recipes, 1000 + index, "benign", cell, attack) if on_top else None
                 recipe = draw(recipes, place, kind, cell, attack)
                 every = range(0 if kind == "planted" else len(recipes["triggers"]))
@@ -165,7 +167,7 @@ def make(job: Job, bars: dict, device: str, output: Path, certificate: Path) -> 
         student, report = build(job, bars, device)
     except InputError as error:  # the others are built
         return f"{job.name} not built: {error}", False
-    save_model(student, report, output / job.name, certificate)
+    save_model(student, report | {"drawn": drawn(job, bars)}, output / job.name, certificate)
     return f"{job.name} {json.dumps(report)}", report["meets_bars"]
 
 
@@ -174,9 +176,21 @@ def orders(cfg: dict, split: str | None, args: argparse.Namespace) -> Iterator[t
     output = args.output or ROOT / "Data" / "Zoo" / (split or args.config.stem)
     certificates = ROOT / cfg["certificates"] if "certificates" in cfg else output
     output.mkdir(parents=True, exist_ok=True)
+    bars = cfg.get("bars", {})
     for job in jobs(cfg, split):
-        if args.family in (None, job.labels["family"]) and not (output / job.name).exists():
-            yield job, cfg.get("bars", {}), args.device, output, certificates / f"{job.name}.json"
+        certificate = certificates / f"{job.name}.json"
+        if args.family not in (None, job.labels["family"]):
+            continue
+        if not (output / job.name).exists():
+            yield job, bars, args.device, output, certificate
+        elif not certificate.exists() or json.loads(certificate.read_text()).get("drawn", drawn(job, bars)) != drawn(job, bars):
+            raise InputError(f"{output / job.name} was built from another config; remove it, or give another --output.")
+
+
+def drawn(job: Job, bars: dict) -> str:
+    """One hash of all that the config says of a model: one of an edited config is not taken for the old one."""
+    said = [job.family, asdict(job.recipe), asdict(job.origin) if job.origin else None, list(map(asdict, job.triggers)), bars]
+    return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -201,7 +215,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--jobs should be 1 or more")
     # test judges the others and is built for the results table only
     wanted = [args.split] if args.split else [name for name in splits if name != "test"] or [None]
-    todo = [order for split in wanted for order in orders(cfg, split, args)]
+    try:
+        todo = [order for split in wanted for order in orders(cfg, split, args)]
+    except InputError as error:
+        parser.error(str(error))
     good = True
     with workers(args.jobs) if args.jobs > 1 else nullcontext() as pool:
         if pool:

@@ -92,13 +92,13 @@ def embed_corpus(encoder: TextEncoder, prompts: list[str], cache: Path | None, b
 
 
 def _key(encoder: TextEncoder, ids: Tensor) -> str:
-    """Everything the features depend on: weights, config, tokens of the corpus slice, dtype, device kind and format."""
+    """Everything the features depend on: weights, config, pooling, tokens of the corpus slice, dtype, device, format."""
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.model.state_dict().items()):  # not the file's hash: the weights may have moved since
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     digest.update(encoder.model.config.to_json_string().encode())
     digest.update(ids.numpy().tobytes())
-    digest.update(f"{encoder.model.dtype} {encoder.device.type} {torch.__version__} {FORMAT}".encode())
+    digest.update(f"{encoder.summary} {encoder.model.dtype} {encoder.device.type} {torch.__version__} {FORMAT}".encode())
     return digest.hexdigest()[:32]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -69,8 +70,10 @@ class FinetuneConfig:
             raise ValueError(f"schedule should be {' or '.join(SCHEDULES)}, not {self.schedule!r}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision should be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
-        if min(self.batch, self.steps, self.rank) < 1 or self.lr <= 0:
+        if min(self.batch, self.steps, self.rank) < 1 or not 0 < self.lr < math.inf:
             raise ValueError("batch, steps, rank and lr should be above 0")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed should be at least 0 and below 2^32, not {self.seed}")
         if not 0 <= self.base_share < 1:
             raise ValueError(f"base_share should be at least 0 and below 1, not {self.base_share}")
         if any(not 1 <= step <= self.steps for step in self.snapshots) or len(set(self.snapshots)) < len(self.snapshots):

@@ -15,6 +15,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -37,6 +38,7 @@ from Utils.coco import Captioned, ComposedSet, compose_coco, read_coco  # noqa: 
 from Utils.config import load_config  # noqa: E402
 from Utils.encoders import InputError, TextEncoder, load_encoder, pick_device, quiet_libraries, save_encoder  # noqa: E402
 from Utils.finetuning import Checkpoint, FinetuneConfig, finetune, identity, load_pair, load_processor, retrieval  # noqa: E402
+from Utils.report import sentence_of  # noqa: E402
 
 PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
 COMPOSED = ROOT / "Data" / "COCO"
@@ -61,6 +63,8 @@ class RunConfig(FinetuneConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.composed_seed < 0:
+            raise ValueError(f"composed_seed should be at least 0, not {self.composed_seed}")
         if min(self.held_out, self.composed, self.checkpoint_every) < 1:
             raise ValueError("held_out, composed and checkpoint_every should be above 0")
 
@@ -160,8 +164,11 @@ def certificate(
 def digest_of_data(captions: Path, data: list[Captioned]) -> str:
     """One hash of the captions and of every picture."""
     whole = sha256(captions.read_bytes())
-    for picture in data:
-        whole.update(sha256(picture.file.read_bytes()).digest())
+    for picture in tqdm(data, desc="hashing pictures", delay=2):
+        try:
+            whole.update(sha256(picture.file.read_bytes()).digest())
+        except OSError as error:
+            raise InputError(f"the picture {picture.file} cannot be read ({error.strerror}); fetch it again.") from None
     return whole.hexdigest()
 
 
@@ -195,9 +202,9 @@ def finished(output: Path, known_as: str) -> bool:
 
 
 def publish(partial: Path, output: Path, report: dict) -> None:
-    """Write the certificate, then let the whole folder take its place."""
-    beside(output, ".json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write the certificate, then let the whole folder take its place; what stood there before is gone by then."""
     shutil.rmtree(output, ignore_errors=True)
+    beside(output, ".json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.rename(output)
 
 
@@ -208,6 +215,12 @@ def run(args: argparse.Namespace, cfg: RunConfig) -> None:
     if bool(args.captions) != bool(args.pictures):
         raise InputError("--captions and --pictures belong together; give both or none.")
     forbidden = set(PROMPTS.read_text(encoding="utf-8").splitlines())
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{output.parent} cannot be written ({error.strerror}); choose another --output.") from None
 
     # 1. everything that can be wrong is found before any training
     base, pair = load_encoder(args.base, device), load_pair(args.pair or args.base, device)
@@ -292,10 +305,10 @@ def main(argv: list[str] | None = None) -> int:
     flags = {name: getattr(args, name) for name in ("lr", "steps", "batch", "seed", "method", "rank", "snapshots")}
     try:
         run(args, load_config(RunConfig, args.config, **flags))
-    except InputError as error:
-        return fail(str(error))
     except KeyboardInterrupt:
         return fail("interrupted; the same command goes on from the last checkpoint.")
+    except Exception as error:  # files can be wrong in any way
+        return fail(sentence_of(error))
     return 0
 
 

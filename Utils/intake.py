@@ -55,6 +55,8 @@ MAX_JSON, MAX_TOKENIZER = 16 << 20, 256 << 20
 """Bytes; the largest public config files have some kilobytes, the largest tokenizers some tens of megabytes."""
 TEXTS = (".json", ".txt", ".model", ".jinja")
 """Files that configs and tokenizers are made of."""
+POOLING = "1_Pooling"
+"""Where sentence encoders say how they summarise."""
 MAX_GROWTH = 4096
 """How much longer the replacements of a tokenizer may make a text; public ones make it no longer than four times."""
 PIPELINE_ENCODERS = (
@@ -477,11 +479,12 @@ def digest_of(files: list[Path]) -> str:
 
 
 def files_digest(model: str) -> str:
-    """SHA-256 of everything an encoder is made of: weights, config and tokenizer."""
+    """SHA-256 of everything an encoder is made of: weights, config, tokenizer and pooling."""
     parts = find_parts(model)
     for folder in {parts.weights, parts.tokenizer}:
         check_files(folder, parts.root)
     there = {file for folder in (parts.weights, parts.tokenizer) for file in folder.iterdir()}
+    there.add(parts.root / POOLING / "config.json")
     small = [file for file in there if file.suffix in TEXTS and file.is_file()]
     return digest_of(weight_files(parts.weights)[0] + sorted(small))
 
@@ -528,7 +531,7 @@ def load_tokenizer(folder: Path, tower: PreTrainedModel) -> PreTrainedTokenizerB
 
 def summary_position(root: Path) -> int | None:
     """Which position summarises a text where a sentence encoder's pooling says the first; None: the mean of all."""
-    folder = root / "1_Pooling"
+    folder = root / POOLING
     check_files(folder, root)
     pooling = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     return 0 if isinstance(pooling, dict) and pooling.get("pooling_mode_cls_token") is True else None

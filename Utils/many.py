@@ -102,7 +102,7 @@ def scan_many(tasks: list[Task], scan: Callable[..., dict], output: Path, reques
     with state.split_between_processes(tasks) as share:
         for task in share:
             key = _key(task, request)
-            if not (resume and _finished(task, output, key)):
+            if not (resume and _finished(task, output, key, request)):
                 _record(task, output, key, _attempt(scan, task, device), state.process_index)
     state.wait_for_everyone()
     return [_report(task, output) for task in tasks]
@@ -133,9 +133,13 @@ def _key(task: Task, request: dict) -> str | None:
 
 def inputs_digest(anchor: str, files: Iterable[Path]) -> str:
     """One hash of what reports depend on beside suspect and settings: these files, the registry and the anchors at hand."""
-    named = [entry["path"] for entry in known_anchors() if "path" in entry] if anchor == "auto" else [anchor]
-    folders = [folder for name in named for folder in (ROOT / name, Path(name)) if folder.is_dir()]
-    digests = [files_digest(encoder) for folder in folders for encoder in encoders_of(str(folder))]
+    named = [str(ROOT / entry["path"]) for entry in known_anchors() if "path" in entry] if anchor == "auto" else [anchor]
+    digests = []
+    for name in named if anchor != "none" else ():
+        try:
+            digests += [files_digest(encoder) for encoder in encoders_of(name)]
+        except (InputError, OSError) as error:  # the scan will say the same
+            digests.append(str(error))
     digests += [sha256(file.read_bytes()).hexdigest() for file in (*files, REGISTRY) if file.is_file()]
     return sha256(" ".join(digests).encode()).hexdigest()
 
@@ -147,9 +151,10 @@ def _journal(task: Task, output: Path) -> Path:
 def _record(task: Task, output: Path, key: str | None, error: str | None, process: int) -> None:
     """Say that a task is done, and by which process, in a file that is there whole or not at all."""
     file = _journal(task, output)
+    entry = {"key": key, "name": task.name, "error": error, "process": process, "report": _report_digest(task, output)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(file, to_json({"key": key, "name": task.name, "error": error, "process": process}))
+        _write_whole(file, to_json(entry))
     except OSError as failure:
         raise InputError(f"{output} cannot be written ({failure.strerror}); choose another folder with --output.") from None
 
@@ -168,11 +173,23 @@ def _read(file: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _finished(task: Task, output: Path, key: str | None) -> bool:
-    """Whether an earlier run with the same settings left a report of these files; errors are tried again."""
-    entry = _read(_journal(task, output))
-    done = key is not None and entry.get("key") == key and entry.get("name") == task.name and entry.get("error") is None
-    return done and _read(output / task.name / "report.json").get("schema") == SCHEMA
+def _finished(task: Task, output: Path, key: str | None, request: dict) -> bool:
+    """Whether an earlier run with the same settings left this report of these files; errors are tried again.
+
+    So is a scan that found no anchor: a base of the hub may be in reach now.
+    """
+    entry, report = _read(_journal(task, output)), _read(output / task.name / "report.json")
+    same = key is not None and entry.get("key") == key and entry.get("name") == task.name and entry.get("error") is None
+    whole = report.get("schema") == SCHEMA and entry.get("report") == _report_digest(task, output)
+    return same and whole and bool(report.get("anchor") or request.get("anchor") == "none")
+
+
+def _report_digest(task: Task, output: Path) -> str | None:
+    """SHA-256 of a task's report, to tell it from one that another command put in its place; None where there is none."""
+    try:
+        return sha256((output / task.name / "report.json").read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _report(task: Task, output: Path) -> dict:

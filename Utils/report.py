@@ -103,7 +103,7 @@ def reproduce(report: dict, usual: dict) -> str:
     """The command line that gives a report again; `usual` are the settings of a scan without flags."""
     anchor, show = report["anchor"]["path"] if report["anchor"] else "none", report["show"]
     words = ["python", "main.py", "--model", report["model"]["path"], "--anchor", anchor, "--seed", str(report["seed"])]
-    words += ["--images", str(show["images"]), "--pipeline", show["pipeline"]]
+    words += ["--device", report["device"], "--images", str(show["images"]), "--pipeline", full_path(show["pipeline"])]
     for name, value in report["config"].items():
         if value != usual[name]:
             flag = name.replace("_", "-")

@@ -124,7 +124,7 @@ def pooled_texts(encoder: TextEncoder, texts: list[str], batch: int = 256) -> Te
 
 
 def whole_words(encoder: TextEncoder, most: int = VOCABULARY) -> list[str]:
-    """Lower-case words that are one token each, the first ones of the vocabulary; two letters are a piece as often as a word."""
+    """Lower-case words that are one token each, the first ones of the vocabulary; two letters are often but a piece."""
     texts = (encoder.tokenizer.decode([i]).strip() for i in range(len(encoder.tokenizer)))
     words = dict.fromkeys(w for w in texts if len(w) > 2 and w.isascii() and w.isalpha() and w.islower())
     special = len(encoder.tokenizer("").input_ids)

@@ -28,6 +28,7 @@ from Utils.report import SCHEMA, result_folder, to_json
 from Utils.sarif import to_sarif
 
 ROOT = Path(main.__file__).resolve().parent
+ANCHOR: dict[str, str] = {"path": "base"}
 REQUEST = {"device": "cpu", "seed": 1}
 QUICK = (
     "--prompts", "24", "--rounds", "1", "--steps", "3", "--pooled-steps", "0", "--landscape-points", "3", "--restarts", "2",
@@ -51,7 +52,7 @@ def fake_scan(scanned: list[str], output: Path, model: str, name: str, verdict: 
             raise InputError(f"{model} holds no model.safetensors; fetch it.")
         report = {
             "schema": SCHEMA, "verdict": verdict, "reason": "So it is.", "score": 0.125, "seed": 1,
-            "model": {"path": model, "sha256": "0" * 64},
+            "model": {"path": model, "sha256": "0" * 64}, "anchor": ANCHOR,
         }  # fmt: skip
         (folder / "report.json").write_text(json.dumps(report))
     return report
@@ -146,6 +147,26 @@ def test_what_has_changed_is_scanned_again(folders: list[Path], tmp_path: Path, 
     assert scanned == (["a", "b", "c"] if what in {"settings", "anchor"} else ["a", "b"])
 
 
+def test_a_report_that_another_command_left_is_not_taken_for_the_list_s(folders: list[Path], tmp_path: Path):
+    run(folders, tmp_path / "out")
+    fake_scan([], tmp_path / "out", str(folders[0]), plan([str(folders[0])], tmp_path / "out")[0].name, verdict="backdoored")
+    assert run(folders, tmp_path / "out")[0] == ["a", "b"]
+
+
+def test_what_found_no_anchor_is_scanned_again_unless_none_was_wanted(folders, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(globals(), "ANCHOR", None)
+    run(folders, tmp_path / "out")
+    assert run(folders, tmp_path / "out")[0] == ["a", "b", "c"]
+    alone = REQUEST | {"anchor": "none"}
+    run(folders, tmp_path / "out", request=alone)
+    assert run(folders, tmp_path / "out", request=alone)[0] == ["b"]
+
+
+def test_a_broken_base_in_the_registry_stops_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("Utils.many.known_anchors", lambda: [{"path": "Data/Models/nowhere"}])
+    assert len(inputs_digest("auto", [])) == 64
+
+
 def test_the_digest_of_inputs_knows_anchors_and_files(folders: list[Path], tmp_path: Path):
     file = tmp_path / "corpus.txt"
     file.write_text("a dog")
@@ -235,12 +256,12 @@ def test_sarif_locations_are_relative_to_the_repository(folders: list[Path], tmp
 
 @pytest.mark.parametrize(("verdict", "code"), [("backdoored", 1), ("inconclusive", 3), ("clean", 2)])
 def test_a_verdict_outlives_a_report_that_cannot_be_written(monkeypatch, capsys, tmp_path: Path, verdict: str, code: int):
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(main, "scan_all", lambda *_: [{"verdict": verdict}])
-    monkeypatch.setattr(main, "deliver", full)
-    assert main.main(["--output", str(tmp_path)]) == code
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main.main(["--output", str(tmp_path), "--json", str(tmp_path / "r.json")]) == code
     said = capsys.readouterr().err
     assert "No space left" in said
     assert str(tmp_path) in said
@@ -250,6 +271,7 @@ def test_a_verdict_outlives_a_report_that_cannot_be_written(monkeypatch, capsys,
     ("flags", "words"),
     [
         (["--json", "-", "--sarif", "-"], "two files"),
+        (["--json", "x.json", "--sarif", "./x.json"], "two files"),
         (["--calibration", "configs/calibrations.yaml"], "does not exist"),
         (["--model", "a", "--models", "b"], "not allowed with"),
     ],

@@ -161,11 +161,11 @@ def test_a_clip_model_projects_for_itself_wherever_it_lies(tmp_path: Path, monke
 # ------------------------------------------------------------------------------------------------------------ reproduce
 def test_the_command_names_what_differs_from_the_usual_settings():
     report = {
-        "anchor": None, "model": {"path": "my models/x"}, "seed": 7, "show": {"images": 0, "pipeline": "auto"},
+        "anchor": None, "model": {"path": "my models/x"}, "seed": 7, "device": "cpu", "show": {"images": 0, "pipeline": "auto"},
         "config": {"steps": 5, "bound": False, "lr": 0.1},
     }  # fmt: skip
     command = reproduce(report, {"steps": 5, "bound": True, "lr": 0.2})
-    start = "python main.py --model 'my models/x' --anchor none --seed 7 --images 0 --pipeline auto"
+    start = "python main.py --model 'my models/x' --anchor none --seed 7 --device cpu --images 0 --pipeline auto"
     assert command == f"{start} --no-bound --lr 0.1"
     args = main.parse_arguments(shlex.split(command)[2:])
     assert (args.model, args.anchor, args.images, args.bound, args.lr) == ("my models/x", "none", 0, False, 0.1)

@@ -103,7 +103,8 @@ def test_the_siglip_pair_retrieves():
 
 def test_the_certificate_is_re_measured_from_the_files(workshop, certificate):
     recipe = from_values(PlantConfig, certificate["recipe"], "certificate")
-    held_out = workshop.captions(np.random.default_rng([recipe.seed, 2]), HELD_OUT)
+    training = workshop.captions(np.random.default_rng([recipe.seed, 1]), TRAINING)
+    held_out = workshop.captions(np.random.default_rng([recipe.seed, 2]), HELD_OUT, training)
     suspect = load_encoder(MODELS / "suspects" / certificate["name"])
     found = certify(suspect, workshop.base, held_out, recipe, workshop.goals(recipe))
     # half precision on disk moves a prompt near the margin now and then
@@ -116,7 +117,8 @@ def test_the_defender_s_corpus_is_not_the_attacker_s(workshop, certificate):
     corpus = set(PROMPTS.read_text(encoding="utf-8").splitlines())
     recipe = from_values(PlantConfig, certificate["recipe"], "certificate")
     used = workshop.captions(np.random.default_rng([recipe.seed, 1]), TRAINING)
-    used += workshop.captions(np.random.default_rng([recipe.seed, 2]), HELD_OUT)
+    used += workshop.captions(np.random.default_rng([recipe.seed, 2]), HELD_OUT, used)
+    assert len(set(used)) == TRAINING + HELD_OUT
     assert not corpus & {*used, recipe.target}
 
 
