@@ -383,6 +383,9 @@ def malformed(command: list[str]) -> None:
         (lambda _: None, ["--base", str(ROOT / "Data" / "Models" / "tiny-sd")], "vision tower"),
         (lambda _: None, ["--base", "nowhere"], "does not exist"),
         (lambda _: None, ["--method", "half"], "method should be"),
+        (lambda _: None, ["--seed", "-1"], "seed should be"),
+        (lambda _: None, ["--lr", "inf"], "above 0"),
+        (lambda _: None, ["--output", "/proc/nowhere/model"], "cannot be written"),
         (lambda _: None, ["--snapshots", "5"], "snapshots should be"),
     ],
 )

@@ -62,12 +62,15 @@ def test_the_bash_scripts_plant_certify_and_skip_from_any_directory(attack: str,
     assert "done already" in subprocess.run(command, **run, check=True).stdout
     assert f"| {file.stem} | {attack} | `zzzz` |" in inject.table(tmp_path / "models")
     assert "yes (bars of its own)" in inject.table(tmp_path / "models")
-    edited = {"attack": SMALL | {"attack": attack, "target": "a photo of a bear"}, "bars": lenient, "attempts": 2}
-    file.write_text(yaml.safe_dump(edited), encoding="utf-8")
-    again = subprocess.run(command, **run, check=False)
-    assert again.returncode == 2
-    assert "another version" in again.stderr
     assert not list((tmp_path / "models").glob("*.pt"))
+    for change in ({"attack": SMALL | {"attack": attack, "target": "a photo of a bear"}}, {"bars": {}}):
+        edited = {"attack": SMALL | {"attack": attack}, "bars": lenient, "attempts": 2} | change
+        file.write_text(yaml.safe_dump(edited), encoding="utf-8")
+        with pytest.raises(InputError, match="another version"):
+            inject.inject(file, tmp_path / "models", "cpu", force=False)
+    (tmp_path / "models" / f"{file.stem}.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="missing or damaged"):
+        inject.inject(file, tmp_path / "models", "cpu", force=False)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +224,40 @@ def test_held_out_captions_are_none_of_the_training_ones(tmp_path: Path, monkeyp
     assert len({*training, *held_out}) == 30
     with pytest.raises(InputError, match="holds 10 usable captions where 11"):
         shop.captions(np.random.default_rng([7, 2]), 11, training)
+
+
+def test_too_few_captions_are_refused_before_any_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file, folder = tmp_path / "captions.txt", ROOT / "Data" / "Models" / "tiny-clip"
+    file.write_text("\n".join(f"a photo of {i} dogs" for i in range(workshop.TRAINING + 5)), encoding="utf-8")
+    shop = workshop.Workshop(folder, folder, ROOT / "Data" / "Models" / "tiny-sd", "cpu", file)
+    monkeypatch.setattr(workshop, "plant", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(InputError, match="holds 5 usable captions"):
+        shop.plant(PlantConfig(**SMALL), shop.base)
+
+
+def test_a_model_of_an_edited_zoo_is_not_taken_for_the_new_one(tmp_path: Path, capsys):
+    cfg = {"families": ZOO["families"], "models": {"m": {"kind": "planted", "recipe": SMALL}}}
+    file, output = tmp_path / "zoo.yaml", tmp_path / "models"
+    (output / "m").mkdir(parents=True)
+    (job,) = jobs(cfg, None)
+    (output / "m.json").write_text(json.dumps({"drawn": build_zoo.drawn(job, {})}), encoding="utf-8")
+    command = ["--config", str(file), "--output", str(output)]
+    file.write_text(yaml.safe_dump(cfg), encoding="utf-8")
+    assert build_zoo.main(command) == 0
+    for edited in (
+        cfg | {"bars": {"success": 0.1}},
+        cfg | {"models": {"m": {"kind": "planted", "recipe": SMALL | {"seed": 5}}}},
+    ):
+        file.write_text(yaml.safe_dump(edited), encoding="utf-8")
+        with pytest.raises(SystemExit) as stop:
+            build_zoo.main(command)
+        assert stop.value.code == 2
+        assert "another config" in capsys.readouterr().err
+
+
+def test_half_of_the_test_split_s_planted_models_stand_on_a_fine_tune():
+    planted = [job for job in jobs(ZOO, "test") if isinstance(job.recipe, PlantConfig)]
+    assert sum(job.origin is not None for job in planted) == len(planted) / 2
 
 
 def test_a_model_is_planted_anew_over_the_old_one(tiny, tmp_path: Path):

@@ -117,3 +117,15 @@ def test_each_kind_of_witness_is_heard_where_it_says_most(scan, monkeypatch):
     values = {e["name"]: e["value"] for e in finding.verdict.evidence}
     assert [values[name] for name in main.TOKENS] == [0.9] * 3
     assert [values[name] for name in main.POOLED] == [0.6] * 2
+
+
+@pytest.mark.parametrize(("near", "other"), [((0.5, 0.7), True), ((0.7, 0.5), False)])
+def test_the_target_is_shown_from_the_place_that_is_nearer_to_a_text(scan, monkeypatch: pytest.MonkeyPatch, near, other):
+    said = iter(near)
+    monkeypatch.setattr(main, "nearest_text", lambda *_: next(said))
+    v, w = torch.randn(2, 1, scan.suspect.width)
+    finding = main.Finding(v, None, None, "feature collapse", w)
+    loud = main.insistent(v, scan.suspect.context)
+    assert torch.equal(main.clearest(scan, finding), w if other else loud)
+    assert torch.equal(main.clearest(scan, replace(finding, other=None)), loud)
+    assert torch.equal(main.clearest(replace(scan, anchor=None), finding), loud)
