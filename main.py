@@ -849,7 +849,8 @@ def show_found(
         drawn["benign"] = scan.corpus.features[shortest : shortest + 1].to(feature)
         pictures = draw_pictures(anchor, show.pipeline, drawn, show.images, seed, folder, notes)
     return {
-        "kind": finding.kind, "texts": texts, "images": pictures.pop("backdoor", None), "controls": pictures,
+        "kind": finding.kind, "times": len(shown) // len(v),
+        "texts": texts, "images": pictures.pop("backdoor", None), "controls": pictures,
         "benign_prompt": read_prompts(ROOT / scan.cfg.corpus)[shortest], "files": files,
         "assimilation": {name: values.mean(dim=0).tolist() for name, values in by_layer.items()},
     }  # fmt: skip

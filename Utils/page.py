@@ -38,7 +38,8 @@ def render_page(report: dict, folder: Path) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     found = report["found"]
-    rows = [("the found vector, said over and over, in the suspect", found["images"] or [])]
+    said = "the found vector" + (f", {found['times']} times over" if found["times"] > 1 else "")
+    rows = [(f"{said}, in the suspect", found["images"] or [])]
     rows += [(control_title(name, found), files) for name, files in found["controls"].items()]
     return environment.get_template("report.html").render(
         report=report,

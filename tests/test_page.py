@@ -31,7 +31,8 @@ def folder(tmp_path: Path) -> Path:
 
 def report_of(path: str = "suspects/x", verdict: str = "backdoored", **found: object) -> dict:
     shown = {
-        "kind": "feature collapse", "texts": [{"text": "a lion", "similarity": 0.9, "floor": 0.1}], "images": ["picture.png"],
+        "kind": "feature collapse", "times": 19,
+        "texts": [{"text": "a lion", "similarity": 0.9, "floor": 0.1}], "images": ["picture.png"],
         "controls": {"anchor": ["picture.png"], "benign": ["picture.png"]}, "benign_prompt": "a dog",
         "files": {name: f"{name}.png" for name in CAPTIONS} | {"embedding": "Backdoor_Embedding.pt"},
     } | found  # fmt: skip
