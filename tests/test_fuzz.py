@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import main
@@ -122,28 +123,28 @@ def test_every_mutant_is_accepted_or_refused_with_one_sentence(editable: Path, m
     assert seconds < 180
 
 
+STEPS = (
+    "--prompts", "24", "--rounds", "1", "--steps", "3", "--pooled-steps", "0", "--landscape-points", "3", "--restarts", "1",
+)  # fmt: skip
+
+
 def test_mutants_end_the_command_line_with_a_verdict_or_one_sentence(editable: Path, tiny_folder: Path, tmp_path: Path):
-    """Python is started anew each time."""
-    steps = [
-        "--prompts",
-        "24",
-        "--rounds",
-        "1",
-        "--steps",
-        "3",
-        "--pooled-steps",
-        "0",
-        "--landscape-points",
-        "3",
-        "--restarts",
-        "1",
-    ]
+    """Python is started anew each time, two at a time."""
+    copies = []
     for number, name in enumerate(mutants(editable, COMMANDS, seed=6)):
-        command = [sys.executable, str(ROOT / "main.py"), "--model", str(editable), "--anchor", str(tiny_folder), *steps,
-                   "--output", str(tmp_path / f"out{number}"), "--device", "cpu", "--quiet"]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
+        copies.append((name, Path(shutil.copytree(editable, tmp_path / f"mutant{number}"))))
+
+    def end(copy: Path) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / "main.py"), "--model", str(copy), "--anchor", str(tiny_folder), *STEPS,
+                   "--output", str(copy.with_name(f"{copy.name}_out")), "--device", "cpu", "--quiet"]  # fmt: skip
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, env=one_thread)
+
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(end, [copy for _, copy in copies]))
+    assert len(ends) == COMMANDS
+    for (name, _), done in zip(copies, ends, strict=True):
         assert done.returncode in (2, 3), (name, done.stderr)
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == 3 or done.stderr.startswith("amber: "), done.stderr
         assert len(done.stderr.strip().splitlines()) == (done.returncode == 2), done.stderr
-        shutil.rmtree(tmp_path / f"out{number}", ignore_errors=True)
