@@ -23,7 +23,6 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -34,6 +33,7 @@ from main import fail  # noqa: E402
 from Utils import scenes  # noqa: E402
 from Utils.config import from_values  # noqa: E402
 from Utils.encoders import InputError, load_encoder, quiet_libraries, run_spliced, splice_ids  # noqa: E402
+from Utils.finetuning import load_processor  # noqa: E402
 from Utils.report import result_name, sentence_of  # noqa: E402
 from Utils.target import target_similarity  # noqa: E402
 
@@ -67,7 +67,7 @@ def named_concepts(family: str) -> Tensor:
 def recognised(pictures: list[Path], family: str) -> list[str]:
     """The concept that the vision tower puts first, for every picture."""
     shop = workshop(family)
-    processor = AutoImageProcessor.from_pretrained(shop.pair_folder)
+    processor = load_processor(shop.pair_folder)
     pixels = processor(images=[Image.open(file).convert("RGB") for file in pictures], return_tensors="pt").pixel_values
     seen = F.normalize(shop.pair.get_image_features(pixels).pooler_output, dim=-1)
     return [scenes.concepts()[i] for i in (seen @ named_concepts(family).T).argmax(dim=1)]
@@ -158,11 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--zoo", type=Path, required=True, help="a folder of models with certificates, scanned before")
     parser.add_argument("--models", nargs="+", help="names of some of them (default: all that were planted and scanned)")
     parser.add_argument("--results", type=Path, default=ROOT / "Results", help="where the results are (default: Results)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="JSON file for the rows (default: RESULTS/benchmark/<zoo>_targets[_some].json)",
-    )
+    parser.add_argument("--output", type=Path, help="for the rows (default: RESULTS/benchmark/<zoo>_targets[_some].json)")
     args = parser.parse_args(argv)
     quiet_libraries()
     rows = []

@@ -66,9 +66,8 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
         raise InputError(f"{file}: attempts should be 1 or more.")
     if folder.exists() and not force:
         made = read_certificate(certificate)
-        same = made["recipe"] | {"steps": 0} == json.loads(json.dumps(asdict(recipe))) | {
-            "steps": 0
-        }  # attempts change the steps
+        planted, wanted = ({**values, "steps": 0} for values in (made["recipe"], json.loads(json.dumps(asdict(recipe)))))
+        same = planted == wanted  # but for the steps, which attempts change
         if not same or made.get("config", digest(cfg, 0)) != digest(cfg, 0):
             raise InputError(f"{folder} was planted by another version of {file}; --force plants it anew.")
         print(f"{file.stem}: done already; --force plants it anew")
@@ -94,9 +93,11 @@ def read_certificate(certificate: Path) -> dict:
     """A finished model's certificate."""
     try:
         made = json.loads(certificate.read_text(encoding="utf-8"))
-        return {"recipe": made["recipe"], "meets_bars": made["meets_bars"]} | made
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{certificate} is missing or damaged beside its model; --force plants it anew.") from None
+    except (OSError, ValueError):
+        made = None
+    if not isinstance(made, dict) or not {"recipe", "meets_bars"} <= made.keys():
+        raise InputError(f"{certificate} is missing or damaged beside its model; --force plants it anew.")
+    return made
 
 
 def digest(cfg: Injection, attempt: int) -> str:

@@ -183,8 +183,16 @@ def orders(cfg: dict, split: str | None, args: argparse.Namespace) -> Iterator[t
             continue
         if not (output / job.name).exists():
             yield job, bars, args.device, output, certificate
-        elif not certificate.exists() or json.loads(certificate.read_text()).get("drawn", drawn(job, bars)) != drawn(job, bars):
+        elif recorded(certificate) not in (None, drawn(job, bars)):
             raise InputError(f"{output / job.name} was built from another config; remove it, or give another --output.")
+
+
+def recorded(certificate: Path) -> str | None:
+    """What a finished model was drawn as; None in a certificate from before this was written down."""
+    try:
+        return json.loads(certificate.read_text(encoding="utf-8")).get("drawn")
+    except (OSError, ValueError, AttributeError):
+        raise InputError(f"{certificate} is missing or damaged beside its model; remove the model to build it anew.") from None
 
 
 def drawn(job: Job, bars: dict) -> str:

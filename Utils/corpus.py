@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from Utils.encoders import TextEncoder, assimilation
+from Utils.encoders import TextEncoder, assimilation, weights_digest
 from Utils.intake import InputError
 
 FORMAT = 2
@@ -93,9 +93,7 @@ def embed_corpus(encoder: TextEncoder, prompts: list[str], cache: Path | None, b
 
 def _key(encoder: TextEncoder, ids: Tensor) -> str:
     """Everything the features depend on: weights, config, pooling, tokens of the corpus slice, dtype, device, format."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.model.state_dict().items()):  # not the file's hash: the weights may have moved since
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    digest = hashlib.sha256(weights_digest(encoder.model).encode())  # not the file's hash: they may have moved since
     digest.update(encoder.model.config.to_json_string().encode())
     digest.update(ids.numpy().tobytes())
     digest.update(f"{encoder.summary} {encoder.model.dtype} {encoder.device.type} {torch.__version__} {FORMAT}".encode())

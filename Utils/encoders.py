@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -274,6 +275,14 @@ def _check_reading(encoder: TextEncoder, folder: Path) -> None:
     shape, told = (len(ENGLISH), context), ids[0, : len(first)].tolist()
     if ids.shape != shape or told != first or not (ids == encoder.eos).any(dim=1).all() or place[1] >= len(encoder.vocabulary):
         raise InputError(f"{folder}: the tokenizer does not pad texts behind their end; restore its files.")
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of the weights as they are now; a file's hash is of what they were."""
+    whole = sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        whole.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()
 
 
 def trainable_copy(encoder: TextEncoder) -> TextEncoder:

@@ -36,7 +36,15 @@ from main import fail  # noqa: E402
 from Utils import scenes  # noqa: E402
 from Utils.coco import Captioned, ComposedSet, compose_coco, read_coco  # noqa: E402
 from Utils.config import load_config  # noqa: E402
-from Utils.encoders import InputError, TextEncoder, load_encoder, pick_device, quiet_libraries, save_encoder  # noqa: E402
+from Utils.encoders import (  # noqa: E402
+    InputError,
+    TextEncoder,
+    load_encoder,
+    pick_device,
+    quiet_libraries,
+    save_encoder,
+    weights_digest,
+)
 from Utils.finetuning import Checkpoint, FinetuneConfig, finetune, identity, load_pair, load_processor, retrieval  # noqa: E402
 from Utils.report import sentence_of  # noqa: E402
 
@@ -172,14 +180,6 @@ def digest_of_data(captions: Path, data: list[Captioned]) -> str:
     return whole.hexdigest()
 
 
-def digest_of_pair(pair: CLIPModel | SiglipModel) -> str:
-    """One hash of the weights that embed pictures and judge the texts."""
-    whole = sha256()
-    for name, tensor in sorted(pair.state_dict().items()):
-        whole.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return whole.hexdigest()
-
-
 def beside(output: Path, ending: str) -> Path:
     return output.with_name(output.name + ending)
 
@@ -234,7 +234,7 @@ def run(args: argparse.Namespace, cfg: RunConfig) -> None:
             "lower them or give more."
         )
     hashes = [digest_of_data(captions, data), digest_of_data(reference[0], known)]
-    known_as = identity(cfg, base, digest_of_pair(pair), *hashes)
+    known_as = identity(cfg, base, weights_digest(pair), *hashes)
     snapshots = {steps: beside(output, f"-step{steps}") for steps in cfg.snapshots}
     if not args.force:
         there = {folder: finished(folder, known_as) for folder in (output, *snapshots.values())}
