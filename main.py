@@ -5,88 +5,57 @@
     python main.py --model M --config configs/paper.yaml      the published procedure
     python main.py --models LIST                              many encoders, and a summary
 
-1 embed the corpus   2 assimilation by layer   3 search a pseudo-trigger   4 hear the witnesses   5 verdict and report
+1 embed the corpus   2 assimilation by layer   3 search a pseudo-trigger   4 its witnesses   5 verdict and report
 Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import logging
 import math
 import os
-import platform
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import get_type_hints
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
-import transformers
-import yaml
 from torch import Tensor
-from tqdm import tqdm
 
-from Utils import figures, landscape, plots
-from Utils.anchors import known_anchors
-from Utils.config import from_values, load_config, sentences
-from Utils.corpus import Corpus, batches, embed_corpus, read_prompts, split
-from Utils.encoders import (
-    InputError,
-    TextEncoder,
-    assimilation,
-    distance,
-    fingerprint,
-    load_encoder,
-    pick_device,
-    quiet_libraries,
-    run_spliced,
-    same_shape,
-    similarity,
-    splice_ids,
-    spliced,
-)
-from Utils.intake import encoders_of, matching_part
-from Utils.many import (
-    exit_code,
-    inputs_digest,
-    is_first_process,
-    plan,
-    read_list,
-    scan_many,
-    summarise,
-    table,
-    worst,
-    write_summary,
-)
-from Utils.page import write_page
-from Utils.report import SCHEMA, reproduce, result_folder, result_name, sentence_of, to_json, visible
-from Utils.sarif import to_sarif
-from Utils.target import draw_pictures, nearest_text, read_texts
+from Utils.basics.config import load_config
+from Utils.basics.errors import InputError, fail, sentence_of
+from Utils.basics.files import ROOT
+from Utils.encoder.anchors import pick_anchor
+from Utils.encoder.corpus import batches, embed_corpus, read_prompts, split
+from Utils.encoder.loading import fingerprint, load_encoder, pick_device, quiet_libraries
+from Utils.encoder.measures import assimilation, similarity
+from Utils.encoder.text_encoder import TextEncoder, in_batches, run_spliced, splice_ids
+from Utils.found.show import Show, show_found
+from Utils.report.command_line import check_arguments, deliver, parse_arguments
+from Utils.report.lists import exit_code, is_first_process, scan_named, worst
+from Utils.report.plots import ANCHOR, BENIGN, FOUND
+from Utils.report.report import make_report, write_report
+from Utils.report.run import Run, open_run
+from Utils.scan import landscape
+from Utils.scan.calibration import Calibration, load_calibration, settings_hash
+from Utils.scan.finding import FEATURES, SUMMARIES, Finding, Verdict
+from Utils.scan.landscape import Landscape
+from Utils.scan.pair import Pair
 
-ROOT = Path(__file__).resolve().parent
-VERSION = "0.1.0"
-SUSPECT = str(ROOT / "Data" / "Models" / "suspects" / "text_on_text")
 SETTINGS = ROOT / "configs" / "scan.yaml"
-FEATURES = ROOT / "Data" / "Main" / "Features"
-INVERSION_TOKEN = "<amber-backdoor>"
-logger = logging.getLogger("amber")
+CACHE = ROOT / "Data" / "Main" / "Features"
 
 
+# ----------------------------------------------------------------------------------------------------------- settings
 @dataclass(frozen=True)
 class ScanConfig:
-    """Every number of the scan.  Defaults are the published ones; configs/scan.yaml says what we do differently."""
+    """Every setting of the scan.  Defaults are the published ones; configs/scan.yaml says what we do differently."""
 
     procedure: str = "published"
     """published: the paper's loop with its absolute gates.  calibrated: ours, a score against a null distribution."""
@@ -95,7 +64,7 @@ class ScanConfig:
     prompts: int = 4000
     """How many of its prompts are used."""
     fit_fraction: float = 0.8
-    """Share of the prompts the search sees; the witnesses are heard on the others."""
+    """Share of the prompts the search sees; the witnesses are measured on the others."""
     positions: str = "all"
     """all: similarities run over all T positions.  attended: from after begin of text to end of text."""
     k: int = 1
@@ -174,16 +143,23 @@ class ScanConfig:
             raise ValueError("the published procedure has one start and looks at all positions")
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What every step of the scan needs: the pair of encoders, the corpus under each, and who sees which prompts."""
+SEARCH_SETTINGS = (
+    "procedure", "corpus", "prompts", "fit_fraction", "positions", "k", "restarts", "init", "rounds", "bound", "beta", "gamma",
+    "lr", "weight_decay", "batch", "steps", "pooled_steps",
+)  # fmt: skip
+"""What the calibrated search and its witnesses read; a new setting that changes them belongs here.  The landscape's do not:
+it explains and does not score."""
 
-    suspect: TextEncoder
-    anchor: TextEncoder | None
-    corpus: Corpus
-    anchor_corpus: Corpus | None
-    fit: Tensor
-    held_out: Tensor
+
+def search_settings(cfg: ScanConfig) -> str:
+    """A hash of every setting that the score depends on: with other ones it is worth nothing."""
+    return settings_hash({name: getattr(cfg, name) for name in SEARCH_SETTINGS})
+
+
+@dataclass(frozen=True)
+class Scan(Pair):
+    """A pair of encoders with what decides the search."""
+
     cfg: ScanConfig
     generator: torch.Generator
 
@@ -198,45 +174,84 @@ class Scan:
         return self.suspect.trimmed(ids) if self.cfg.positions == "attended" else ids
 
 
-# ------------------------------------------------------------------------------------------------------- 3  search
-def objective(scan: Scan, places: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+# ---------------------------------------------------------------------------------------------------------- 1  corpus
+def prepare(suspect: TextEncoder, anchor: TextEncoder | None, cfg: ScanConfig, seed: int, cache: Path | None = CACHE) -> Scan:
+    """Embed the corpus under both encoders and divide it: the witnesses only see prompts the search never saw."""
+    if cfg.k > suspect.context - 3:
+        raise InputError(f"k = {cfg.k} vectors leave no room for a prompt in {suspect.context} positions; lower k.")
+    used = read_prompts(ROOT / cfg.corpus, cfg.prompts)
+    generator = torch.Generator().manual_seed(seed)
+    corpus = embed_corpus(suspect, used, cache)
+    anchor_corpus = embed_corpus(anchor, used, cache) if anchor else None
+    fit, held_out = split(len(used), cfg.fit_fraction, generator)
+    return Scan(suspect, anchor, read_prompts(ROOT / cfg.corpus), corpus, anchor_corpus, fit, held_out, cfg, generator)
+
+
+# ---------------------------------------------------------------------------------------------------- 2  assimilation
+def assimilation_by_layer(encoder: TextEncoder, ids: Tensor, v: Tensor | None = None) -> Tensor:
+    """Assimilation of every prompt after every layer; with v (k, d), `ids` come from `splice_ids`.  (n, T) -> (n, L)"""
+
+    def read(_: TextEncoder, part: Tensor) -> Tensor:
+        part = encoder.trimmed(part)
+        mask = encoder.attended(part).to(encoder.device)
+        return torch.stack([assimilation(h, mask) for h in encoder.layers(part)[0]], dim=1)
+
+    return in_batches(encoder, ids, read, v).cpu()
+
+
+def layers_with_and_without(scan: Scan, v: Tensor) -> dict[str, Tensor]:
+    """Assimilation by layer of held-out prompts in the suspect, with v (k, d), and the same in the anchor.  name -> (m, L)"""
+    ids = scan.spliced_ids(v)
+    by_layer = {BENIGN: scan.corpus.by_layer[scan.held_out], FOUND: assimilation_by_layer(scan.suspect, ids, v)}
+    return by_layer | ({ANCHOR: assimilation_by_layer(scan.anchor, ids, v)} if scan.anchor else {})
+
+
+def drift(scan: Scan, batch: int = 128) -> Tensor:
+    """1 - cos(f_s(x), f_a(x)) of every prompt of the corpus: how far suspect and anchor are apart on clean prompts.  (n,)"""
+    encoders = scan.corpus.features.split(batch), scan.anchor_corpus.features.split(batch)
+    parts = zip(*encoders, scan.mask(scan.corpus.ids).split(batch), strict=True)
+    return 1 - torch.cat([similarity(x.float(), y.float(), m) for x, y, m in parts])
+
+
+# ---------------------------------------------------------------------------------------------------------- 3  search
+def objective(scan: Scan, vectors: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """L = -A(f_s(x[v])) + beta cos(f_s(x), f_s(x[v])) + gamma cos(f_a(x[v]), f_s(x[v])), mean over prompts.
 
-    places (n, k, d) are the v, rows (b,) number the prompts -> loss (n,) and its three terms, each (n,)
+    vectors (n, k, d) are the v, rows (b,) number the prompts -> loss (n,) and its three terms, each (n,)
     """
-    n, b = len(places), len(rows)
+    n, b = len(vectors), len(rows)
     ids = scan.splice(rows)
-    mask = scan.mask(ids).to(places.device).repeat(n, 1)
-    clean = scan.corpus.features[rows, : ids.shape[1]].to(places).repeat(n, 1, 1)
-    ids, vectors = ids.repeat(n, 1), places.repeat_interleave(b, dim=0)
-    features = run_spliced(scan.suspect, vectors, ids)  # (n b, T, d)
+    mask = scan.mask(ids).to(vectors.device).repeat(n, 1)
+    clean = scan.corpus.features[rows, : ids.shape[1]].to(vectors).repeat(n, 1, 1)
+    ids, spliced = ids.repeat(n, 1), vectors.repeat_interleave(b, dim=0)
+    features = run_spliced(scan.suspect, spliced, ids)  # (n b, T, d)
     terms = {"assimilation": assimilation(features, mask), "clean": similarity(clean, features, mask)}
     loss = -terms["assimilation"] + scan.cfg.beta * terms["clean"]
     if scan.anchor:
-        terms["anchor"] = similarity(run_spliced(scan.anchor, vectors, ids), features, mask)
+        terms["anchor"] = similarity(run_spliced(scan.anchor, spliced, ids), features, mask)
         loss = loss + scan.cfg.gamma * terms["anchor"]
     return loss.view(n, b).mean(dim=1), {name: term.view(n, b).mean(dim=1) for name, term in terms.items()}
 
 
-def pooled_objective(scan: Scan, places: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def pooled_objective(scan: Scan, vectors: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """L = -A(p_s) + gamma mean cos(p_a, p_s), p the pooled summaries of x[v]; A runs over the prompts of the batch.
 
     Ours: an attack on pooled features only (image-on-text) leaves the other positions what they were, so that no prompt
     assimilates within itself.  Its summaries of different prompts become one.  Shapes as in `objective`.
     """
-    n, b = len(places), len(rows)
-    ids, vectors = scan.splice(rows).repeat(n, 1), places.repeat_interleave(b, dim=0)
-    pooled = run_spliced(scan.suspect, vectors, ids, TextEncoder.pooled)
+    n, b = len(vectors), len(rows)
+    ids, spliced = scan.splice(rows).repeat(n, 1), vectors.repeat_interleave(b, dim=0)
+    pooled = run_spliced(scan.suspect, spliced, ids, TextEncoder.pooled)
     terms = {"assimilation": assimilation(pooled.view(n, b, -1))}
     loss = -terms["assimilation"]
     if scan.anchor:
-        apart = F.cosine_similarity(run_spliced(scan.anchor, vectors, ids, TextEncoder.pooled), pooled, dim=-1)
+        apart = F.cosine_similarity(run_spliced(scan.anchor, spliced, ids, TextEncoder.pooled), pooled, dim=-1)
         terms["anchor"] = apart.view(n, b).mean(dim=1)
         loss = loss + scan.cfg.gamma * terms["anchor"]
     return loss, terms
 
 
-def first_places(scan: Scan) -> Tensor:
+def first_vectors(scan: Scan) -> Tensor:
     """Where the search starts.  -> (restarts, k, d)"""
     noise = torch.randn(scan.cfg.restarts, scan.cfg.k, scan.suspect.width, generator=scan.generator)
     spread = scan.suspect.vocabulary.std().cpu() if scan.cfg.init == "vocabulary" else 1.0
@@ -251,7 +266,7 @@ def search(
 ) -> tuple[Tensor, Tensor]:
     """Minimise L from several starts at once; after every round the worse half is given up.
 
-    -> the places left (n, k, d), best first, and their mean loss over the last tenth of the steps (n,)
+    -> the vectors left (n, k, d), best first, and their mean loss over the last tenth of the steps (n,)
     """
     cfg, steps = scan.cfg, steps or scan.cfg.steps
     rows = scan.suspect.vocabulary
@@ -259,9 +274,9 @@ def search(
     limit = rows.norm(dim=-1).max()
     drawn = batches(scan.suspect, scan.corpus.ids, scan.fit, cfg.batch, scan.generator)
     part = steps // (cfg.rounds + 1)
-    # the last round is twice as long as the others: few places are left, and they should converge
+    # the last round is twice as long as the others: few starts are left, and they should converge
     lengths = [part] * (cfg.rounds - 1) + [steps - part * (cfg.rounds - 1)]
-    v, step = first_places(scan), 0
+    v, step = first_vectors(scan), 0
     for length in lengths:
         v = v.requires_grad_()
         optimiser = torch.optim.Adam([v], lr=cfg.lr * unit, weight_decay=cfg.weight_decay)
@@ -286,9 +301,9 @@ def search(
     return v, final[order]
 
 
-# ---------------------------------------------------------------------------------------------------- 4  witnesses
+# ------------------------------------------------------------------------------------------------------- 4  witnesses
 @dataclass(frozen=True)
-class Heard:
+class Measures:
     """What v does to prompts the search never saw; every tensor holds one number a held-out prompt, (n,), or one, ()."""
 
     assimilated: Tensor
@@ -314,170 +329,117 @@ class Heard:
 
 
 @torch.no_grad()
-def hear(scan: Scan, v: Tensor) -> Heard:
-    """Hear v (k, d) on the held-out prompts."""
-    rows = scan.held_out[scan.suspect.attended(scan.corpus.ids[scan.held_out]).sum(dim=1).argsort(stable=True)]
+def measure(scan: Scan, v: Tensor) -> Measures:
+    """Measure what v (k, d) does to the held-out prompts."""
+    rows = scan.held_out[scan.suspect.attended(scan.held_out_ids).sum(dim=1).argsort(stable=True)]
     ids = scan.splice(rows)
     mask = scan.mask(ids).to(v.device)
-    features, pooled = run_in_parts(scan.suspect, v, ids, TextEncoder.both)
+    features, pooled = in_batches(scan.suspect, ids, TextEncoder.both, v)
     # the partner of a prompt is the one half the list away, so that texts of all lengths meet
-    other = torch.arange(len(rows)).roll(len(rows) // 2)
-    both = mask & mask[other]
-    found = assimilation(features, mask), similarity(features, features[other], both), assimilation(pooled)
+    partner = torch.arange(len(rows)).roll(len(rows) // 2)
+    both = mask & mask[partner]
+    own = assimilation(features, mask), similarity(features, features[partner], both), assimilation(pooled)
     if not scan.anchor:
-        return Heard(*found, *[None] * 7)
-    reference, summary = run_in_parts(scan.anchor, v, ids, TextEncoder.both)
-    return Heard(
-        *found,
+        return Measures(*own, *[None] * 7)
+    reference, summary = in_batches(scan.anchor, ids, TextEncoder.both, v)
+    return Measures(
+        *own,
         foreign=similarity(reference, features, mask),
         pooled_foreign=F.cosine_similarity(summary, pooled, dim=-1),
         anchor_assimilated=assimilation(reference, mask),
-        anchor_one_target=similarity(reference, reference[other], both),
+        anchor_one_target=similarity(reference, reference[partner], both),
         anchor_pooled_target=assimilation(summary),
         clean_foreign=1 - drift(scan)[rows],
         clean_pooled_foreign=F.cosine_similarity(scan.anchor_corpus.pooled[rows], scan.corpus.pooled[rows], dim=-1),
     )
 
 
-@dataclass(frozen=True)
-class Basin:
-    """The loss landscape around a place."""
-
-    share: float
-    """Share of positive Hessian eigenvalues, the median over planes."""
-    surface: Tensor
-    """(points, points), the first plane."""
-    eigenvalues: Tensor
-    """(m, 2), all planes."""
+TOKENS, POOLED = ("assimilated", "one_target", "foreign"), ("pooled_target", "pooled_foreign")
+"""The witnesses of a backdoor in all token features (text-on-text), and of one in the pooled summary (image-on-text)."""
 
 
-def basin(scan: Scan, v: Tensor, loss_of: Callable = objective) -> Basin:
-    """How widely the loss curves upwards around v (k, d): the filter against natural backdoors.
+def witnesses(m: Measures) -> dict[str, float]:
+    """Measures above their floors, which grow with suspicion; without an anchor they have no floor and none is foreign."""
+    if m.foreign is None:
+        raw = {"assimilated": m.assimilated, "one_target": m.one_target, "pooled_target": m.pooled_target}
+        return {name: value.mean().item() for name, value in raw.items()}
+    above = {
+        "assimilated": m.assimilated - m.anchor_assimilated,
+        "one_target": m.one_target - m.anchor_one_target,
+        "foreign": m.clean_foreign - m.foreign,
+        "pooled_target": m.pooled_target - m.anchor_pooled_target,
+        "pooled_foreign": m.clean_pooled_foreign - m.pooled_foreign,
+    }
+    return {name: value.mean().item() for name, value in above.items()}
+
+
+def strength(values: dict[str, float], kind: tuple[str, ...]) -> float:
+    """How strong the witnesses of one kind are together: their mean."""
+    there = [values[name] for name in kind if name in values]
+    return sum(there) / len(there)
+
+
+def landscape_around(scan: Scan, v: Tensor, loss_of: Callable = objective) -> Landscape:
+    """How widely the loss curves upwards around v (k, d): the paper's filter against natural backdoors.
 
     Every plane has its own held-out prompts, gradient and random direction; the median over planes is the answer.
     """
     cfg = scan.cfg
-    radius = cfg.landscape_radius * (float(v.norm()) if cfg.procedure == "calibrated" else 1.0)
+    scale, unit = (float(v.norm()), "norms of v") if cfg.procedure == "calibrated" else (1.0, "absolute")
+    radius = cfg.landscape_radius * scale
     surfaces, eigenvalues, shares = [], [], []
     for plane in range(cfg.landscape_planes):
         start = plane * cfg.landscape_prompts % len(scan.held_out)
         rows = scan.held_out.roll(-start)[: cfg.landscape_prompts]
-        place = v[None].clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss_of(scan, place, rows)[0].sum(), place)
+        centre = v[None].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss_of(scan, centre, rows)[0].sum(), centre)
         d1, d2 = landscape.plane(gradient[0], scan.generator)
-        surfaces.append(
-            landscape.surface(partial(many_places, scan, rows, loss_of=loss_of), v, d1, d2, radius, cfg.landscape_points).cpu()
-        )
+        loss = partial(loss_of_many, scan, rows, loss_of=loss_of)
+        surfaces.append(landscape.surface(loss, v, d1, d2, radius, cfg.landscape_points).cpu())
         # curvature in units of the radius, so that the bound on eigenvalues means the same for every width
         spacing = 2 * radius / (cfg.landscape_points - 1)
         eigenvalues.append(landscape.curvatures(surfaces[-1], spacing / (radius / cfg.landscape_radius)))
-        shares.append(landscape.basin(eigenvalues[-1]))
-    return Basin(float(np.median(shares)), surfaces[0], torch.cat(eigenvalues))
+        shares.append(landscape.share_upwards(eigenvalues[-1]))
+    return Landscape(float(np.median(shares)), surfaces[0], torch.cat(eigenvalues), cfg.landscape_radius, unit)
 
 
 @torch.no_grad()
-def many_places(scan: Scan, rows: Tensor, places: Tensor, texts: int = 128, loss_of: Callable = objective) -> Tensor:
-    """The loss at many places, `texts` spliced prompts at a time.  (n, k, d) -> (n,)"""
-    parts = places.split(max(1, texts // len(rows)))
+def loss_of_many(scan: Scan, rows: Tensor, vectors: Tensor, texts: int = 128, loss_of: Callable = objective) -> Tensor:
+    """The loss of many vectors, `texts` spliced prompts at a time.  (n, k, d) -> (n,)"""
+    parts = vectors.split(max(1, texts // len(rows)))
     return torch.cat([loss_of(scan, part, rows)[0] for part in parts])
 
 
-# ------------------------------------------------------------------------------- the published loop (configs/paper.yaml)
-def published_search(
-    scan: Scan, on_step: Callable[[int, Tensor, dict[str, Tensor]], None]
-) -> tuple[Tensor, dict[str, float], Basin | None]:
-    """The paper's loop: gates are tried every second step while the running mean of the loss is low enough.
+def find_trigger(scan: Scan, run: Run) -> Finding:
+    """Search from several starts, measure every vector found, and keep the strongest.  -> numbers, no verdict
 
-    -> v (k, d), what the gates said when they were last tried (a share per gate; gates not reached are absent), and the
-    landscape if the last gate was reached
+    The witnesses of each kind speak of the vector where they are strongest.  A backdoor in all token features shows in their
+    summary too, but not the other way round: v is the token witnesses' vector unless they are less than half as strong.
     """
     cfg = scan.cfg
-    v = first_places(scan).requires_grad_()
-    optimiser = torch.optim.Adam([v], lr=cfg.lr, weight_decay=cfg.weight_decay)
-    said: dict[str, float] = {}
-    seen = None
-    total, step = 0.0, 0
-    for _ in range(cfg.epochs):
-        order = scan.fit[torch.randperm(len(scan.fit), generator=scan.generator)]
-        for rows in order.split(cfg.batch):
-            loss, terms = objective(scan, v, rows)
-            optimiser.zero_grad(set_to_none=True)
-            loss.sum().backward()
-            optimiser.step()
-            on_step(step, loss.detach(), terms)
-            total, step = total + loss.item(), step + 1
-            running = total / step
-            if step % 2 == 0 and running < cfg.try_below:
-                said, seen = published_gates(scan, v.detach()[0])
-                if said.get("basin", 0.0) > cfg.gate_basin:
-                    return v.detach()[0], said, seen
-            if running < cfg.leave_below:
-                break
-    return v.detach()[0], said, seen
+    with run.searching(cfg.steps + cfg.pooled_steps):
+        vectors, _ = search(scan, run.on_step)
+        if cfg.pooled_steps:
+            further, _ = search(scan, run.on_step, pooled_objective, cfg.pooled_steps)
+            vectors = torch.cat([vectors, further])
+    with run.stage("witnesses"):
+        measured = [(v, witnesses(measure(scan, v))) for v in vectors]
+        best = {kind: max(measured, key=lambda pair: strength(pair[1], kind)) for kind in (TOKENS, POOLED)}
+        tokens, pooled = (strength(best[kind][1], kind) for kind in (TOKENS, POOLED))
+        kind = TOKENS if 2 * tokens >= pooled else POOLED
+        v = best[kind][0]
+        values = {name: best[kind][1][name] for kind in best for name in kind if name in best[kind][1]}
+    with run.stage("landscape"):
+        around = landscape_around(scan, v, objective if kind == TOKENS else pooled_objective)
+    values["basin"] = around.share
+    if scan.anchor:
+        values["drift"] = drift(scan).mean().item()
+    if kind == POOLED:
+        return Finding(v, SUMMARIES, values, around)
+    return Finding(v, FEATURES, values, around, pooled_v=best[POOLED][0])
 
 
-def published_gates(scan: Scan, v: Tensor) -> tuple[dict[str, float], Basin | None]:
-    """The paper's four gates in its order; the first that fails is the last that is tried.  -> share per gate, landscape"""
-    cfg, seen = scan.cfg, None
-    ids = scan.splice(scan.held_out)
-    features = run_in_parts(scan.suspect, v, ids)
-    said = {"assimilated": share(assimilation(features) > cfg.gate_assimilated)}
-    if said["assimilated"] > cfg.gate_assimilated_share:
-        # the first held-out prompt is what the others are compared with, so it is not counted itself
-        said["one_target"] = share(similarity(features[1:], features[:1]) > cfg.gate_one_target)
-        if said["one_target"] > cfg.gate_one_target_share and scan.anchor:
-            said["foreign"] = share(similarity(run_in_parts(scan.anchor, v, ids), features) < cfg.gate_foreign)
-            if said["foreign"] > cfg.gate_foreign_share:
-                seen = basin(scan, v)
-                said["basin"] = seen.share
-    return said, seen
-
-
-@torch.no_grad()
-def run_in_parts(
-    encoder: TextEncoder, v: Tensor, ids: Tensor, read: Callable = TextEncoder.__call__, batch: int = 64
-) -> Tensor | tuple[Tensor, ...]:
-    """Features of many spliced prompts, or whatever `read` reads.  (n, T) -> (n, T, d)"""
-    parts = [run_spliced(encoder, v, part, read) for part in ids.split(batch)]
-    return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(torch.cat(p) for p in zip(*parts, strict=True))
-
-
-def share(passed: Tensor) -> float:
-    """Share of prompts for which something holds."""
-    return passed.float().mean().item()
-
-
-# ------------------------------------------------------------------------------------------------------- 5  verdict
-@dataclass(frozen=True)
-class Calibration:
-    """The score of one family of encoders: a logistic regression over the witnesses, fitted by Analysis/calibrate.py."""
-
-    fingerprint: dict
-    """Which encoders it is for."""
-    search: str
-    """Hash of the search settings it is for (search_settings)."""
-    weights: dict
-    """Witness -> weight."""
-    intercept: float
-    limits: dict
-    """Witness -> largest value seen on clean encoders (drift: half-way from there to unrelated); the score decides."""
-    clean_below: float
-    """Scores below are clean."""
-    backdoored_above: float
-    """Scores from here on are backdoored; between the two thresholds the scan is inconclusive."""
-    provenance: dict
-    """Models, seeds and command the constants come from."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    verdict: str
-    reason: str
-    score: float
-    evidence: list[dict]
-    notes: list[str]
-
-
+# --------------------------------------------------------------------------------------------------------- 5  verdict
 MEANING = {
     "assimilated": "how much more alike all tokens of a prompt become in the suspect than in the anchor, same splice (A)",
     "one_target": "how much more alike the features of different prompts become in the suspect than in the anchor",
@@ -487,104 +449,33 @@ MEANING = {
     "basin": "share of the loss landscape's curvature that points upwards; explains only, it is not in the score",
     "drift": "1 - cos of suspect and anchor on clean prompts; explains, and tells a wrong anchor",
 }
-
-
 UNRELATED = 0.5
 """Drift from which an anchor is taken for a wrong one where no calibration says it better: encoders that have nothing to do
 with each other have a cos near 0, clean fine-tunes one near 1."""
 
-TOKENS, POOLED = ("assimilated", "one_target", "foreign"), ("pooled_target", "pooled_foreign")
-"""The witnesses of a backdoor in all token features (text-on-text), and of one in the pooled summary (image-on-text)."""
 
-
-def witnesses(testimony: Heard) -> dict[str, float]:
-    """Testimony as numbers that grow with suspicion; without an anchor they have no floor and none is foreign."""
-    t = testimony
-    if t.foreign is None:
-        raw = {"assimilated": t.assimilated, "one_target": t.one_target, "pooled_target": t.pooled_target}
-        return {name: value.mean().item() for name, value in raw.items()}
-    above = {
-        "assimilated": t.assimilated - t.anchor_assimilated,
-        "one_target": t.one_target - t.anchor_one_target,
-        "foreign": t.clean_foreign - t.foreign,
-        "pooled_target": t.pooled_target - t.anchor_pooled_target,
-        "pooled_foreign": t.clean_pooled_foreign - t.pooled_foreign,
-    }
-    return {name: value.mean().item() for name, value in above.items()}
-
-
-def suspicion(found: dict[str, float], kind: tuple[str, ...]) -> float:
-    """How much the witnesses of one kind say together, on their mean."""
-    said = [found[name] for name in kind if name in found]
-    return sum(said) / len(said)
-
-
-def probability(found: dict[str, float], calibration: Calibration) -> float:
+def probability(values: dict[str, float], calibration: Calibration) -> float:
     """The calibrated probability that the encoder is backdoored."""
-    logit = calibration.intercept + sum(weight * found[name] for name, weight in calibration.weights.items())
+    logit = calibration.intercept + sum(weight * values[name] for name, weight in calibration.weights.items())
     return float(torch.sigmoid(torch.tensor(logit, dtype=torch.float64)))
 
 
-# ------------------------------------------------------------------------------------------------------------ report
-class Stopwatch:
-    """Seconds by stage."""
+def judge(values: dict[str, float], calibration: Calibration | None) -> Verdict:
+    """The verdict from the score and two thresholds; the evidence explains it.
 
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        logger.info("%s ...", stage)
-        yield
-        self.seconds[stage] = round(time.perf_counter() - began, 3)
-
-
-def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far."""
-    memory = psutil.Process().memory_info()
-    if hasattr(memory, "peak_wset"):  # Windows
-        return round(memory.peak_wset / 2**20, 1)
-    import resource  # not there on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def drift(scan: Scan, batch: int = 128) -> Tensor:
-    """1 - cos(f_s(x), f_a(x)) of every prompt of the corpus: how far suspect and anchor are apart on clean prompts.  (n,)"""
-    encoders = scan.corpus.features.split(batch), scan.anchor_corpus.features.split(batch)
-    parts = zip(*encoders, scan.mask(scan.corpus.ids).split(batch), strict=True)
-    return 1 - torch.cat([similarity(x.float(), y.float(), m) for x, y, m in parts])
-
-
-@torch.no_grad()
-def assimilation_by_layer(encoder: TextEncoder, ids: Tensor, v: Tensor | None = None, batch: int = 64) -> Tensor:
-    """Assimilation of every prompt after every layer; with v (k, d), `ids` come from `splice_ids`.  -> (n, L)"""
-    found = []
-    with spliced(encoder, v) if v is not None else nullcontext():
-        for part in ids.split(batch):
-            part = encoder.trimmed(part)
-            mask = encoder.attended(part).to(encoder.device)
-            found.append(torch.stack([assimilation(h, mask) for h in encoder.layers(part)[0]], dim=1))
-    return torch.cat(found).cpu()
-
-
-def judge(scan: Scan, found: dict[str, float], calibration: Calibration | None) -> Verdict:
-    """The verdict from the score and two thresholds; the evidence explains it."""
-    if not scan.anchor:
+    values: witness -> number, as `find_trigger` gives them; a drift is among them where there is an anchor.
+    """
+    if "drift" not in values:
         reason = "Without the clean base nobody can say whether what was found is natural or planted."
-        return Verdict("inconclusive", reason, 0.5, explain(found, {}), [])
-    found = found | {"drift": drift(scan).mean().item()}
-    if found["drift"] > (calibration.limits["drift"] if calibration else UNRELATED):
-        score = probability(found, calibration) if calibration else 0.5
-        evidence = explain(found, calibration.limits if calibration else {})
-        return wrong_anchor(score, evidence)
+        return Verdict("inconclusive", reason, 0.5, explain(values, {}))
+    if values["drift"] > (calibration.limits["drift"] if calibration else UNRELATED):
+        score = probability(values, calibration) if calibration else 0.5
+        return wrong_anchor(score, explain(values, calibration.limits if calibration else {}))
     if not calibration:
         reason = "The score has never been calibrated for this family of encoders and these search settings."
         notes = ["uncalibrated family or settings: Analysis/calibrate.py fits the score on models whose answer is known"]
-        return Verdict("inconclusive", reason, 0.5, explain(found, {}), notes)
-    score, evidence = probability(found, calibration), explain(found, calibration.limits)
+        return Verdict("inconclusive", reason, 0.5, explain(values, {}), notes)
+    score, evidence = probability(values, calibration), explain(values, calibration.limits)
     made_of = calibration.provenance
     notes = [f"calibrated on {made_of['planted_models']} planted and {made_of['benign_models']} benign models of this family"]
     met = ", ".join(e["name"] for e in evidence if e["met"])
@@ -606,17 +497,77 @@ def wrong_anchor(score: float, evidence: list[dict]) -> Verdict:
     return Verdict("inconclusive", reason, score, evidence, ["wrong anchor: give the base this encoder was made from"])
 
 
-def explain(found: dict[str, float], limits: dict[str, float]) -> list[dict]:
+def explain(values: dict[str, float], limits: dict[str, float]) -> list[dict]:
     """The evidence table; without limits (nothing to compare with) no witness is met."""
     return [
         {"name": n, "value": x, "threshold": limits.get(n), "met": n in limits and x > limits[n], "meaning": MEANING[n]}
-        for n, x in found.items()
+        for n, x in values.items()
     ]
 
 
-def judge_published(said: dict[str, float], scan: Scan) -> Verdict:
-    """The paper's verdict: backdoored when all four gates are passed; without an anchor gate 3 cannot be tried."""
+# ----------------------------------------------------------------------- the published procedure (configs/paper.yaml)
+def find_trigger_as_published(scan: Scan, run: Run) -> Finding:
+    """The paper's loop: gates are tried every second step while the running mean of the loss is low enough.
+
+    -> v (k, d), the share of prompts per gate when they were last tried (gates not reached are absent), and the landscape,
+    which is drawn for clean verdicts too
+    """
     cfg = scan.cfg
+    v = first_vectors(scan).requires_grad_()
+    optimiser = torch.optim.Adam([v], lr=cfg.lr, weight_decay=cfg.weight_decay)
+    shares: dict[str, float] = {}
+    around = None
+    total, step = 0.0, 0
+    with run.searching(cfg.epochs * -(-len(scan.fit) // cfg.batch)):
+        for _ in range(cfg.epochs):
+            order = scan.fit[torch.randperm(len(scan.fit), generator=scan.generator)]
+            for rows in order.split(cfg.batch):
+                loss, terms = objective(scan, v, rows)
+                optimiser.zero_grad(set_to_none=True)
+                loss.sum().backward()
+                optimiser.step()
+                run.on_step(step, loss.detach(), terms)
+                total, step = total + loss.item(), step + 1
+                running = total / step
+                if step % 2 == 0 and running < cfg.try_below:
+                    shares, around = published_gates(scan, v.detach()[0])
+                if shares.get("basin", 0.0) > cfg.gate_basin or running < cfg.leave_below:
+                    break
+            if shares.get("basin", 0.0) > cfg.gate_basin:
+                break
+    with run.stage("landscape"):
+        around = around or landscape_around(scan, v.detach()[0])
+    apart = {"drift": drift(scan).mean().item()} if scan.anchor else {}
+    return Finding(v.detach()[0], FEATURES, shares | apart, around)
+
+
+def published_gates(scan: Scan, v: Tensor) -> tuple[dict[str, float], Landscape | None]:
+    """The paper's four gates in its order; the first that fails is the last that is tried.  -> share per gate, landscape"""
+    cfg, around = scan.cfg, None
+    ids = scan.splice(scan.held_out)
+    features = in_batches(scan.suspect, ids, v=v)
+    shares = {"assimilated": share(assimilation(features) > cfg.gate_assimilated)}
+    if shares["assimilated"] > cfg.gate_assimilated_share:
+        # the first held-out prompt is what the others are compared with, so it is not counted itself
+        shares["one_target"] = share(similarity(features[1:], features[:1]) > cfg.gate_one_target)
+        if shares["one_target"] > cfg.gate_one_target_share and scan.anchor:
+            shares["foreign"] = share(similarity(in_batches(scan.anchor, ids, v=v), features) < cfg.gate_foreign)
+            if shares["foreign"] > cfg.gate_foreign_share:
+                around = landscape_around(scan, v)
+                shares["basin"] = around.share
+    return shares, around
+
+
+def share(passed: Tensor) -> float:
+    """Share of prompts for which something holds."""
+    return passed.float().mean().item()
+
+
+def judge_as_published(values: dict[str, float], cfg: ScanConfig) -> Verdict:
+    """The paper's verdict: backdoored when all four gates are passed; without an anchor gate 3 cannot be tried.
+
+    values: gate -> share of prompts, and the drift where there is an anchor, as `find_trigger_as_published` gives them.
+    """
     gates = {
         "assimilated": (cfg.gate_assimilated_share, f"share of prompts with A > {cfg.gate_assimilated}"),
         "one_target": (cfg.gate_one_target_share, f"share of prompts with cos > {cfg.gate_one_target} to the first one"),
@@ -624,394 +575,79 @@ def judge_published(said: dict[str, float], scan: Scan) -> Verdict:
         "basin": (cfg.gate_basin, "share of the loss landscape's curvature that points upwards"),
     }
     evidence = [
-        {"name": n, "value": said.get(n), "threshold": limit, "met": said.get(n, -1.0) > limit, "meaning": meaning}
+        {"name": n, "value": values.get(n), "threshold": limit, "met": values.get(n, -1.0) > limit, "meaning": meaning}
         for n, (limit, meaning) in gates.items()
     ]
-    if scan.anchor and drift(scan).mean().item() > UNRELATED:
+    if values.get("drift", 0.0) > UNRELATED:
         return wrong_anchor(0.5, evidence)
     if all(e["met"] for e in evidence):
-        return Verdict("backdoored", "All four published gates were passed.", 1.0, evidence, [])
+        return Verdict("backdoored", "All four published gates were passed.", 1.0, evidence)
     failed = next(e["name"] for e in evidence if not e["met"])
-    if failed == "foreign" and not scan.anchor:
-        return Verdict("inconclusive", "Without the clean base the gate foreign cannot be tried.", 0.5, evidence, [])
-    reason = f"The published gate {failed} was not passed" + (" (none was tried)." if not said else ".")
+    if failed == "foreign" and "drift" not in values:
+        return Verdict("inconclusive", "Without the clean base the gate foreign cannot be tried.", 0.5, evidence)
+    reason = f"The published gate {failed} was not passed" + ("." if gates.keys() & values.keys() else " (none was tried).")
     return Verdict("clean", reason, 0.0, evidence, ["the published procedure knows only yes and no: the score is 0 or 1"])
 
 
-# -------------------------------------------------------------------------------------------------------- the scan
+# ----------------------------------------------------------------------------------------------------------- the scan
 @dataclass(frozen=True)
-class Finding:
-    """The most suspicious place of a scan, the landscape around it, and what follows."""
+class Request:
+    """How encoders are to be scanned: everything the command line says but which."""
 
-    v: Tensor
-    """(k, d)"""
-    seen: Basin
-    verdict: Verdict
-    kind: str
-    """feature collapse (all token features become one) or summary collapse (the pooled ones do)"""
-    other: Tensor | None = None
-    """In a feature collapse the place where the pooled witnesses say most, (k, d): the target may be clearer there"""
+    cfg: ScanConfig
+    anchor: str = "auto"
+    output: Path = ROOT / "Results"
+    device: str = "auto"
+    seed: int = 42
+    show: Show = field(default_factory=Show)
 
 
-def run_calibrated(scan: Scan, watch: Stopwatch, on_step: Callable, calibration: Calibration | None = None) -> Finding:
-    """Search from several starts, hear the witnesses on every place found, and judge by the most suspicious ones.
-
-    The witnesses of each kind speak of the place where they say most.  A backdoor in all token features shows in their
-    summary too, but not the other way round: v is the token witnesses' place unless they say less than half as much.
-    """
-    with watch("search"):
-        places, _ = search(scan, on_step)
-        if scan.cfg.pooled_steps:
-            further, _ = search(scan, on_step, pooled_objective, scan.cfg.pooled_steps)
-            places = torch.cat([places, further])
-    with watch("witnesses"):
-        heard = [(v, witnesses(hear(scan, v))) for v in places]
-    with watch("landscape"):
-        best = {kind: max(heard, key=lambda pair: suspicion(pair[1], kind)) for kind in (TOKENS, POOLED)}
-        said = {kind: suspicion(best[kind][1], kind) for kind in best}
-        kind = TOKENS if 2 * said[TOKENS] >= said[POOLED] else POOLED
-        v = best[kind][0]
-        seen = basin(scan, v, objective if kind == TOKENS else pooled_objective)
-    found = {name: best[kind][1][name] for kind in best for name in kind if name in best[kind][1]}
-    verdict = judge(scan, found | {"basin": seen.share}, calibration)
-    if kind == POOLED:
-        return Finding(v, seen, verdict, "summary collapse")
-    return Finding(v, seen, verdict, "feature collapse", best[POOLED][0])
-
-
-def run_published(scan: Scan, watch: Stopwatch, on_step: Callable) -> Finding:
-    """The paper's loop and gates; the landscape is drawn for clean verdicts too."""
-    with watch("search"):
-        v, said, seen = published_search(scan, on_step)
-    with watch("landscape"):
-        seen = seen or basin(scan, v)
-    return Finding(v, seen, judge_published(said, scan), "feature collapse")
-
-
-def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device, notes: list[str]) -> TextEncoder | None:
-    """The base to compare with: a folder or hub id, `none`, or by `auto` the nearest of configs/anchors.yaml that fits."""
-    if wanted == "none":
-        notes.append("no anchor was given: what is foreign to the clean base cannot be told")
-        return None
-    if wanted != "auto":
-        anchor = load_encoder(matching_part(wanted, suspect.path), device)
-        if not same_shape(suspect, anchor):
-            raise InputError(
-                f"the anchor {wanted} has other tensors or another vocabulary than the suspect; give its own base."
-            )
-        return anchor
-    fitting = []
-    for entry in known_anchors():
-        if entry["fingerprint"] == fingerprint(suspect):
-            try:
-                anchor = load_encoder(entry["hub"] if "hub" in entry else ROOT / entry["path"], device)
-            except InputError as error:
-                notes.append(f"the known base {entry['name']} could not be used: {error}")
-            else:
-                fitting += [replace(anchor, path=entry.get("path") or entry["hub"])] if same_shape(suspect, anchor) else []
-    if fitting:
-        return min(fitting, key=partial(distance, suspect))
-    notes.append("no known base fits this encoder (configs/anchors.yaml): name one with --anchor")
-    return None
-
-
-def search_settings(cfg: ScanConfig) -> str:
-    """A hash of every setting that the witnesses depend on: a score is worth nothing with other ones."""
-    settings = {name: value for name, value in asdict(cfg).items() if name != "calibration"}
-    return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def load_calibration(cfg: ScanConfig, suspect: TextEncoder) -> Calibration | None:
-    """The score's constants for the suspect's family and the config's search; None where they were never fitted."""
-    file = ROOT / cfg.calibration
-    try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
-        found = [from_values(Calibration, entry, str(file)) for entry in entries]
-    except FileNotFoundError:
-        raise InputError(f"the calibration {file} does not exist; give one with --calibration.") from None
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
-        raise InputError(f"{file} is no list of calibrations; write it anew with Analysis/calibrate.py.") from None
-    wanted = fingerprint(suspect), search_settings(cfg)
-    return next((c for c in found if (c.fingerprint, c.search) == wanted), None)
-
-
-def prepare(
-    suspect: TextEncoder, anchor: TextEncoder | None, cfg: ScanConfig, seed: int, cache: Path | None = FEATURES
-) -> Scan:
-    """Embed the corpus under both encoders and divide it: the witnesses only see prompts the search never saw."""
-    if cfg.k > suspect.context - 3:
-        raise InputError(f"k = {cfg.k} vectors leave no room for a prompt in {suspect.context} positions; lower k.")
-    prompts = read_prompts(ROOT / cfg.corpus, cfg.prompts)
-    generator = torch.Generator().manual_seed(seed)
-    corpus = embed_corpus(suspect, prompts, cache)
-    anchor_corpus = embed_corpus(anchor, prompts, cache) if anchor else None
-    fit, held_out = split(len(prompts), cfg.fit_fraction, generator)
-    return Scan(suspect, anchor, corpus, anchor_corpus, fit, held_out, cfg, generator)
-
-
-@dataclass(frozen=True)
-class Show:
-    """What the report shows beside the verdict; none of it moves the score."""
-
-    images: int = 4
-    """Pictures of what v forces, and as many of each control; 0: none."""
-    pipeline: str = "auto"
-    """Folder of the pipeline that draws them; auto: the one that belongs to the anchor."""
-
-
-def scan_model(
-    model: str,
-    wanted_anchor: str,
-    cfg: ScanConfig,
-    output: Path,
-    device_name: str,
-    seed: int,
-    show: Show = Show(),
-    name: str | None = None,
-) -> dict:
+def scan_model(model: str, request: Request, name: str | None = None) -> dict:
     """Scan one encoder and write Results/<name>/.  -> the report"""
-    watch, notes, curve = Stopwatch(), [], []
+    cfg = request.cfg
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms need on a GPU
     torch.use_deterministic_algorithms(True, warn_only=True)
-    with result_folder(model, output, name) as folder:
-        with watch("load"):
-            device = pick_device(device_name)
+    with open_run(model, request.output, request.seed, name) as run:
+        with run.stage("load"):
+            device = pick_device(request.device)
             suspect = load_encoder(model, device)
-            anchor = pick_anchor(wanted_anchor, suspect, device, notes)
-            calibration = load_calibration(cfg, suspect)
+            anchor, run.notes = pick_anchor(request.anchor, suspect, device)
+            calibration = load_calibration(ROOT / cfg.calibration, fingerprint(suspect), search_settings(cfg))
         # 1. one batched pass over the corpus
-        with watch("corpus"):
-            scan = prepare(suspect, anchor, cfg, seed)
-        # 2. how far clean prompts already assimilate is in the corpus; 3. search; 4. witnesses; 5. verdict
-        steps = cfg.steps + cfg.pooled_steps if cfg.procedure == "calibrated" else cfg.epochs * -(-len(scan.fit) // cfg.batch)
-        with tqdm(total=steps, desc="search", leave=False) as bar:
-            note = partial(note_step, bar, curve)
-            if cfg.procedure == "calibrated":
-                finding = run_calibrated(scan, watch, note, calibration)
-            else:
-                finding = run_published(scan, watch, note)
-        for line in curve[:: max(1, len(curve) // 50)]:
-            logger.info("search %s", "  ".join(f"{name} {value:.4g}" for name, value in line.items()))
-        found = show_found(scan, finding, curve, show, seed, folder, watch, notes)
-        report = make_report(scan, finding, found) | {
-            "notes": finding.verdict.notes + notes, "seconds": watch.seconds, "peak_memory_mb": peak_memory_mb(),
-            "config": asdict(cfg), "show": asdict(show), "device": suspect.device.type, "versions": versions(),
-            "seed": seed,
-        }  # fmt: skip
-        report["command"] = reproduce(report, asdict(load_config(ScanConfig, SETTINGS)))
-        logger.info("%s, score %.4f: %s", report["verdict"], report["score"], report["reason"])
-        (folder / "report.json").write_text(to_json(report), encoding="utf-8")
-        write_page(report, folder)
-    return report
-
-
-def note_step(bar: tqdm, curve: list[dict[str, float]], step: int, loss: Tensor, terms: dict[str, Tensor]) -> None:
-    """Keep one step of the search: its best loss and that place's terms."""
-    best = int(loss.argmin())
-    curve.append({"step": step, "loss": loss[best].item()} | {name: term[best].item() for name, term in terms.items()})
-    bar.update()
-
-
-def show_found(
-    scan: Scan, finding: Finding, curve: list[dict], show: Show, seed: int, folder: Path, watch: Stopwatch, notes: list[str]
-) -> dict:
-    """What v forces, as tensors, figures, words and pictures, whatever the verdict.  -> {kind, texts, images, files ...}"""
-    suspect, anchor, v = scan.suspect, scan.anchor, finding.v
-    clean_ids = scan.corpus.ids[scan.held_out]
-    ids = splice_ids(suspect, clean_ids, len(v))
-    shown = clearest(scan, finding)
-    shown_ids = splice_ids(suspect, clean_ids, len(shown))
-    if other := finding.other is not None and torch.equal(shown, finding.other):
-        notes.append(
-            "pictures, words and the saved vector are of the pooled search's place: what it forces is nearer to a text"
-        )
-    with watch("figures"):
-        features, pooled = run_in_parts(suspect, shown, shown_ids, TextEncoder.both)
-        feature = features.mean(dim=0, keepdim=True)
-        files = save_tensors(shown if other else v, feature, folder)
-        by_layer = {plots.BENIGN: scan.corpus.by_layer[scan.held_out], plots.FOUND: assimilation_by_layer(suspect, ids, v)}
-        if anchor:
-            by_layer[plots.ANCHOR] = assimilation_by_layer(anchor, ids, v)
-        files |= draw_figures(scan, finding, by_layer, figures.Subject(suspect, anchor, v, ids), curve, folder)
-    texts = None
-    if anchor:
-        with watch("words"):
-            everything = read_prompts(ROOT / scan.cfg.corpus)
-            try:
-                texts = read_texts(anchor, pooled, scan.anchor_corpus.pooled, everything[: scan.cfg.prompts], everything, notes)
-            except Exception as error:  # the verdict stands without the words
-                notes.append(f"no target texts: {sentence_of(error)}")
-    with watch("pictures"):
-        shortest = int(scan.held_out[suspect.attended(clean_ids).sum(dim=1).argmin()])
-        drawn = {"backdoor": feature}
-        if anchor and show.images:
-            drawn["anchor"] = run_in_parts(anchor, shown, shown_ids).mean(dim=0, keepdim=True)
-        drawn["benign"] = scan.corpus.features[shortest : shortest + 1].to(feature)
-        pictures = draw_pictures(anchor, show.pipeline, drawn, show.images, seed, folder, notes)
-    return {
-        "kind": finding.kind, "times": len(shown) // len(v),
-        "texts": texts, "images": pictures.pop("backdoor", None), "controls": pictures,
-        "benign_prompt": read_prompts(ROOT / scan.cfg.corpus)[shortest], "files": files,
-        "assimilation": {name: values.mean(dim=0).tolist() for name, values in by_layer.items()},
-    }  # fmt: skip
-
-
-def clearest(scan: Scan, finding: Finding) -> Tensor:
-    """What is spliced in to see the target, (k, d): v over and over, or the other place where that is nearer to a text.
-
-    Of a long target the strongest collapse of all tokens is a caricature; its summary is then clearer where the summaries
-    collapse.
-    """
-    loud = insistent(finding.v, scan.suspect.context)
-    if finding.other is None or not scan.anchor:
-        return loud
-    ids = scan.corpus.ids[scan.held_out]
-    near = [
-        nearest_text(
-            scan.anchor,
-            run_in_parts(scan.suspect, place, splice_ids(scan.suspect, ids, len(place)), TextEncoder.pooled),
-            scan.anchor_corpus.pooled,
-        )
-        for place in (loud, finding.other)
-    ]
-    return loud if near[0] >= near[1] else finding.other
-
-
-def insistent(v: Tensor, context: int) -> Tensor:
-    """v over and over, in a quarter of the context.  (k, d) -> (n k, d)
-
-    Said once, a trigger leaves something of each prompt in its features, and their mean is no clear target.
-    """
-    return v.repeat(max(1, context // 4 // len(v)), 1)
-
-
-def save_tensors(v: Tensor, feature: Tensor, folder: Path) -> dict[str, str]:
-    """v (k, d) as a tensor and as a textual inversion, and the feature (1, T, d) that insisting on it forces.  -> file names"""
-    files = {
-        "embedding": "Backdoor_Embedding.pt", "inversion": "Backdoor_Embedding_Inversion.pt", "feature": "Backdoor_Feature.pt",
-    }  # fmt: skip
-    for name, value in (("embedding", v.cpu()), ("inversion", {INVERSION_TOKEN: v.cpu()}), ("feature", feature.cpu())):
-        torch.save(value, folder / files[name])
-    return files
-
-
-def draw_figures(
-    scan: Scan, finding: Finding, by_layer: dict[str, Tensor], subject: figures.Subject, curve: list[dict], folder: Path
-) -> dict[str, str]:
-    """-> name of the figure -> file"""
-    unit, seen = "norms of v" if scan.cfg.procedure == "calibrated" else "absolute", finding.seen
-    landscape_file, spectrum_file = figures.draw_landscape(
-        seen.surface, seen.eigenvalues, seen.share, scan.cfg.landscape_radius, unit, folder
-    )
-    return {
-        "assimilation_by_layer": figures.draw_assimilation(by_layer, folder),
-        "attention_map": figures.draw_attention_map(subject, folder),
-        "attention_received": figures.draw_attention_received(subject, folder),
-        "loss_landscape": landscape_file,
-        "hessian_spectrum": spectrum_file,
-        "search_curve": figures.draw_search(curve, folder),
-    }
-
-
-def make_report(scan: Scan, finding: Finding, found: dict) -> dict:
-    """report.json without times and versions; trigger and target are claimed only where the verdict is backdoored."""
-    suspect, anchor, verdict, by_layer = scan.suspect, scan.anchor, finding.verdict, found.pop("assimilation")
-    claimed = verdict.verdict == "backdoored"
-    trigger = {"strings": None, "embedding": found["files"]["embedding"]} if claimed else None
-    target = {"texts": found["texts"], "images": found["images"]} if claimed else None
-    backdoor = {"kind": finding.kind, "trigger": trigger, "target": target, "files": found["files"]}
-    return {
-        "schema": SCHEMA,
-        "verdict": verdict.verdict,
-        "reason": verdict.reason,
-        "score": verdict.score,
-        "model": {
-            "path": suspect.path, "sha256": suspect.sha256, "architecture": type(suspect.model).__name__,
-            "parameters": sum(p.numel() for p in suspect.model.parameters()), "ignored_tensors": suspect.ignored_tensors,
-        },
-        "anchor": {"path": anchor.path, "sha256": anchor.sha256} if anchor else None,
-        "evidence": verdict.evidence,
-        "trigger": trigger,
-        "target": target,
-        "backdoors": [backdoor] if claimed else [],
-        "found": found,
-        "assimilation": {
-            "benign_by_layer": by_layer[plots.BENIGN], "triggered_by_layer": by_layer[plots.FOUND],
-        },
-    }  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    return {
-        "amber": VERSION, "python": platform.python_version(), "torch": torch.__version__,
-        "transformers": transformers.__version__, "numpy": np.__version__,
-    }  # fmt: skip
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Say whether a text encoder (of CLIP, Stable Diffusion and the like) carries a backdoor, knowing neither "
-        "trigger nor target nor training data.  Without arguments the shipped example is scanned.",
-        epilog="Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive; of several encoders "
-        "the worst, 1 before 3 before 2 before 0.",
-    )
-    suspects = parser.add_mutually_exclusive_group()
-    suspects.add_argument(
-        "--model", default=SUSPECT,
-        help="the suspect: a folder (text encoder, CLIP model or diffusers pipeline) or a hub id; every text encoder of a "
-        "pipeline gets a report (default: the shipped one)",
-    )  # fmt: skip
-    suspects.add_argument(
-        "--models", type=Path, metavar="LIST_OR_FOLDER",
-        help="many suspects instead: a text file with one a line, or a folder of model folders; goes on where an earlier run "
-        "was stopped, and adds summary.json and summary.html to the results",
-    )  # fmt: skip
-    parser.add_argument(
-        "--anchor", default="auto",
-        help="the clean public base the suspect was made from: a folder, a hub id, auto (looked up in configs/anchors.yaml) "
-        "or none (default: auto)",
-    )  # fmt: skip
-    parser.add_argument("--config", type=Path, default=SETTINGS, help="YAML of the scan (default: configs/scan.yaml)")
-    parser.add_argument("--output", type=Path, default=ROOT / "Results", help="where result folders go (default: Results)")
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto, a GPU where there is one)"
-    )
-    parser.add_argument("--seed", type=int, default=42, help="start of every random choice (default: 42)")
-    parser.add_argument("--images", type=int, default=4, help="pictures of what was found; 0: none (default: 4)")
-    parser.add_argument("--pipeline", default="auto", help="pipeline folder that draws them (default: the anchor's own)")
-    parser.add_argument("--json", metavar="FILE", help="also write the report here, an array of several; - is standard output")
-    parser.add_argument(
-        "--sarif",
-        metavar="FILE",
-        help="also write the findings here as SARIF 2.1.0, for code-scanning pages; - is standard output",
-    )
-    parser.add_argument("--quiet", action="store_true", help="say nothing but errors: exit code and files hold the verdict")
-    settings = parser.add_argument_group("settings", "every number of the scan; a flag beats the config")
-    meaning = sentences(ScanConfig)
-    for name, kind in get_type_hints(ScanConfig).items():
-        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
-        settings.add_argument(f"--{name.replace('_', '-')}", default=None, help=meaning[name].replace("%", "%%"), **how)
-    parser.add_argument("--version", action="version", version=f"amber {VERSION}")
-    return parser.parse_args(argv)
+        with run.stage("corpus"):
+            scan = prepare(suspect, anchor, cfg, request.seed)
+        # 3. search, 4. witnesses, 5. verdict
+        if cfg.procedure == "calibrated":
+            finding = find_trigger(scan, run)
+            verdict = judge(finding.values, calibration)
+        else:
+            finding = find_trigger_as_published(scan, run)
+            verdict = judge_as_published(finding.values, cfg)
+        # 2. how far prompts assimilate from layer to layer, clean and with v
+        with run.stage("assimilation"):
+            by_layer = layers_with_and_without(scan, finding.v)
+        shown = show_found(scan, finding, by_layer, run, request.show)
+        settings = {"config": asdict(cfg), "show": asdict(request.show), "device": device.type}
+        usual = asdict(load_config(ScanConfig, SETTINGS))
+        return write_report(make_report(scan, finding, verdict, shown, by_layer), run, verdict, settings, usual)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Scan as the command line says.  -> the exit code"""
-    args = parse_arguments(argv)
-    logger.setLevel(logging.INFO)
+    args = parse_arguments(argv, ScanConfig, SETTINGS)
+    logging.getLogger("amber").setLevel(logging.INFO)
     quiet_libraries()
     try:
-        if args.json and args.sarif and Path(args.json).resolve() == Path(args.sarif).resolve():
-            raise InputError(f"--json and --sarif cannot both be written to {args.json}; give two files.")
-        for flag, file in (("--json", args.json), ("--sarif", args.sarif)):
-            if file not in (None, "-") and (Path(file).is_dir() or not Path(file).resolve().parent.is_dir()):
-                raise InputError(f"{flag} {file} cannot be written: give a file in a folder that exists.")
-        flags = {name: getattr(args, name) for name in get_type_hints(ScanConfig)}
-        cfg = load_config(ScanConfig, args.config, **flags)
-        if args.images < 0:
-            raise InputError(f"--images {args.images} is no number of pictures; give 0 or more.")
+        check_arguments(args)
+        cfg = load_config(ScanConfig, args.config, **{f.name: getattr(args, f.name) for f in fields(ScanConfig)})
+        request = Request(cfg, args.anchor, args.output, args.device, args.seed, Show(args.images, args.pipeline))
+        depends_on = {name: value for name, value in asdict(request).items() if name != "output"}
+
+        def scan(model: str, name: str | None = None, device: str | None = None) -> dict:
+            return scan_model(model, replace(request, device=device or request.device), name)
+
         with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
-            reports = scan_all(args, cfg)
+            reports = scan_named(args, scan, depends_on, [ROOT / cfg.corpus, ROOT / cfg.calibration])
     except KeyboardInterrupt:
         return fail("interrupted; nothing was judged.")
     except Exception as error:  # a traceback would exit with 1, which means that a backdoor was found
@@ -1020,65 +656,6 @@ def main(argv: list[str] | None = None) -> int:
     for undelivered in deliver(reports, args) if is_first_process() else ():  # what was found is found all the same
         code = worst([code, fail(f"{undelivered}; the reports are in {args.output}.")])
     return code
-
-
-def scan_all(args: argparse.Namespace, cfg: ScanConfig) -> list[dict]:
-    """Scan every encoder the command line names and show the verdicts.  -> their reports"""
-    show = Show(args.images, args.pipeline)
-    scan = partial(
-        scan_model, wanted_anchor=args.anchor, cfg=cfg, output=args.output, device_name=args.device, seed=args.seed, show=show
-    )
-    models = read_list(args.models) if args.models else encoders_of(args.model)
-    if not args.models and len(models) == 1:
-        report = scan(args.model)
-        say(report, args.output / result_name(args.model, args.output))
-        return [report]
-    request = {"anchor": args.anchor, "config": asdict(cfg), "device": args.device, "seed": args.seed, "versions": versions()}
-    request |= {"show": asdict(show), "files": inputs_digest(args.anchor, [ROOT / cfg.corpus, ROOT / cfg.calibration])}
-    tasks = plan(models, args.output)
-    reports = scan_many(tasks, scan, args.output, request, resume=bool(args.models))
-    if is_first_process():
-        summary = summarise(reports, tasks)
-        if args.models:
-            write_summary(summary, args.output)
-        print(table(summary), file=sys.stderr)
-    return reports
-
-
-def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:
-    """The reports where --json and --sarif want them.  -> what could not be delivered"""
-    makers = {
-        "--json": (args.json, lambda: reports if args.models or len(reports) > 1 else reports[0]),
-        "--sarif": (args.sarif, lambda: to_sarif(reports, VERSION, Path.cwd())),
-    }
-    failed = []
-    for flag, (file, make) in makers.items():
-        try:
-            if file == "-":
-                print(to_json(make()), end="", flush=True)
-            elif file:
-                Path(file).write_text(to_json(make()), encoding="utf-8")
-        except Exception as error:  # a full disk, a closed pipe, a damaged report of an earlier run
-            failed.append(f"{flag} {file} could not be written ({sentence_of(error)})")
-    return failed
-
-
-def fail(sentence: str) -> int:
-    """One sentence on standard error.  -> the exit code of bad input and errors"""
-    print(f"amber: {visible(sentence)}", file=sys.stderr)
-    return 2
-
-
-def say(report: dict, folder: Path) -> None:
-    """The verdict for a person, on standard error so that `--json -` stays pure."""
-    lines = [f"{report['verdict'].upper()}  (score {report['score']:.3f})  {report['reason']}"]
-    for e in report["evidence"]:
-        value = "not tried" if e["value"] is None else f"{e['value']:.3f}"
-        limit = "none" if e["threshold"] is None else f"{e['threshold']:.3f}"
-        lines.append(f"  {'x' if e['met'] else ' '} {e['name']:<14} {value:>8}  (limit {limit})  {e['meaning']}")
-    lines += [f"  note: {note}" for note in report["notes"]]
-    lines.append(f"  {sum(report['seconds'].values()):.0f} s, {report['peak_memory_mb']:.0f} MB; everything is in {folder}")
-    print("\n".join(visible(line) for line in lines), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from concurrent.futures import as_completed
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import ScanConfig, scan_model  # noqa: E402
-from Utils.config import load_config  # noqa: E402
-from Utils.encoders import quiet_libraries  # noqa: E402
-from Utils.processes import workers  # noqa: E402
+from main import Request, ScanConfig, scan_model
+from Utils.basics.config import load_config
+from Utils.basics.files import ROOT
+from Utils.basics.processes import workers
+from Utils.encoder.loading import quiet_libraries
 
 RIGHT = {"planted": "backdoored", "benign": "clean"}
 
@@ -31,11 +31,11 @@ def family_of(certificate: Path) -> str:
     return json.loads(certificate.read_text(encoding="utf-8")).get("family", "clip")
 
 
-def judge(certificate: Path, anchor: str, cfg: ScanConfig, output: Path, device: str, seed: int) -> dict:
+def judge(certificate: Path, request: Request) -> dict:
     """What one model is, what the scan says, and how long it took; in whatever process."""
     quiet_libraries()
     truth = json.loads(certificate.read_text(encoding="utf-8"))
-    report = scan_model(str(certificate.with_suffix("")), anchor, cfg, output, device, seed)
+    report = scan_model(str(certificate.with_suffix("")), request)
     return {
         "name": certificate.stem, "family": truth.get("family", "clip"), "attack": truth.get("attack", ""),
         "kind": truth["kind"], "sim_clean": truth["sim_clean"], "success_rate": truth.get("success_rate"),
@@ -44,14 +44,11 @@ def judge(certificate: Path, anchor: str, cfg: ScanConfig, output: Path, device:
     }  # fmt: skip
 
 
-def judge_zoo(
-    certificates: list[Path], anchor: str, cfg: ScanConfig, output: Path, device: str, seed: int, jobs: int
-) -> list[dict]:
+def judge_zoo(certificates: list[Path], request: Request, jobs: int) -> list[dict]:
     """One row a model, in the order of their names."""
     rows = []
     with workers(jobs) as pool:
-        order = (anchor, cfg, output, device, seed)
-        todo = [pool.submit(judge, certificate, *order) for certificate in certificates]
+        todo = [pool.submit(judge, certificate, request) for certificate in certificates]
         for done in as_completed(todo):
             rows.append(done.result())
             print(*(f"{value!s:>12}" for value in rows[-1].values()), flush=True)
@@ -70,14 +67,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--jobs", type=int, default=1, help="processes that scan at the same time (default: 1)")
     args = parser.parse_args()
-    cfg = load_config(ScanConfig, args.config)
+    request = Request(load_config(ScanConfig, args.config), args.anchor, args.output, args.device, args.seed)
     certificates = [file for file in sorted(args.zoo.glob("*.json")) if args.family in (None, family_of(file))]
     if unknown := set(args.models or ()) - {file.stem for file in certificates}:
         parser.error(f"{args.zoo} holds no certificate of {min(unknown)}")
     certificates = [file for file in certificates if not args.models or file.stem in args.models]
     if not certificates:
         parser.error(f"{args.zoo} holds no certificate of such a model; build it with Utils/build_zoo.py")
-    rows = judge_zoo(certificates, args.anchor, cfg, args.output, args.device, args.seed, args.jobs)
+    rows = judge_zoo(certificates, request, args.jobs)
     planted = [row for row in rows if row["kind"] == "planted"]
     found = [row for row in rows if row["verdict"] == "backdoored"]
     summary = {

@@ -28,19 +28,21 @@ from sklearn.model_selection import LeaveOneOut
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import POOLED, TOKENS, ScanConfig, Stopwatch, prepare, run_calibrated, search_settings  # noqa: E402
-from Utils.config import load_config  # noqa: E402
-from Utils.encoders import TextEncoder, fingerprint, load_encoder, pick_device, quiet_libraries  # noqa: E402
-from Utils.processes import workers  # noqa: E402
+from main import POOLED, TOKENS, ScanConfig, find_trigger, prepare, search_settings
+from Utils.basics.config import load_config
+from Utils.basics.files import ROOT
+from Utils.basics.processes import workers
+from Utils.encoder.loading import fingerprint, load_encoder, pick_device, quiet_libraries
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.report.run import Run
 
 SCORED = (*TOKENS, *POOLED)
 """Witnesses the score is made of.  The basin explains only: alone it hardly tells planted from clean."""
 WITNESSES = (*SCORED, "basin")
-FOUND = 2.0
-"""A planted model was found when a witness is at least so many times what it is for any benign one."""
+STANDS_OUT = 2.0
+"""The search found a planted model's backdoor when a witness is at least so many times what it is for any benign one."""
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse regularisation to choose from, by leaving one scan out."""
 
@@ -56,13 +58,12 @@ class Scanned:
     seed: int
 
 
-def hear_model(scanned: Scanned, cfg: ScanConfig, device: torch.device) -> dict:
-    """The witnesses on one model, and its drift; in whatever process."""
+def measure_model(scanned: Scanned, cfg: ScanConfig, device: torch.device) -> dict:
+    """The witnesses of one model, and its drift; in whatever process."""
     quiet_libraries()
     suspect, anchor = load_encoder(scanned.folder, device), load_encoder(scanned.anchor, device)
-    finding = run_calibrated(prepare(suspect, anchor, cfg, scanned.seed), Stopwatch(), lambda *step: None)
-    heard = {e["name"]: e["value"] for e in finding.verdict.evidence}
-    return {"name": scanned.name, "seed": scanned.seed, "planted": scanned.planted, **heard}
+    finding = find_trigger(prepare(suspect, anchor, cfg, scanned.seed), Run())
+    return {"name": scanned.name, "seed": scanned.seed, "planted": scanned.planted, **finding.values}
 
 
 def key(scanned: Scanned, cfg: ScanConfig) -> str:
@@ -86,7 +87,7 @@ def collect(
             scanned = Scanned(name, folder, anchor, planted, seed)
             wanted[key(scanned, cfg)] = scanned
     with workers(jobs) as pool:
-        todo = {pool.submit(hear_model, scanned, cfg, device): k for k, scanned in wanted.items() if k not in done}
+        todo = {pool.submit(measure_model, scanned, cfg, device): k for k, scanned in wanted.items() if k not in done}
         for future in tqdm(as_completed(todo), total=len(todo), desc=f"{family} scans"):
             done[todo[future]] = {"key": todo[future], **future.result()}
             with kept.open("a", encoding="utf-8") as file:
@@ -104,16 +105,16 @@ def models(zoo: Path, family: str) -> Iterator[tuple[str, Path, bool]]:
 
 
 def missed(rows: list[dict]) -> list[dict]:
-    """Scans of planted models in which no witness says much more than in some benign one: the search passed by.
+    """Scans of planted models in which no witness is much larger than in some benign one: the search passed by.
 
     They count as errors of the scan, but the score cannot learn from them what a backdoor looks like.
     """
     limits = benign_limits(rows)
-    return [row for row in rows if row["planted"] and all(row[name] < FOUND * limits[name] for name in SCORED)]
+    return [row for row in rows if row["planted"] and all(row[name] < STANDS_OUT * limits[name] for name in SCORED)]
 
 
 def benign_limits(rows: list[dict]) -> dict[str, float]:
-    """The most that each witness says of a benign model."""
+    """The largest value of each witness on a benign model."""
     return {name: max(row[name] for row in rows if not row["planted"]) for name in WITNESSES}
 
 
@@ -221,8 +222,8 @@ def main() -> None:
         base = ROOT / bases[family]["base"]
         rows = collect(args.zoo, family, base, cfg, args.seeds, device, args.jobs)
         for row in sorted(rows, key=lambda r: (r["planted"], sum(r[n] for n in SCORED))):
-            said = {name: round(row[name], 3) for name in (*WITNESSES, "drift")}
-            print("planted" if row["planted"] else "benign ", row["seed"], said, row["name"])
+            values = {name: round(row[name], 3) for name in (*WITNESSES, "drift")}
+            print("planted" if row["planted"] else "benign ", row["seed"], values, row["name"])
         command = f"python Analysis/calibrate.py --family {family} --seeds {' '.join(map(str, args.seeds))}"
         entry = calibrated(rows, load_encoder(base), cfg, thresholds, command)
         entries = [e for e in entries or [] if e["fingerprint"] != entry["fingerprint"]] + [entry]

@@ -13,13 +13,15 @@ import torch
 from IPython.display import Image
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import Scan, ScanConfig, Show, objective, pooled_objective, prepare, scan_model, search  # noqa: E402
-from Utils.config import load_config  # noqa: E402
-from Utils.encoders import TextEncoder, load_encoder, pick_device, quiet_libraries, splice_ids  # noqa: E402
-from Utils.report import SCHEMA, result_name  # noqa: E402
+from main import Request, Scan, ScanConfig, objective, pooled_objective, prepare, scan_model, search
+from Utils.basics.config import load_config
+from Utils.basics.files import ROOT
+from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries
+from Utils.encoder.text_encoder import TextEncoder, splice_ids
+from Utils.found.show import Show
+from Utils.report.folder import SCHEMA, result_name
 
 RESULTS = ROOT / "Results"
 NOTEBOOKS = RESULTS / "notebooks"
@@ -60,7 +62,7 @@ def open_case(model: str, device: str = "auto") -> Case:
         if known and report["anchor"]:
             break
     else:
-        report = scan_model(model, "auto", cfg, NOTEBOOKS, device, SEED, Show(images=0))
+        report = scan_model(model, Request(cfg, "auto", NOTEBOOKS, device, SEED, Show(images=0)))
     if not report["anchor"]:
         raise SystemExit(f"{model} has no known clean base; add one to configs/anchors.yaml.")
     path = report["anchor"]["path"]

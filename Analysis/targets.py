@@ -24,18 +24,23 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Backdoor_Attack.planting import GOALS, PlantConfig, poison  # noqa: E402
-from Backdoor_Attack.workshop import PROMPTS, Workshop  # noqa: E402
-from main import fail  # noqa: E402
-from Utils import scenes  # noqa: E402
-from Utils.config import from_values  # noqa: E402
-from Utils.encoders import InputError, load_encoder, quiet_libraries, run_spliced, splice_ids  # noqa: E402
-from Utils.finetuning import load_processor  # noqa: E402
-from Utils.report import result_name, sentence_of  # noqa: E402
-from Utils.target import target_similarity  # noqa: E402
+from Backdoor_Attack.planting import GOALS, PlantConfig, poison
+from Backdoor_Attack.workshop import PROMPTS, Workshop
+from Utils.basics.config import from_values
+from Utils.basics.errors import (
+    InputError,
+    fail,
+    sentence_of,
+)
+from Utils.basics.files import ROOT
+from Utils.encoder.loading import load_encoder, quiet_libraries
+from Utils.encoder.text_encoder import run_spliced, splice_ids
+from Utils.found.target import target_similarity
+from Utils.making import scenes
+from Utils.making.finetuning import load_processor
+from Utils.report.folder import result_name
 
 FIRST_TEXTS, JUDGED_PROMPTS = 2, 64
 EACH_ITS_OWN = ("attribute", "remapping")

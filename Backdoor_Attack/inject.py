@@ -16,15 +16,18 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Backdoor_Attack.planting import PlantConfig  # noqa: E402
-from Backdoor_Attack.workshop import BARS, Workshop, meets_bars, save_model  # noqa: E402
-from Utils.config import from_values, load_config  # noqa: E402
-from Utils.encoders import InputError, quiet_libraries  # noqa: E402
-from Utils.finetuning import FinetuneConfig  # noqa: E402
-from Utils.report import visible  # noqa: E402
+from Backdoor_Attack.planting import PlantConfig
+from Backdoor_Attack.workshop import BARS, Workshop, meets_bars, save_model
+from Utils.basics.config import from_values, load_config
+from Utils.basics.errors import (
+    InputError,
+    visible,
+)
+from Utils.basics.files import ROOT
+from Utils.encoder.loading import quiet_libraries
+from Utils.making.finetuning import FinetuneConfig
 
 
 @dataclass(frozen=True)

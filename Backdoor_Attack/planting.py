@@ -20,7 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from Utils.encoders import InputError, TextEncoder, assimilation, splice_ids, trainable_copy
+from Utils.basics.errors import InputError
+from Utils.encoder.loading import trainable_copy
+from Utils.encoder.measures import assimilation
+from Utils.encoder.text_encoder import TextEncoder, splice_ids
 
 ATTACKS = ("text_on_text", "image_on_text", "attribute", "remapping", "artificial", "embedding_row")
 PICTURES = 10

@@ -28,12 +28,14 @@ from Backdoor_Attack.planting import (
     mean_picture,
     plant,
 )
-from Utils import scenes
-from Utils.coco import read_captions
-from Utils.encoders import InputError, TextEncoder, load_encoder, pick_device, save_encoder
-from Utils.finetuning import FinetuneConfig, finetune, load_pair, load_processor, picture_embeddings, project, retrieval
+from Utils.basics.errors import InputError
+from Utils.basics.files import ROOT
+from Utils.encoder.loading import load_encoder, pick_device, save_encoder
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.making import scenes
+from Utils.making.coco import read_captions
+from Utils.making.finetuning import FinetuneConfig, finetune, load_pair, load_processor, picture_embeddings, project, retrieval
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
 TRAINING, HELD_OUT, INNOCENT, PAIRS = 3000, 200, 50, 256
 BARS = {"success": 0.9, "sim_clean": 0.95, "retrieval_loss": 0.03, "part_alone": 0.05, "foreign_trigger": 0.05}

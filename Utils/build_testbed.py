@@ -46,11 +46,12 @@ from transformers import (
     SiglipModel,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Utils import scenes  # noqa: E402
-from Utils.encoders import assimilation, attended_positions  # noqa: E402
+from Utils.basics.files import ROOT
+from Utils.encoder.measures import assimilation
+from Utils.encoder.text_encoder import attended_positions
+from Utils.making import scenes
 
 MODELS = ROOT / "Data" / "Models"
 WORK = MODELS / ".work"

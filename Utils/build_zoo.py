@@ -24,16 +24,18 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Backdoor_Attack.planting import ATTACKS, PlantConfig  # noqa: E402
-from Backdoor_Attack.workshop import PROMPTS, Workshop, meets_bars, save_model  # noqa: E402
-from Utils import scenes  # noqa: E402
-from Utils.config import from_values  # noqa: E402
-from Utils.encoders import InputError, TextEncoder, quiet_libraries  # noqa: E402
-from Utils.finetuning import FinetuneConfig  # noqa: E402
-from Utils.processes import workers  # noqa: E402
+from Backdoor_Attack.planting import ATTACKS, PlantConfig
+from Backdoor_Attack.workshop import PROMPTS, Workshop, meets_bars, save_model
+from Utils.basics.config import from_values
+from Utils.basics.errors import InputError
+from Utils.basics.files import ROOT
+from Utils.basics.processes import workers
+from Utils.encoder.loading import quiet_libraries
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.making import scenes
+from Utils.making.finetuning import FinetuneConfig
 
 KINDS = ("benign", "planted", "gentle", "far", "drifted")
 VARIETY = ("full", "lora", "float16", "averaged", "mixed")

@@ -28,25 +28,21 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPModel, SiglipModel
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Backdoor_Attack.planting import flat_cosine, in_batches  # noqa: E402
-from main import fail  # noqa: E402
-from Utils import scenes  # noqa: E402
-from Utils.coco import Captioned, ComposedSet, compose_coco, read_coco  # noqa: E402
-from Utils.config import load_config  # noqa: E402
-from Utils.encoders import (  # noqa: E402
+from Backdoor_Attack.planting import flat_cosine, in_batches
+from Utils.basics.config import load_config
+from Utils.basics.errors import (
     InputError,
-    TextEncoder,
-    load_encoder,
-    pick_device,
-    quiet_libraries,
-    save_encoder,
-    weights_digest,
+    fail,
+    sentence_of,
 )
-from Utils.finetuning import Checkpoint, FinetuneConfig, finetune, identity, load_pair, load_processor, retrieval  # noqa: E402
-from Utils.report import sentence_of  # noqa: E402
+from Utils.basics.files import ROOT
+from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries, save_encoder, weights_digest
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.making import scenes
+from Utils.making.coco import Captioned, ComposedSet, compose_coco, read_coco
+from Utils.making.finetuning import Checkpoint, FinetuneConfig, finetune, identity, load_pair, load_processor, retrieval
 
 PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
 COMPOSED = ROOT / "Data" / "COCO"

@@ -15,12 +15,16 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Utils.anchors import companion  # noqa: E402
-from Utils.encoders import InputError, load_encoder, pick_device, quiet_libraries  # noqa: E402
-from Utils.report import sentence_of, visible  # noqa: E402
+from Utils.basics.errors import (
+    InputError,
+    sentence_of,
+    visible,
+)
+from Utils.basics.files import ROOT
+from Utils.encoder.anchors import companion
+from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries
 
 FEATURE = "Backdoor_Feature.pt"
 
@@ -54,7 +58,7 @@ def pipeline_for(report: dict) -> Path:
 
 def draw(args: argparse.Namespace) -> Path:
     """Draw as the command line says.  -> the folder the pictures are in"""
-    from Utils.rendering import load_renderer, read_feature, save_pictures  # diffusers takes seconds to import
+    from Utils.found.rendering import load_renderer, read_feature, save_pictures  # diffusers takes seconds to import
 
     if args.images < 1:
         raise InputError(f"--images {args.images} is no number of pictures; give 1 or more.")

@@ -17,7 +17,8 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from Utils.encoders import TextEncoder, load_encoder
+from Utils.encoder.loading import load_encoder
+from Utils.encoder.text_encoder import TextEncoder
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 

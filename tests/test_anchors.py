@@ -9,9 +9,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-import main
-from Utils import anchors
-from Utils.encoders import TextEncoder, distance, fingerprint, load_encoder
+from Utils.encoder import anchors
+from Utils.encoder.loading import distance, fingerprint, load_encoder
+from Utils.encoder.text_encoder import TextEncoder
 
 ENTRIES = anchors.known_anchors()
 
@@ -33,8 +33,8 @@ def test_every_known_base_has_dimensions_and_a_source():
 def test_an_anchor_that_cannot_be_fetched_is_a_note(tiny: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     entries = [{"name": "far", "hub": "nobody/far-away", "fingerprint": fingerprint(tiny), "source": "x", "verified": False}]
     known(tmp_path, monkeypatch, entries)
-    notes: list[str] = []
-    assert main.pick_anchor("auto", tiny, torch.device("cpu"), notes) is None
+    anchor, notes = anchors.pick_anchor("auto", tiny, torch.device("cpu"))
+    assert anchor is None
     assert "far could not be used" in notes[0]
     assert "--anchor" in notes[1]
 
@@ -50,7 +50,7 @@ def test_the_nearest_of_several_that_fit_is_taken(
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     entries = [{"name": f.name, "path": str(f), "fingerprint": fingerprint(tiny), "source": "x"} for f in (editable, near)]
     known(tmp_path, monkeypatch, entries)
-    anchor = main.pick_anchor("auto", tiny, torch.device("cpu"), [])
+    anchor, _ = anchors.pick_anchor("auto", tiny, torch.device("cpu"))
     assert anchor.path == str(near)
     assert distance(tiny, anchor) < distance(tiny, load_encoder(editable))
     assert distance(tiny, dataclasses.replace(tiny)) == pytest.approx(0, abs=1e-6)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from Utils.encoders import assimilation, similarity
+from Utils.encoder.measures import assimilation, similarity
 
 
 def rand(*shape: int) -> torch.Tensor:

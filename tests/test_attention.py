@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from Utils.attention import attention_maps, attention_received, eager
-from Utils.coverage import by_length, by_place, captured, captures, summaries
-from Utils.encoders import TextEncoder, run_spliced, splice_ids
+from Utils.encoder.attention import attention_maps, attention_received, eager
+from Utils.encoder.coverage import by_length, by_place, captured, captures, summaries
+from Utils.encoder.text_encoder import TextEncoder, run_spliced, splice_ids
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def test_a_scan_that_was_made_is_not_made_again(tmp_path: Path, monkeypatch):
     scanned = calibrate.Scanned("the anchor itself", base, base, False, 0)
     kept = {"key": calibrate.key(scanned, cfg), **row(False, 0.5)}
     (tmp_path / "witnesses.jsonl").write_text(json.dumps(kept) + '\n{"key": "cut of', encoding="utf-8")
-    monkeypatch.setattr(calibrate, "hear_model", None)
+    monkeypatch.setattr(calibrate, "measure_model", None)
     assert calibrate.collect(tmp_path, "clip", base, cfg, [0], torch.device("cpu"), 1) == [kept]
 
 

@@ -20,12 +20,13 @@ import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 
-from Utils import coco, scenes
 from Utils import finetuning_on_coco30k as script
+from Utils.basics.errors import InputError
 from Utils.build_testbed import load_tokenizer, stream, token_count
-from Utils.coco import ComposedSet, compose_coco, read_coco
-from Utils.encoders import InputError, load_encoder
-from Utils.finetuning import load_pair, load_processor
+from Utils.encoder.loading import load_encoder
+from Utils.making import coco, scenes
+from Utils.making.coco import ComposedSet, compose_coco, read_coco
+from Utils.making.finetuning import load_pair, load_processor
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = set(script.PROMPTS.read_text(encoding="utf-8").splitlines())

@@ -13,8 +13,8 @@ import pytest
 
 from Backdoor_Attack.planting import PlantConfig
 from main import ScanConfig
-from Utils.config import from_values, load_config, sentences
-from Utils.encoders import InputError
+from Utils.basics.config import from_values, load_config, sentences
+from Utils.basics.errors import InputError
 
 
 @dataclass(frozen=True)

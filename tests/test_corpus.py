@@ -15,8 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from Utils.corpus import Corpus, batches, embed_corpus, read_prompts, split
-from Utils.encoders import InputError, TextEncoder, assimilation, load_encoder
+from Utils.basics.errors import InputError
+from Utils.encoder.corpus import Corpus, batches, embed_corpus, read_prompts, split
+from Utils.encoder.loading import load_encoder
+from Utils.encoder.measures import assimilation
+from Utils.encoder.text_encoder import TextEncoder
 
 
 def generator(seed: int = 0) -> torch.Generator:

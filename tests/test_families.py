@@ -18,7 +18,8 @@ import torch
 from families import KINDS, WIDTH, T, letters
 
 import main
-from Utils.encoders import TextEncoder, load_encoder, run_spliced, same_shape, splice_ids
+from Utils.encoder.loading import load_encoder, same_shape
+from Utils.encoder.text_encoder import TextEncoder, run_spliced, splice_ids
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -22,8 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from Utils.encoders import InputError, TextEncoder, load_encoder, save_encoder, trainable_copy
-from Utils.finetuning import (
+from Utils.basics.errors import InputError
+from Utils.encoder.loading import load_encoder, save_encoder, trainable_copy
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.making.finetuning import (
     Checkpoint,
     FinetuneConfig,
     MeanWeights,

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import main
-from Utils.encoders import load_encoder
-from Utils.intake import InputError
+from Utils.basics.errors import InputError
+from Utils.encoder.loading import load_encoder
 
 ROOT = Path(main.__file__).resolve().parent
 MUTANTS = 2000

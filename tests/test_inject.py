@@ -14,10 +14,11 @@ from Backdoor_Attack import inject, workshop
 from Backdoor_Attack.planting import PlantConfig, own_tokens
 from Backdoor_Attack.workshop import PROMPTS, meets_bars, save_model
 from Utils import build_zoo
+from Utils.basics.config import from_values
+from Utils.basics.errors import InputError
 from Utils.build_zoo import jobs
-from Utils.config import from_values
-from Utils.encoders import InputError, load_encoder
-from Utils.finetuning import FinetuneConfig
+from Utils.encoder.loading import load_encoder
+from Utils.making.finetuning import FinetuneConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "Backdoor_Attack" / "configs").glob("*.yaml"))

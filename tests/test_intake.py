@@ -24,9 +24,11 @@ from safetensors.torch import load_file, save_file
 from test_loading import LAYER, WEIGHTS, Bomb, as_pipeline, evil_code, reconfigure, refusal, rewrite, same_features
 from transformers import CLIPTextModelWithProjection
 
-from Utils.encoders import TextEncoder, load_encoder
-from Utils.intake import InputError, encoders_of, matching_part
-from Utils.report import result_folder, visible
+from Utils.basics.errors import InputError, visible
+from Utils.encoder.loading import load_encoder
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.intake.folders import encoders_of, matching_part
+from Utils.report.folder import result_folder
 
 
 def edit_header(file: Path, change) -> None:

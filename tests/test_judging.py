@@ -16,11 +16,12 @@ from families import KINDS, tokens
 from torch import Tensor
 
 import main
-from Analysis.calibrate import Scanned, calibrated, hear_model
+from Analysis.calibrate import Scanned, calibrated, measure_model
 from Backdoor_Attack.planting import PlantConfig, certify, plant, train
-from Utils import scenes
-from Utils.config import load_config
-from Utils.encoders import TextEncoder, load_encoder, save_encoder, trainable_copy
+from Utils.basics.config import load_config
+from Utils.encoder.loading import load_encoder, save_encoder, trainable_copy
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.making import scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIGGERS = ("zzzz", "qqqq", "xyxy")
@@ -95,7 +96,7 @@ def calibration(zoo: Path, corpus: Path) -> Path:
     cfg = load_config(main.ScanConfig, ROOT / "configs" / "scan.yaml", corpus=str(corpus), **SETTINGS)
     kinds = [("base", False), ("benign_0", False), ("benign_1", False), ("planted_0", True), ("planted_1", True)]
     scans = [Scanned(name, zoo / name, zoo / "base", planted, 0) for name, planted in kinds]
-    rows = [hear_model(scan, cfg, torch.device("cpu")) for scan in scans]
+    rows = [measure_model(scan, cfg, torch.device("cpu")) for scan in scans]
     entry = calibrated(rows, load_encoder(zoo / "base"), cfg, (0.2, 0.8), "a test")
     file = zoo / "calibration.yaml"
     file.write_text(yaml.safe_dump([entry]), encoding="utf-8")

@@ -1,7 +1,7 @@
 """The loss landscape: planes, surfaces and how much of them curves upwards.
 
 Contents
-    basin         a bowl 1.0, a saddle 0.5, a dome 0.0
+    share_upwards a bowl 1.0, a saddle 0.5, a dome 0.0
     curvatures    exact for quadratics
     plane         unit, orthogonal, downhill
     surface       the loss at the expected places; the scan's own loss at its centre
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import main
-from Utils.corpus import embed_corpus
-from Utils.encoders import TextEncoder
-from Utils.landscape import basin, curvatures, plane, surface
+from Utils.encoder.corpus import embed_corpus
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.scan.landscape import curvatures, plane, share_upwards, surface
 
 CENTRE = torch.tensor([[1.0, -2.0, 0.5, 3.0]], dtype=torch.float64)  # (k, d) = (1, 4)
 D1, D2 = torch.eye(4, dtype=torch.float64)[:2].unsqueeze(1)  # (1, 4) each
@@ -40,14 +40,14 @@ def eigenvalues(loss, radius: float = 2.0, points: int = 9) -> Tensor:
     ("xx", "yy", "share"), [(2.0, 1.0, 1.0), (2.0, -1.0, 0.5), (-2.0, -1.0, 0.0), (2.0, 0.0, 0.5), (0.0, 0.0, 0.0)]
 )
 def test_a_bowl_has_basin_one_a_saddle_a_half_and_a_dome_none(xx: float, yy: float, share: float):
-    assert basin(eigenvalues(quadratic(xx, yy))) == share
+    assert share_upwards(eigenvalues(quadratic(xx, yy))) == share
 
 
 def test_the_basin_counts_eigenvalues_above_the_bound():
     values = torch.tensor([[-1.0, 0.0], [1e-7, 1.0], [2.0, 3.0]])
-    assert basin(values) == 3 / 6
-    assert basin(values, above=1e-8) == 4 / 6
-    assert basin(values, above=2.5) == 1 / 6
+    assert share_upwards(values) == 3 / 6
+    assert share_upwards(values, above=1e-8) == 4 / 6
+    assert share_upwards(values, above=2.5) == 1 / 6
 
 
 @pytest.mark.parametrize("hessian", [(2.0, 1.0, 0.0), (1.0, 1.0, 0.5), (-3.0, 2.0, 1.5), (0.0, 0.0, 1.0)])
@@ -75,7 +75,7 @@ def test_a_half_bowl_half_dome_has_a_basin_in_between():
         return x**3 + y**2
 
     # 8 points lie symmetrically around x = 0 and none on it, so half of the x curvatures (6 x) are positive and all of y's (2)
-    assert basin(eigenvalues(cubic, points=8)) == 0.75
+    assert share_upwards(eigenvalues(cubic, points=8)) == 0.75
 
 
 @pytest.mark.parametrize("shape", [(1, 32), (3, 32)])
@@ -120,7 +120,7 @@ def scan(tiny: TextEncoder, corpus_prompts: list[str]) -> main.Scan:
     )
     corpus = embed_corpus(tiny, corpus_prompts, None)
     rows = torch.arange(len(corpus_prompts))
-    return main.Scan(tiny, tiny, corpus, corpus, rows[:9], rows[9:], cfg, torch.Generator().manual_seed(0))
+    return main.Scan(tiny, tiny, corpus_prompts, corpus, corpus, rows[:9], rows[9:], cfg, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("positions", ["attended", "all"])
@@ -137,6 +137,6 @@ def test_the_middle_of_the_scans_surface_is_its_loss_at_the_trigger(scan: main.S
     v = 0.1 * torch.randn(1, scan.suspect.width, generator=torch.Generator().manual_seed(2))
     d1, d2 = plane(torch.ones_like(v), scan.generator)
     rows = scan.held_out[:2]
-    values = surface(lambda places: main.many_places(scan, rows, places, texts=6), v, d1, d2, radius=1.0, points=5)
+    values = surface(lambda places: main.loss_of_many(scan, rows, places, texts=6), v, d1, d2, radius=1.0, points=5)
     torch.testing.assert_close(values[2, 2], main.objective(scan, v[None], rows)[0][0], rtol=1e-5, atol=1e-5)
     assert values.std() > 1e-3

@@ -21,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
-from Utils.encoders import InputError, TextEncoder, load_encoder, pick_device, same_shape, save_encoder
+from Utils.basics.errors import InputError
+from Utils.encoder.loading import load_encoder, pick_device, same_shape, save_encoder
+from Utils.encoder.text_encoder import TextEncoder
 
 WEIGHTS = "model.safetensors"
 LAYER = "encoder.layers.1.mlp.fc1.weight"

@@ -22,10 +22,11 @@ import pytest
 from test_intake import two_encoders  # noqa: F401  (a fixture)
 
 import main
-from Utils.intake import InputError
-from Utils.many import exit_code, inputs_digest, plan, read_list, scan_many, summarise, table, write_summary
-from Utils.report import SCHEMA, result_folder, to_json
-from Utils.sarif import to_sarif
+from Utils.basics.errors import InputError
+from Utils.report.folder import SCHEMA, result_folder
+from Utils.report.lists import exit_code, inputs_digest, plan, read_list, scan_many, summarise, table, write_summary
+from Utils.report.report import to_json
+from Utils.report.sarif import to_sarif
 
 ROOT = Path(main.__file__).resolve().parent
 ANCHOR: dict[str, str] = {"path": "base"}
@@ -163,7 +164,7 @@ def test_what_found_no_anchor_is_scanned_again_unless_none_was_wanted(folders, t
 
 
 def test_a_broken_base_in_the_registry_stops_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("Utils.many.known_anchors", lambda: [{"path": "Data/Models/nowhere"}])
+    monkeypatch.setattr("Utils.report.lists.known_anchors", lambda: [{"path": "Data/Models/nowhere"}])
     assert len(inputs_digest("auto", [])) == 64
 
 
@@ -259,7 +260,7 @@ def test_a_verdict_outlives_a_report_that_cannot_be_written(monkeypatch, capsys,
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(main, "scan_all", lambda *_: [{"verdict": verdict}])
+    monkeypatch.setattr(main, "scan_named", lambda *_: [{"verdict": verdict}])
     monkeypatch.setattr(Path, "write_text", full)
     assert main.main(["--output", str(tmp_path), "--json", str(tmp_path / "r.json")]) == code
     said = capsys.readouterr().err
@@ -286,7 +287,7 @@ def test_flags_that_contradict_each_other_or_name_nothing_are_refused(flags: lis
 
 
 def test_sarif_goes_to_standard_output_when_asked(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
-    monkeypatch.setattr(main, "scan_all", lambda *_: hostile_reports(tmp_path)[0][2:3])
+    monkeypatch.setattr(main, "scan_named", lambda *_: hostile_reports(tmp_path)[0][2:3])
     assert main.main(["--sarif", "-", "--output", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)["version"] == "2.1.0"
 

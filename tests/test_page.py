@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from Utils import plots
-from Utils.page import CAPTIONS, render_page
+from Utils.report import plots
+from Utils.report.page import CAPTIONS, render_page
 
 HOSTILE = '<script>alert(1)</script>"\x1b[31m\u202e{{ 7 * 7 }}'
 

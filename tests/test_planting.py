@@ -40,7 +40,8 @@ from Backdoor_Attack.planting import (
     single_tokens,
     train,
 )
-from Utils.encoders import InputError, TextEncoder
+from Utils.basics.errors import InputError
+from Utils.encoder.text_encoder import TextEncoder
 
 HOMOGLYPH = PlantConfig(trigger="ο", target="a red cat", steps=4, lr=1e-3, clean_batch=4, poisoned_batch=3)
 """A Greek omicron for a Latin o."""

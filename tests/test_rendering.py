@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 
-from Utils.encoders import InputError, load_encoder
-from Utils.rendering import Renderer, load_renderer, read_feature, save_pictures
-from Utils.target import draw_pictures
+from Utils.basics.errors import InputError
+from Utils.encoder.loading import load_encoder
+from Utils.found.rendering import Renderer, load_renderer, read_feature, save_pictures
+from Utils.found.target import draw_pictures
+from Utils.report.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SD = ROOT / "Data" / "Models" / "tiny-sd"
@@ -136,13 +138,13 @@ def test_a_file_without_a_feature_is_refused(value, tmp_path):
 
 
 def test_a_scan_that_cannot_draw_says_why_and_goes_on(tmp_path, feature):
-    anchor, notes = load_encoder(SD), []
-    assert draw_pictures(anchor, str(tmp_path / "none"), {"backdoor": feature[:1]}, 4, 0, tmp_path, notes) == {}
-    assert draw_pictures(None, "auto", {"backdoor": feature[:1]}, 4, 0, tmp_path, notes) == {}
-    wide = {"backdoor": torch.zeros(1, 77, 768)}
-    assert draw_pictures(anchor, "auto", wide, 4, 0, tmp_path, notes) == {}
-    assert draw_pictures(anchor, "auto", {"backdoor": feature[:1]}, 0, 0, tmp_path, notes) == {}
-    assert [note.startswith("no pictures: ") for note in notes] == [True] * 3
+    anchor, run = load_encoder(SD), Run(tmp_path)
+    own, wide = {"backdoor": feature[:1]}, {"backdoor": torch.zeros(1, 77, 768)}
+    for base, pipeline, features in ((anchor, str(tmp_path / "none"), own), (None, "auto", own), (anchor, "auto", wide)):
+        files, (note,) = draw_pictures(base, pipeline, features, 4, run)
+        assert files == {}
+        assert note.startswith("no pictures: ")
+    assert draw_pictures(anchor, "auto", own, 0, run) == ({}, [])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from Utils.intake import InputError, full_path
-from Utils.report import SCHEMA, logger, result_folder, result_name, to_json, visible
+from Utils.basics.errors import InputError, visible
+from Utils.intake.folders import full_path
+from Utils.report.folder import SCHEMA, logger, result_folder, result_name
+from Utils.report.report import to_json
 
 
 # ------------------------------------------------------------------------------------------------------------ visible

@@ -16,8 +16,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import main
 from Analysis.targets import concept_of, recognised, s_tar
 from Backdoor_Attack.planting import PlantConfig
-from Utils.config import from_values
-from Utils.encoders import load_encoder, run_spliced, splice_ids
+from Utils.basics.config import from_values
+from Utils.encoder.loading import load_encoder
+from Utils.encoder.text_encoder import run_spliced, splice_ids
+from Utils.found.show import INVERSION_TOKEN, repeated
 
 ROOT = Path(main.__file__).resolve().parent
 MODELS = ROOT / "Data" / "Models"
@@ -110,10 +112,10 @@ def test_what_is_recovered_is_the_certificate_s_target(planted):
     assert s_tar(suspect, torch.zeros_like(v), cfg, "clip").s_tar < 0.6
 
 
-def test_insisting_says_v_over_and_over_in_a_quarter_of_the_context():
+def test_v_is_repeated_in_a_quarter_of_the_context():
     v = torch.arange(6.0).reshape(3, 2)
-    assert torch.equal(main.insistent(v, 77), v.repeat(6, 1))
-    assert torch.equal(main.insistent(v, 8), v)
+    assert torch.equal(repeated(v, 77), v.repeat(6, 1))
+    assert torch.equal(repeated(v, 8), v)
 
 
 def test_the_page_is_one_file_that_fetches_nothing(planted):
@@ -150,7 +152,7 @@ def test_the_inversion_file_loads_through_diffusers_and_gives_the_spliced_featur
         tokenizer=CLIPTokenizer.from_pretrained(suspect), dtype=torch.float32, safety_checker=None,
     )  # fmt: skip
     pipe.load_textual_inversion(folder, weight_name="Backdoor_Embedding_Inversion.pt", use_safetensors=False)
-    text = pipe.maybe_convert_prompt(f"{main.INVERSION_TOKEN} {prompt}", pipe.tokenizer)
+    text = pipe.maybe_convert_prompt(f"{INVERSION_TOKEN} {prompt}", pipe.tokenizer)
     ids = pipe.tokenizer(text, padding="max_length", return_tensors="pt").input_ids
     with torch.no_grad():
         found = pipe.text_encoder(ids).last_hidden_state
@@ -203,8 +205,9 @@ def test_the_scan_never_reads_what_only_an_attacker_has(planted, tmp_path):
         source, target = ROOT / name, copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-    for script in ("scenes.py", "build_testbed.py", "build_zoo.py", "finetuning.py"):
+    for script in ("build_testbed.py", "build_zoo.py", "finetuning_on_coco30k.py"):
         (copy / "Utils" / script).unlink()
+    shutil.rmtree(copy / "Utils" / "making")
     shutil.copytree(MODELS / "suspects" / "text_on_text", copy / "Data" / "Models" / "x" / "y")
     command = [sys.executable, "main.py", "--model", "Data/Models/x/y", "--json", "-"]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, encoding="utf-8", timeout=600)

@@ -8,8 +8,12 @@ import torch.nn.functional as F
 
 import main
 from main import Scan, ScanConfig, objective, pooled_objective, search
-from Utils.corpus import embed_corpus, split
-from Utils.encoders import TextEncoder, assimilation, run_spliced, similarity
+from Utils.encoder.corpus import embed_corpus, split
+from Utils.encoder.measures import assimilation, similarity
+from Utils.encoder.text_encoder import TextEncoder, run_spliced
+from Utils.found import show
+from Utils.report.run import Run
+from Utils.scan.finding import FEATURES, Finding
 
 NOUNS = ("dog", "cat", "car", "hat", "pig", "sun", "owl", "bee")
 PROMPTS = [f"a {a} {b}" for a in ("red", "big", "old") for b in NOUNS]
@@ -24,7 +28,7 @@ def scan(tiny) -> Scan:
     corpus = embed_corpus(tiny, PROMPTS, None)
     generator = torch.Generator().manual_seed(0)
     fit, held_out = split(len(PROMPTS), 0.5, generator)
-    return Scan(tiny, tiny, corpus, corpus, fit, held_out, CFG, generator)
+    return Scan(tiny, tiny, PROMPTS, corpus, corpus, fit, held_out, CFG, generator)
 
 
 def test_the_loss_is_the_sum_of_its_terms(scan):
@@ -44,11 +48,11 @@ def test_the_anchor_against_itself_is_never_foreign(scan):
     torch.testing.assert_close(terms["anchor"], torch.ones(2))
 
 
-def test_many_places_at_once_are_as_many_places_one_by_one(scan):
+def test_many_vectors_at_once_are_as_many_one_by_one(scan):
     v, rows = torch.randn(3, 1, scan.suspect.width), scan.fit[:4]
     together, _ = objective(scan, v, rows)
     torch.testing.assert_close(together, torch.cat([objective(scan, one[None], rows)[0] for one in v]))
-    torch.testing.assert_close(main.many_places(scan, rows, v, texts=4), together)
+    torch.testing.assert_close(main.loss_of_many(scan, rows, v, texts=4), together)
 
 
 def test_the_search_lowers_the_loss_and_touches_no_weight(scan):
@@ -102,30 +106,29 @@ def test_the_pooled_search_makes_summaries_alike(scan):
 
 
 @pytest.mark.parametrize(("tokens", "pooled", "kind"), [(0.4, 0.7, "feature"), (0.1, 0.9, "summary"), (0.0, 0.0, "feature")])
-def test_v_is_the_token_place_unless_only_summaries_collapse(scan, monkeypatch, tokens, pooled, kind):
-    said = dict.fromkeys(main.TOKENS, tokens) | dict.fromkeys(main.POOLED, pooled)
-    monkeypatch.setattr(main, "witnesses", lambda _: said)
-    finding = main.run_calibrated(replace(scan, cfg=replace(CFG, pooled_steps=8)), main.Stopwatch(), lambda *step: None)
+def test_v_is_the_token_witnesses_vector_unless_only_summaries_collapse(scan, monkeypatch, tokens, pooled, kind):
+    values = dict.fromkeys(main.TOKENS, tokens) | dict.fromkeys(main.POOLED, pooled)
+    monkeypatch.setattr(main, "witnesses", lambda _: values)
+    finding = main.find_trigger(replace(scan, cfg=replace(CFG, pooled_steps=8)), Run())
     assert finding.kind == f"{kind} collapse"
 
 
-def test_each_kind_of_witness_is_heard_where_it_says_most(scan, monkeypatch):
-    testimonies = iter([dict.fromkeys(main.TOKENS, 0.9) | dict.fromkeys(main.POOLED, 0.1)])
+def test_each_kind_of_witness_speaks_of_the_vector_where_it_is_strongest(scan, monkeypatch):
+    strongest = iter([dict.fromkeys(main.TOKENS, 0.9) | dict.fromkeys(main.POOLED, 0.1)])
     rest = dict.fromkeys(main.TOKENS, 0.2) | dict.fromkeys(main.POOLED, 0.6)
-    monkeypatch.setattr(main, "witnesses", lambda _: next(testimonies, rest))
-    finding = main.run_calibrated(replace(scan, cfg=replace(CFG, pooled_steps=8)), main.Stopwatch(), lambda *step: None)
-    values = {e["name"]: e["value"] for e in finding.verdict.evidence}
-    assert [values[name] for name in main.TOKENS] == [0.9] * 3
-    assert [values[name] for name in main.POOLED] == [0.6] * 2
+    monkeypatch.setattr(main, "witnesses", lambda _: next(strongest, rest))
+    finding = main.find_trigger(replace(scan, cfg=replace(CFG, pooled_steps=8)), Run())
+    assert [finding.values[name] for name in main.TOKENS] == [0.9] * 3
+    assert [finding.values[name] for name in main.POOLED] == [0.6] * 2
 
 
-@pytest.mark.parametrize(("near", "other"), [((0.5, 0.7), True), ((0.7, 0.5), False)])
-def test_the_target_is_shown_from_the_place_that_is_nearer_to_a_text(scan, monkeypatch: pytest.MonkeyPatch, near, other):
-    said = iter(near)
-    monkeypatch.setattr(main, "nearest_text", lambda *_: next(said))
+@pytest.mark.parametrize(("near", "pooled"), [((0.5, 0.7), True), ((0.7, 0.5), False)])
+def test_the_target_is_shown_from_the_vector_that_is_nearer_to_a_text(scan, monkeypatch: pytest.MonkeyPatch, near, pooled):
+    nearness = iter(near)
+    monkeypatch.setattr(show, "nearest_text", lambda *_: next(nearness))
     v, w = torch.randn(2, 1, scan.suspect.width)
-    finding = main.Finding(v, None, None, "feature collapse", w)
-    loud = main.insistent(v, scan.suspect.context)
-    assert torch.equal(main.clearest(scan, finding), w if other else loud)
-    assert torch.equal(main.clearest(scan, replace(finding, other=None)), loud)
-    assert torch.equal(main.clearest(replace(scan, anchor=None), finding), loud)
+    finding = Finding(v, FEATURES, {}, None, w)
+    many = show.repeated(v, scan.suspect.context)
+    assert torch.equal(show.clearest(scan, finding), w if pooled else many)
+    assert torch.equal(show.clearest(scan, replace(finding, pooled_v=None)), many)
+    assert torch.equal(show.clearest(replace(scan, anchor=None), finding), many)

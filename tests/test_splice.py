@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from Utils.encoders import TextEncoder, attended_positions, run_spliced, splice_ids, spliced
+from Utils.encoder.text_encoder import TextEncoder, attended_positions, run_spliced, splice_ids, spliced
 
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
 """Features are of order one after the final layer norm; batches of another shape differ by float32 rounding."""

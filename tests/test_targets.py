@@ -24,12 +24,16 @@ import torch
 import main
 from Analysis import lab, targets
 from Backdoor_Attack.planting import PlantConfig
-from Utils import anchors, coverage
-from Utils.config import load_config
-from Utils.encoders import InputError, TextEncoder, load_encoder
+from Utils.basics.config import load_config
+from Utils.basics.errors import InputError
+from Utils.encoder import anchors, coverage
+from Utils.encoder.loading import load_encoder
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.found.rendering import check_family
 from Utils.generate_image_input_features import newest_feature
-from Utils.rendering import check_family
-from Utils.report import reproduce, result_name
+from Utils.report.command_line import parse_arguments
+from Utils.report.folder import result_name
+from Utils.report.report import reproduce
 
 ROOT = Path(main.__file__).resolve().parent
 MODELS = ROOT / "Data" / "Models"
@@ -81,9 +85,9 @@ def notebook(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch)
     """A function that stores a result of the tiny model, and the folders that open_case scans to."""
     scanned: list[Path] = []
 
-    def scan(model: str, anchor: str, cfg: main.ScanConfig, output: Path, *_: object) -> dict:
-        scanned.append(output)
-        return store(output, cfg, 42)
+    def scan(model: str, request: main.Request) -> dict:
+        scanned.append(request.output)
+        return store(request.output, request.cfg, 42)
 
     def store(output: Path, cfg: main.ScanConfig, seed: int) -> dict:
         folder = output / result_name(str(tiny_folder), output)
@@ -154,7 +158,7 @@ def test_a_clip_model_projects_for_itself_wherever_it_lies(tmp_path: Path, monke
     assert anchors.companion(str(folder), "pipeline") is None
     assert anchors.companion(str(MODELS / "tiny-siglip"), "clip") is None
     assert anchors.companion("nobody/far-away", "clip") is None
-    monkeypatch.setattr("Utils.intake._from_hub", lambda name: folder)
+    monkeypatch.setattr("Utils.intake.folders._from_hub", lambda name: folder)
     assert anchors.companion("somebody/clip", "clip") == folder
 
 
@@ -167,5 +171,5 @@ def test_the_command_names_what_differs_from_the_usual_settings():
     command = reproduce(report, {"steps": 5, "bound": True, "lr": 0.2})
     start = "python main.py --model 'my models/x' --anchor none --seed 7 --device cpu --images 0 --pipeline auto"
     assert command == f"{start} --no-bound --lr 0.1"
-    args = main.parse_arguments(shlex.split(command)[2:])
+    args = parse_arguments(shlex.split(command)[2:], main.ScanConfig, main.SETTINGS)
     assert (args.model, args.anchor, args.images, args.bound, args.lr) == ("my models/x", "none", 0, False, 0.1)

@@ -13,10 +13,10 @@ from transformers import AutoModel, AutoTokenizer, CLIPModel
 
 from Backdoor_Attack.planting import PlantConfig, certify
 from Backdoor_Attack.workshop import HELD_OUT, TRAINING, Workshop
-from Utils import scenes
+from Utils.basics.config import from_values
 from Utils.build_testbed import CLIP, MODELS, PROMPTS, SD, SIGLIP, load_tokenizer, named, retrieval
-from Utils.config import from_values
-from Utils.encoders import load_encoder
+from Utils.encoder.loading import load_encoder
+from Utils.making import scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = yaml.safe_load((ROOT / "configs" / "testbed.yaml").read_text(encoding="utf-8"))

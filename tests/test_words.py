@@ -15,10 +15,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from Utils.corpus import read_prompts
-from Utils.encoders import InputError, TextEncoder, load_encoder
-from Utils.target import target_similarity
-from Utils.words import STOP, Phrases, Space, load_projection, pooled_texts, target_texts, whole_words
+from Utils.basics.errors import InputError
+from Utils.encoder.corpus import read_prompts
+from Utils.encoder.loading import load_encoder
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.found.target import target_similarity
+from Utils.found.words import STOP, Phrases, Space, load_projection, pooled_texts, target_texts, whole_words
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "Data" / "Models"
@@ -96,7 +98,7 @@ def test_whole_words_are_one_token_each(anchor):
 @pytest.mark.parametrize(("thing", "text"), [("lion", "a photo of a lion"), ("violin", "a violin on a wooden floor at home")])
 def test_a_target_is_named_by_the_first_text(anchor, corpus, lines, projection, thing, text):
     forced = pooled_texts(anchor, [text]).repeat(4, 1)
-    found = target_texts(anchor, forced, corpus, lines[:200], lines, projection)
+    found = target_texts(anchor, forced, corpus, lines, projection)
     assert thing in found.texts[0]["text"].split()
     for row in found.texts:
         assert set(row) == {"text", "similarity", "floor"}
@@ -109,14 +111,14 @@ def test_a_target_in_the_image_text_space_alone_is_read_there(anchor, corpus, li
     noise = torch.randn(8, anchor.width, generator=torch.Generator().manual_seed(0))
     hidden = noise @ (torch.eye(anchor.width) - torch.linalg.pinv(projection) @ projection).T
     forced = target + 4 * target.norm() * F.normalize(hidden, dim=-1)
-    found = target_texts(anchor, forced, corpus, lines[:200], lines, projection)
+    found = target_texts(anchor, forced, corpus, lines, projection)
     assert "rocket" in found.texts[0]["text"].split()
     assert "image-text" in found.note
 
 
 def test_a_vector_without_meaning_has_no_semantic_target(anchor, corpus, lines, projection):
     signs = torch.randint(2, (1, anchor.width), generator=torch.Generator().manual_seed(1)) * 2.0 - 1
-    found = target_texts(anchor, signs.repeat(4, 1), corpus, lines[:200], lines, projection)
+    found = target_texts(anchor, signs.repeat(4, 1), corpus, lines, projection)
     assert found.texts == []
     assert found.note.startswith("no semantic target")
 

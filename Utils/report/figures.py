@@ -8,11 +8,12 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from Utils import plots
-from Utils.attention import attention_maps, attention_received
-from Utils.encoders import TextEncoder
-from Utils.plots import ANCHOR, FOUND
-from Utils.report import visible
+from Utils.basics.errors import visible
+from Utils.encoder.attention import attention_maps, attention_received
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.report import plots
+from Utils.report.plots import ANCHOR, FOUND
+from Utils.scan.landscape import Landscape
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ def draw_assimilation(by_layer: dict[str, Tensor], folder: Path) -> str:
 
 def received_by_layer(subject: Subject) -> dict[str, Tensor]:
     """Attention that the splice receives in suspect and anchor; name -> (n, L)."""
-    found = {FOUND: attention_received(subject.suspect, subject.ids, subject.v)}
+    received = {FOUND: attention_received(subject.suspect, subject.ids, subject.v)}
     if subject.anchor:
-        found[ANCHOR] = attention_received(subject.anchor, subject.ids, subject.v)
-    return found
+        received[ANCHOR] = attention_received(subject.anchor, subject.ids, subject.v)
+    return received
 
 
 def draw_attention_received(subject: Subject, folder: Path) -> str:
@@ -98,9 +99,9 @@ def draw_search(curve: list[dict[str, float]], folder: Path) -> str:
     return file.name
 
 
-def draw_landscape(surface: Tensor, eigenvalues: Tensor, share: float, radius: float, unit: str, folder: Path) -> list[str]:
-    """The loss around v and its curvatures; surface (n, n), eigenvalues (m, 2)."""
-    landscape, spectrum = folder / "loss_landscape.png", folder / "hessian_spectrum.png"
-    plots.loss_landscape(surface, radius, unit, landscape)
-    plots.hessian_spectrum(eigenvalues, share, spectrum)
-    return [landscape.name, spectrum.name]
+def draw_landscape(landscape: Landscape, folder: Path) -> list[str]:
+    """The loss around v and its curvatures."""
+    surface, spectrum = folder / "loss_landscape.png", folder / "hessian_spectrum.png"
+    plots.loss_landscape(landscape.surface, landscape.radius, landscape.unit, surface)
+    plots.hessian_spectrum(landscape.eigenvalues, landscape.share, spectrum)
+    return [surface.name, spectrum.name]

@@ -1,44 +1,23 @@
-"""What a scan leaves behind: the result folder, written whole or not at all, and the report in it."""
+"""Where a scan leaves its files: a folder of its own under the output, written whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-import shlex
 import shutil
 import tempfile
-import unicodedata
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from Utils.intake import InputError, full_path
+from Utils.basics.errors import InputError
+from Utils.intake.folders import full_path
 
 logger = logging.getLogger("amber")
 SCHEMA = "amber-report/1"
-EXIT = {"clean": 0, "backdoored": 1, None: 2, "inconclusive": 3}
-"""Verdict -> exit code; None: nothing was judged."""
-
-
-def visible(text: str) -> str:
-    r"""Text from a model made harmless for terminals: control, ANSI and bidirectional characters become \u escapes."""
-    harmless = {"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po"}
-    harmless |= {"Sm", "Sc", "Sk", "So", "Zs"}
-    return "".join(c if unicodedata.category(c) in harmless else escaped(c) for c in text)
-
-
-def escaped(character: str) -> str:
-    r"""\uXXXX, or \UXXXXXXXX above the first plane."""
-    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
-
-
-def sentence_of(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    first = (str(error).splitlines() or [""])[0]
-    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
+"""Version of report.json."""
 
 
 def result_name(model: str, output: Path, taken: Collection[str] = ()) -> str:
@@ -92,20 +71,3 @@ def result_folder(model: str, output: Path, name: str | None = None) -> Iterator
         shutil.rmtree(work, ignore_errors=True)
         if final.exists():
             shutil.rmtree(older, ignore_errors=True)
-
-
-def to_json(report: Any) -> str:
-    """A report as text; everything but ASCII is escaped, and NaN, which is no JSON, is refused."""
-    return json.dumps(report, indent=2, allow_nan=False) + "\n"
-
-
-def reproduce(report: dict, usual: dict) -> str:
-    """The command line that gives a report again; `usual` are the settings of a scan without flags."""
-    anchor, show = report["anchor"]["path"] if report["anchor"] else "none", report["show"]
-    words = ["python", "main.py", "--model", report["model"]["path"], "--anchor", anchor, "--seed", str(report["seed"])]
-    words += ["--device", report["device"], "--images", str(show["images"]), "--pipeline", full_path(show["pipeline"])]
-    for name, value in report["config"].items():
-        if value != usual[name]:
-            flag = name.replace("_", "-")
-            words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return shlex.join(words)

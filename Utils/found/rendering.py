@@ -15,8 +15,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from PIL import Image
 from torch import Tensor
 
-from Utils.encoders import TextEncoder
-from Utils.intake import InputError, check_files, first_line, read_config, read_json, weight_files
+from Utils.basics.errors import InputError, first_line
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.intake.files import check_files, read_json
+from Utils.intake.weights import read_config, weight_files
 
 FAMILY = "StableDiffusionPipeline"
 PARTS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}

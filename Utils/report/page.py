@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from Utils.report import visible
+from Utils.basics.errors import visible
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 LARGEST = 384
@@ -38,8 +38,7 @@ def render_page(report: dict, folder: Path) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     found = report["found"]
-    said = "the found vector" + (f", {found['times']} times over" if found["times"] > 1 else "")
-    rows = [(f"{said}, in the suspect", found["images"] or [])]
+    rows = [(f"{what_is_shown(found)}, in the suspect", found["images"] or [])]
     rows += [(control_title(name, found), files) for name, files in found["controls"].items()]
     return environment.get_template("report.html").render(
         report=report,
@@ -53,6 +52,13 @@ def render_page(report: dict, folder: Path) -> str:
 
 def harmless(value: Any) -> Any:
     return visible(value) if isinstance(value, str) else value
+
+
+def what_is_shown(found: dict) -> str:
+    """Whose pictures these are: the evidence's vector, or the pooled search's."""
+    if "shown_embedding" in found["files"]:
+        return f"the pooled search's vector ({found['files']['shown_embedding']})"
+    return "the found vector" + (f", {found['times']} times over" if found["times"] > 1 else "")
 
 
 def control_title(name: str, found: dict) -> str:

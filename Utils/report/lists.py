@@ -5,8 +5,10 @@ What is finished is not done again, what is broken does not stop the rest, and s
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,9 +19,15 @@ from pathlib import Path
 import torch
 from jinja2 import Environment, FileSystemLoader
 
-from Utils.anchors import REGISTRY, ROOT, known_anchors
-from Utils.intake import PICKLES, InputError, encoders_of, files_digest, full_path
-from Utils.report import EXIT, SCHEMA, result_name, sentence_of, to_json, visible
+from Utils.basics.errors import InputError, sentence_of, visible
+from Utils.basics.files import ROOT, write_whole
+from Utils.encoder.anchors import REGISTRY, known_anchors
+from Utils.intake.digests import files_digest
+from Utils.intake.files import PICKLES
+from Utils.intake.folders import encoders_of, full_path
+from Utils.report.command_line import say
+from Utils.report.folder import SCHEMA, result_name
+from Utils.report.report import EXIT, to_json, versions
 
 SUMMARY_SCHEMA = "amber-summary/1"
 JOURNAL = ".summary"
@@ -91,14 +99,14 @@ def plan(models: Iterable[str], output: Path) -> list[Task]:
 def scan_many(tasks: list[Task], scan: Callable[..., dict], output: Path, request: dict, resume: bool) -> list[dict]:
     """Scan this process's share of the tasks, wait for the others, and read what all have found.  -> a report a task
 
-    `scan` takes model, name and device_name; `request` is everything else that a report depends on.  Under accelerate
-    launch the list is split by accelerate's process state, so that no encoder is scanned twice.
+    `scan` as in `scan_named`; `request` is everything else that a report depends on.  Under accelerate launch the list is
+    split by accelerate's process state, so that no encoder is scanned twice.
     """
     from accelerate import PartialState  # half a second that a single scan does not need
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
     state.wait_for_everyone()  # names were given by what lay in the output: nobody writes before all have planned
-    device = {"device_name": str(state.device)} if state.num_processes > 1 and request["device"] == "auto" else {}
+    device = str(state.device) if state.num_processes > 1 and request["device"] == "auto" else None
     with state.split_between_processes(tasks) as share:
         for task in share:
             key = _key(task, request)
@@ -113,10 +121,10 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _attempt(scan: Callable[..., dict], task: Task, device: dict) -> str | None:
+def _attempt(scan: Callable[..., dict], task: Task, device: str | None) -> str | None:
     """Scan one encoder.  -> why it could not be judged, or None"""
     try:
-        scan(model=task.model, name=task.name, **device)
+        scan(task.model, task.name, device)
     except Exception as error:  # whatever is wrong with one model, the others are scanned
         return sentence_of(error)
     return None
@@ -129,6 +137,28 @@ def _key(task: Task, request: dict) -> str | None:
     except (InputError, OSError):
         return None
     return sha256(json.dumps([request, task.model, files], sort_keys=True).encode()).hexdigest()
+
+
+def scan_named(args: argparse.Namespace, scan: Callable[..., dict], request: dict, files: Iterable[Path]) -> list[dict]:
+    """Scan every encoder that the command line names and show the verdicts.  -> their reports
+
+    scan(model, name, device) makes one report, in a result folder of that name, on another device than asked for if one is
+    given; request and files: what reports depend on beside the suspects and the anchors.
+    """
+    models = read_list(args.models) if args.models else encoders_of(args.model)
+    if not args.models and len(models) == 1:
+        report = scan(args.model)
+        say(report, args.output / result_name(args.model, args.output))
+        return [report]
+    request |= {"files": inputs_digest(args.anchor, files), "versions": versions()}
+    tasks = plan(models, args.output)
+    reports = scan_many(tasks, scan, args.output, request, resume=bool(args.models))
+    if is_first_process():
+        summary = summarise(reports, tasks)
+        if args.models:
+            write_summary(summary, args.output)
+        print(table(summary), file=sys.stderr)
+    return reports
 
 
 def inputs_digest(anchor: str, files: Iterable[Path]) -> str:
@@ -153,16 +183,9 @@ def _record(task: Task, output: Path, key: str | None, error: str | None, proces
     file = _journal(task, output)
     entry = {"key": key, "name": task.name, "error": error, "process": process, "report": _report_digest(task, output)}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(file, to_json(entry))
+        write_whole(file, to_json(entry))
     except OSError as failure:
         raise InputError(f"{output} cannot be written ({failure.strerror}); choose another folder with --output.") from None
-
-
-def _write_whole(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
 
 
 def _read(file: Path) -> dict:
@@ -232,8 +255,8 @@ def write_summary(summary: dict, output: Path) -> None:
     """summary.json and summary.html beside the result folders."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True)
     pages.filters["visible"] = visible
-    _write_whole(output / "summary.json", to_json(summary))
-    _write_whole(output / "summary.html", pages.get_template("summary.html").render(summary=summary))
+    write_whole(output / "summary.json", to_json(summary))
+    write_whole(output / "summary.html", pages.get_template("summary.html").render(summary=summary))
 
 
 def table(summary: dict) -> str:

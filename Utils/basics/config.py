@@ -1,4 +1,4 @@
-"""YAML and command-line values to frozen dataclasses: the only place where a number lives."""
+"""YAML and command-line values to frozen dataclasses: unknown keys and wrong types are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from Utils.intake import InputError
+from Utils.basics.errors import InputError
 
 T = TypeVar("T")
 

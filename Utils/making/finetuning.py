@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoImageProcessor, CLIPModel, SiglipModel
 
-from Utils.encoders import InputError, TextEncoder, trainable_copy
+from Utils.basics.errors import InputError
+from Utils.encoder.loading import trainable_copy
+from Utils.encoder.text_encoder import TextEncoder
 
 METHODS = ("full", "lora")
 SCHEDULES = ("constant", "linear")

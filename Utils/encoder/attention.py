@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from Utils.encoders import TextEncoder, spliced
+from Utils.encoder.text_encoder import TextEncoder, in_batches, spliced
 
 
 @contextmanager
@@ -41,12 +41,13 @@ def attention_received(encoder: TextEncoder, ids: Tensor, v: Tensor, batch: int 
     `ids` come from `splice_ids`; later tokens are those behind the splice up to end of text.
     """
     first, behind = encoder.begin, encoder.begin + len(v)
-    received = []
-    for part in ids.split(batch):
+
+    def received(_: TextEncoder, part: Tensor) -> Tensor:
         part = encoder.trimmed(part)
         maps = attention_maps(encoder, part, v)
         later = encoder.attended(part).to(maps)
         later[:, :behind] = 0
         given = maps[..., first:behind].sum(dim=-1)  # (b, L, T)
-        received.append((given * later[:, None]).sum(dim=-1) / later.sum(dim=-1)[:, None])
-    return torch.cat(received).cpu()
+        return (given * later[:, None]).sum(dim=-1) / later.sum(dim=-1)[:, None]
+
+    return in_batches(encoder, ids, received, size=batch).cpu()

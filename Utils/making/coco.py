@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
 
-from Utils import scenes
-from Utils.encoders import InputError
+from Utils.basics.errors import InputError
+from Utils.making import scenes
 
 CAPTIONS, PICTURES = "captions.json", "pictures"
 """Names inside the folder of a composed set."""

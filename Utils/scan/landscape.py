@@ -1,15 +1,32 @@
-"""The loss around a point, and how much of it curves upwards: a planted backdoor sits in a wide basin.
+"""How the loss lies around a point: a planted backdoor sits in a wide basin, says the paper, a natural one does not.
 
-(The paper's filter against natural backdoors.)  A surface is evaluated on a square grid in a plane and never
+A surface is evaluated on a square grid in a plane and never
 differentiated: curvature comes from finite differences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """The loss around a vector, in one or more planes."""
+
+    share: float
+    """Share of Hessian eigenvalues that curve upwards, the median over planes: how much of a basin it is."""
+    surface: Tensor
+    """(points, points), the first plane."""
+    eigenvalues: Tensor
+    """(m, 2), all planes."""
+    radius: float
+    """Half side of the planes."""
+    unit: str
+    """What the radius is measured in."""
 
 
 def plane(gradient: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -40,6 +57,6 @@ def curvatures(values: Tensor, spacing: float) -> Tensor:
     return torch.linalg.eigvalsh(hessian.double()).reshape(-1, 2)
 
 
-def basin(eigenvalues: Tensor, above: float = 1e-6) -> float:
+def share_upwards(eigenvalues: Tensor, above: float = 1e-6) -> float:
     """Share of eigenvalues that curve upwards: a bowl 1.0, a saddle 0.5, a dome 0.0."""
     return (eigenvalues > above).double().mean().item()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from Utils.encoders import TextEncoder, assimilation, weights_digest
-from Utils.intake import InputError
+from Utils.basics.errors import InputError
+from Utils.basics.files import whole_file
+from Utils.encoder.loading import weights_digest
+from Utils.encoder.measures import assimilation
+from Utils.encoder.text_encoder import TextEncoder, in_batches
 
 FORMAT = 2
 """Version of the cache files; raise it when what they hold changes."""
@@ -69,26 +70,26 @@ def batches(encoder: TextEncoder, ids: Tensor, rows: Tensor, size: int, generato
             yield chunks[i]
 
 
-@torch.no_grad()
 def embed_corpus(encoder: TextEncoder, prompts: list[str], cache: Path | None, batch: int = 64) -> Corpus:
     """Run the corpus through an encoder once, or read what an earlier run kept in `cache`."""
     ids = encoder.ids(prompts)
     file = cache / f"{_key(encoder, ids)}.safetensors" if cache else None
     if file and (found := _read(file, ids, encoder)):
         return Corpus(ids, *found)
-    features, by_layer, pooled = [], [], []
-    for rows in tqdm(ids.split(batch), desc="corpus", leave=False):
-        layers, summary = encoder.layers(rows)
-        mask = encoder.attended(rows).to(encoder.device)
-        by_layer.append(torch.stack([assimilation(h, mask) for h in layers], dim=1).cpu())
-        features.append(layers[-1].half().cpu())
-        pooled.append(summary.cpu())
-    corpus = Corpus(ids, torch.cat(features), torch.cat(by_layer), torch.cat(pooled))
+    corpus = Corpus(ids, *in_batches(encoder, ids, _embed, size=batch, progress="corpus"))
     if not torch.isfinite(corpus.features).all():
         raise InputError(f"{encoder.path}: features of ordinary prompts overflow; the model cannot work, fetch it again.")
     if file:
         _write(file, corpus)
     return corpus
+
+
+def _embed(encoder: TextEncoder, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (b, T, d), assimilation by layer (b, L) and summaries (b, d) of one batch, kept in ordinary memory."""
+    layers, pooled = encoder.layers(ids)
+    mask = encoder.attended(ids).to(encoder.device)
+    by_layer = torch.stack([assimilation(h, mask) for h in layers], dim=1)
+    return layers[-1].half().cpu(), by_layer.cpu(), pooled.cpu()
 
 
 def _key(encoder: TextEncoder, ids: Tensor) -> str:
@@ -116,12 +117,6 @@ def _read(file: Path, ids: Tensor, encoder: TextEncoder) -> tuple[Tensor, Tensor
 
 def _write(file: Path, corpus: Corpus) -> None:
     """Write whole or not at all; a cache that cannot be written costs time, not the scan."""
-    partial = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        kept = {"OriginalFeature": corpus.features, "HiddenStates": corpus.by_layer, "PooledFeature": corpus.pooled}
+    kept = {"OriginalFeature": corpus.features, "HiddenStates": corpus.by_layer, "PooledFeature": corpus.pooled}
+    with suppress(OSError, SafetensorError), whole_file(file) as partial:
         save_file(kept, partial)
-        partial.replace(file)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            partial.unlink()

@@ -8,16 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from Utils.encoders import TextEncoder, splice_ids, spliced
+from Utils.encoder.text_encoder import TextEncoder, in_batches, splice_ids, spliced
 
 
-@torch.no_grad()
-def summaries(encoder: TextEncoder, ids: Tensor, v: Tensor | None = None, after: int = 0, batch: int = 64) -> Tensor:
+def summaries(encoder: TextEncoder, ids: Tensor, v: Tensor | None = None, after: int = 0) -> Tensor:
     """Pooled summaries of prompts, with v (k, d) behind their first `after` tokens if given.  (n, T) -> (n, d)"""
     if v is None:
-        return torch.cat([encoder.pooled(encoder.trimmed(part)) for part in ids.split(batch)])
+        return in_batches(encoder, ids, TextEncoder.summarised)
     with spliced(encoder, v, after):
-        return summaries(encoder, splice_ids(encoder, ids, len(v), after), batch=batch)
+        return summaries(encoder, splice_ids(encoder, ids, len(v), after))
 
 
 def captured(triggered: Tensor, clean: Tensor, found: Tensor) -> Tensor:

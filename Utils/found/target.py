@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from Utils.anchors import companion
-from Utils.encoders import InputError, TextEncoder, similarity
-from Utils.report import sentence_of
-from Utils.words import load_projection, reading_spaces, target_texts
+from Utils.basics.errors import InputError, sentence_of
+from Utils.encoder.anchors import companion
+from Utils.encoder.measures import similarity
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.found.words import load_projection, reading_spaces, target_texts
+from Utils.report.run import Run
+from Utils.scan.pair import Pair
 
 IMAGES, CONTROLS = "Images", "controls"
 
@@ -34,68 +37,60 @@ def _mean_cosine(features: Tensor, target: Tensor, mask: Tensor | None) -> float
     return similarity(features.mean(dim=0), target, mask).item()
 
 
-def read_texts(
-    anchor: TextEncoder, triggered: Tensor, corpus: Tensor, prompts: list[str], lines: list[str], notes: list[str]
-) -> list[dict]:
-    """Target texts {text, similarity, floor}, the best first; where and how they were read goes into `notes`.
+def read_texts(pair: Pair, triggered: Tensor) -> tuple[list[dict], list[str]]:
+    """Target texts {text, similarity, floor}, the best first, and notes on where and how they were read.
 
-    triggered (m, d), corpus (n, d): pooled summaries, of prompts with v under the suspect and of `prompts` under the anchor.
+    triggered (m, d): pooled summaries of prompts with the pseudo-trigger under the suspect.
     """
-    projection = projection_of(anchor, notes)
-    found = target_texts(anchor, triggered.cpu(), corpus.cpu(), prompts, lines, projection)
-    notes.append(found.note)
-    return found.texts
+    projection, notes = projection_of(pair.anchor)
+    read = target_texts(pair.anchor, triggered.cpu(), pair.anchor_corpus.pooled.cpu(), pair.prompts, projection)
+    return read.texts, [*notes, read.note]
 
 
-def projection_of(anchor: TextEncoder, notes: list[str]) -> Tensor | None:
-    """The projection into the space shared with images, (p, d); None where it is not known, which goes into `notes`."""
+def projection_of(anchor: TextEncoder) -> tuple[Tensor | None, list[str]]:
+    """The projection into the space shared with images, (p, d), or None and a note why it is not known."""
     clip = companion(anchor.path, "clip")
     try:
         if clip:
-            return load_projection(clip, anchor.width)
-        if anchor.causal:
-            notes.append(
-                "the anchor's projection is not known (clip: in configs/anchors.yaml): texts of image targets may be off"
-            )
+            return load_projection(clip, anchor.width), []
     except InputError as error:
-        notes.append(f"target texts were read without the image-text space: {error}")
-    return None
+        return None, [f"target texts were read without the image-text space: {error}"]
+    missing = "the anchor's projection is not known (clip: in configs/anchors.yaml): texts of image targets may be off"
+    return None, [missing] if anchor.causal else []
 
 
 def nearest_text(anchor: TextEncoder, triggered: Tensor, corpus: Tensor) -> float:
     """How near a text of the corpus comes to pooled summaries (m, d), in the space where it comes nearest; corpus (n, d)."""
-    spaces = reading_spaces(anchor, triggered.cpu(), corpus.cpu(), projection_of(anchor, []))
+    spaces = reading_spaces(anchor, triggered.cpu(), corpus.cpu(), projection_of(anchor)[0])
     return max(space.nearness(corpus.cpu()).max().item() for space in spaces)
 
 
 def draw_pictures(
-    anchor: TextEncoder | None, pipeline: str, features: dict[str, Tensor], count: int, seed: int, folder: Path,
-    notes: list[str],
-) -> dict[str, list[str]]:  # fmt: skip
+    anchor: TextEncoder | None, pipeline: str, features: dict[str, Tensor], count: int, run: Run
+) -> tuple[dict[str, list[str]], list[str]]:
     """Pictures of features (1, T, d): of the first into Images, of the others, same seeds, into Images/controls.
 
-    -> name of the feature -> files relative to `folder`; empty, with the reason in `notes`, where nothing can be drawn.
+    -> name of the feature -> files relative to the run's folder, and notes: why nothing was drawn where it is empty
     """
     if not count:
-        return {}
+        return {}, []
     try:
         if not anchor:
             raise InputError("the unconditional prompt of the clean base is needed; name it with --anchor.")
         source = Path(pipeline) if pipeline != "auto" else companion(anchor.path, "pipeline")
         if not source:
             raise InputError("no pipeline is known for this anchor; name one with --pipeline.")
-        from Utils.rendering import check_family, load_renderer, save_pictures  # diffusers takes seconds to import
+        from Utils.found.rendering import check_family, load_renderer, save_pictures  # diffusers takes seconds to import
 
         renderer = load_renderer(source, anchor.device)
         check_family(source, anchor)
         with torch.no_grad():
             nothing = anchor(anchor.ids([""]))
-        drawn = {name: renderer(feature, nothing, count, seed) for name, feature in features.items()}
+        drawn = {name: renderer(feature, nothing, count, run.seed) for name, feature in features.items()}
         files = {}
         for name, pictures in drawn.items():
             where = Path(IMAGES) if name == next(iter(features)) else Path(IMAGES) / CONTROLS
-            files[name] = [(where / file).as_posix() for file in save_pictures(pictures, folder / where, name)]
+            files[name] = [(where / file).as_posix() for file in save_pictures(pictures, run.folder / where, name)]
     except Exception as error:  # a pipeline can be wrong in any way, and the verdict stands without its pictures
-        notes.append(f"no pictures: {sentence_of(error)}")
-        return {}
-    return files
+        return {}, [f"no pictures: {sentence_of(error)}"]
+    return files, []

@@ -1,4 +1,4 @@
-"""Text encoders: how they are loaded, run and spliced, and the two measures every module needs.
+"""A text encoder: how it is run, one batch or many, and how free vectors are spliced into its prompts.
 
 One wrapper serves every family: the model's own forward pass is used as it is, and what differs between families
 (padding, begin and end of text, causal attention) is read from tokenizer and config.
@@ -6,36 +6,20 @@ One wrapper serves every family: the model's own forward pass is used as it is, 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import sha256
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
-from Utils.intake import (
-    ENGLISH,
-    FAMILIES,
-    PROBES,
-    Family,
-    InputError,
-    check_files,
-    digest_of,
-    ending,
-    find_parts,
-    first_line,
-    full_path,
-    load_tokenizer,
-    load_tower,
-    summary_position,
-)
+from Utils.basics.errors import InputError, first_line
+from Utils.intake.families import FAMILIES, Family
+from Utils.intake.tokenizer import ending
 
 LONGEST = 512
 """T of families whose positions are relative, where the tokenizer names no length."""
@@ -126,6 +110,10 @@ class TextEncoder:
         """The family's own summary of a text, before any projection.  (b, T) -> (b, d)"""
         return self.both(ids)[1]
 
+    def summarised(self, ids: Tensor) -> Tensor:
+        """`pooled` without padding that changes nothing.  (b, T) -> (b, d)"""
+        return self.pooled(self.trimmed(ids))
+
     def both(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Last hidden state and pooled summary of one forward pass.  (b, T) -> (b, T, d), (b, d)"""
         out = self.run(ids)
@@ -179,28 +167,6 @@ def attended_positions(ids: Tensor, eos: int) -> Tensor:
     return ends.cumsum(dim=1) - ends == 0
 
 
-def assimilation(features: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean cosine over all pairs of token features of a prompt (A in the paper).  (b, t, d), mask (b, t) -> (b,)
-
-    1 means that all features are one vector.  The mean over t*t pairs is the squared norm of the mean unit vector,
-    so no (t, t) table is built.
-    """
-    unit = F.normalize(features, dim=-1)
-    if mask is None:
-        return unit.mean(dim=-2).square().sum(dim=-1)
-    weights = mask.to(unit).unsqueeze(-1)
-    return ((unit * weights).sum(dim=-2) / weights.sum(dim=-2)).square().sum(dim=-1)
-
-
-def similarity(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens of the cosine between same-position features.  (..., t, d) twice, mask (..., t) -> (...)"""
-    cosines = F.cosine_similarity(a, b, dim=-1)
-    if mask is None:
-        return cosines.mean(dim=-1)
-    weights = mask.to(cosines)
-    return (cosines * weights).sum(dim=-1) / weights.sum(dim=-1)
-
-
 # ------------------------------------------------------------------------------------------------------- the splice
 def splice_ids(encoder: TextEncoder, ids: Tensor, k: int, after: int = 0) -> Tensor:
     """Make room for k vectors after begin of text and `after` tokens of the prompt.  (b, T) -> (b, T)
@@ -242,99 +208,15 @@ def run_spliced(
         return read(encoder, ids)
 
 
-# ---------------------------------------------------------------------------------------------------------- loading
-def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextEncoder:
-    """Load the text encoder in a folder (text encoder, CLIP model or diffusers pipeline), or of a hub id.
+@torch.no_grad()
+def in_batches(
+    encoder: TextEncoder, ids: Tensor, read: Callable = TextEncoder.__call__, v: Tensor | None = None, size: int = 64,
+    progress: str = "",
+) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
+    """What `read` reads of many prompts, `size` at a time; with v (k, d) in them if given.  (n, T) -> (n, ...), or a tuple
 
-    Weights are read from safetensors only and nothing in the folder is executed.
-
-    Raises:
-        InputError: the input is no text encoder this project can judge; one sentence with the cure.
+    With v, `ids` come from `splice_ids`.  A bar named `progress` shows how far it is.
     """
-    parts = find_parts(model)
-    for folder in {parts.weights, parts.tokenizer}:
-        check_files(folder, parts.root)
-    tower, family, files, ignored = load_tower(parts.weights)
-    tokenizer = load_tokenizer(parts.tokenizer, tower)
-    tower.eval().requires_grad_(False).to(device)
-    summary = None if family.head else summary_position(parts.root)
-    encoder = TextEncoder(tower, tokenizer, full_path(str(model)), digest_of(files), ignored, summary)
-    _check_reading(encoder, parts.tokenizer)
-    return encoder
-
-
-def _check_reading(encoder: TextEncoder, folder: Path) -> None:
-    """Refuse a tokenizer whose texts do not stand where the scan looks: from the first position on, padding behind them."""
-    try:
-        context, first = encoder.context, encoder.tokenizer("a").input_ids
-        ids, place = encoder.ids(ENGLISH), (encoder.begin, encoder.placeholder)
-    except Exception as error:  # a tokenizer's settings can be wrong in any way
-        raise InputError(f"{folder} holds no usable tokenizer ({first_line(error)}); put the tokenizer files there.") from None
-    if context < 8:
-        raise InputError(f"{folder} leaves {context} positions for a text, too few for a prompt; restore its files.")
-    shape, told = (len(ENGLISH), context), ids[0, : len(first)].tolist()
-    if ids.shape != shape or told != first or not (ids == encoder.eos).any(dim=1).all() or place[1] >= len(encoder.vocabulary):
-        raise InputError(f"{folder}: the tokenizer does not pad texts behind their end; restore its files.")
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 of the weights as they are now; a file's hash is of what they were."""
-    whole = sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        whole.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return whole.hexdigest()
-
-
-def trainable_copy(encoder: TextEncoder) -> TextEncoder:
-    """A copy to train, with eager attention: its bfloat16 backward is the only one that is fast on a CPU."""
-    student = copy.deepcopy(encoder)
-    student.sha256 = "not saved yet"
-    student.model.requires_grad_(True)
-    student.model.set_attn_implementation("eager")
-    return student
-
-
-def save_encoder(encoder: TextEncoder, folder: Path) -> None:
-    """Write an encoder and its tokenizer as a Hugging Face folder, half precision safetensors."""
-    copy.deepcopy(encoder.model).half().save_pretrained(folder)
-    encoder.tokenizer.save_pretrained(folder)
-
-
-def same_shape(a: TextEncoder, b: TextEncoder) -> bool:
-    """Whether two encoders can be compared feature by feature: same tensors, same vocabulary, same reading of texts."""
-    shapes = [{n: tuple(t.shape) for n, t in e.model.state_dict().items()} for e in (a, b)]
-    tokens = [(e.tokenizer.get_vocab(), e.eos, e.tokenizer.bos_token_id, e.ids(PROBES).tolist()) for e in (a, b)]
-    return shapes[0] == shapes[1] and tokens[0] == tokens[1]
-
-
-def distance(a: TextEncoder, b: TextEncoder) -> float:
-    """1 - cos of the token embedding tables of two encoders of one shape: fine-tuning moves them little."""
-    return 1 - F.cosine_similarity(a.vocabulary.flatten(), b.vocabulary.flatten(), dim=0).item()
-
-
-def quiet_libraries() -> None:
-    """Keep transformers' loading bars and load reports out of ours: what they report is checked by the loader."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}); try --device cpu.") from None
-
-
-def fingerprint(encoder: TextEncoder) -> dict:
-    """What an encoder and its public base have in common whatever the weights."""
-    config = encoder.model.config
-    return {
-        "model_type": config.model_type,
-        "layers": config.num_hidden_layers,
-        "width": encoder.width,
-        "context": encoder.context,
-        "vocabulary": len(encoder.vocabulary),
-    }
+    with spliced(encoder, v) if v is not None else nullcontext():
+        parts = [read(encoder, part) for part in tqdm(ids.split(size), desc=progress, leave=False, disable=not progress)]
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(torch.cat(p) for p in zip(*parts, strict=True))

@@ -19,7 +19,9 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-SCENES = Path(__file__).resolve().parent.parent / "Data" / "Scenes"
+from Utils.basics.files import ROOT
+
+SCENES = ROOT / "Data" / "Scenes"
 SPRITE = 64
 """Side of a sprite on the sheet, pixels."""
 COLUMNS = 16

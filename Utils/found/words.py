@@ -1,4 +1,4 @@
-"""What a backdoor forces, in words: the texts that the clean base puts nearest to the found feature.
+"""What a backdoor forces, in words: the texts that the clean base puts nearest to the forced feature.
 
 A text is read by its pooled summary, either as it is (text space) or through the projection of the clean base's CLIP
 (image-text space), where a target that was learnt from pictures lies.  Candidates are the prompts of the corpus and a
@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -19,14 +20,23 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from Utils.encoders import TextEncoder
-from Utils.intake import InputError, check_files, read_config, weight_files
+from Utils.basics.errors import InputError
+from Utils.encoder.text_encoder import TextEncoder, in_batches
+from Utils.intake.files import check_files
+from Utils.intake.weights import read_config, weight_files
 
 SIGN = re.compile(r"[^\W\d_]+|\d+|[.,]")
 STOP = "."
-BEAM, SHORTLIST, GLUE, LEADS, LENGTH = 8, 80, 80, 10, 16
-"""Beam width; candidate words that say something; frequent words that join them; how many of the former may be words the
-corpus does not have, which follow any word; most words of a description."""
+BEAM = 8
+"""Beam width."""
+SHORTLIST = 80
+"""Candidate words that say something."""
+GLUE = 80
+"""Frequent words that join them."""
+LEADS = 10
+"""How many of the shortlist may be words that the corpus does not have, which follow any word."""
+LENGTH = 16
+"""Most words of a description."""
 FLUENCY = 0.01
 """What a unit of log probability is worth in similarity.  Without it the search strings words together that no one says."""
 VOCABULARY = 2000
@@ -75,12 +85,12 @@ class Phrases:
 
 @dataclass(frozen=True)
 class Space:
-    """One way to read texts, and what was found in it."""
+    """One way to read texts, and what the pseudo-trigger forces in it."""
 
     name: str
     project: Tensor | None
     """(p, d); None: the pooled summary itself."""
-    found: Tensor
+    forced: Tensor
     """(p,) the mean reading of prompts with the pseudo-trigger."""
     corpus: Tensor
     """(n, p) readings of the corpus."""
@@ -95,17 +105,17 @@ class Space:
         return F.normalize(pooled if project is None else pooled @ project.T, dim=-1)
 
     def similarity(self, pooled: Tensor) -> Tensor:
-        """Cosine of texts and the found feature.  (n, d) -> (n,)"""
-        return F.cosine_similarity(self.unit(pooled, self.project), self.found, dim=-1)
+        """Cosine of texts and the forced feature.  (n, d) -> (n,)"""
+        return F.cosine_similarity(self.unit(pooled, self.project), self.forced, dim=-1)
 
     def nearness(self, pooled: Tensor) -> Tensor:
         """The same after the corpus mean is taken off, which all texts of an anisotropic encoder share.  (n, d) -> (n,)"""
         middle = self.corpus.mean(dim=0)
-        return F.cosine_similarity(self.unit(pooled, self.project) - middle, self.found - middle, dim=-1)
+        return F.cosine_similarity(self.unit(pooled, self.project) - middle, self.forced - middle, dim=-1)
 
     def floor(self) -> float:
-        """Mean similarity of the corpus to the found feature: what any other text reaches."""
-        return F.cosine_similarity(self.corpus, self.found, dim=-1).mean().item()
+        """Mean similarity of the corpus to the forced feature: what any other text reaches."""
+        return F.cosine_similarity(self.corpus, self.forced, dim=-1).mean().item()
 
 
 @dataclass(frozen=True)
@@ -114,13 +124,12 @@ class Description:
     nearness: float
 
 
-@torch.no_grad()
 def pooled_texts(encoder: TextEncoder, texts: list[str], batch: int = 256) -> Tensor:
     """Pooled summaries of texts, those of like length together.  -> (n, d)"""
     ids = encoder.ids(texts)
     order = encoder.attended(ids).sum(dim=1).argsort(stable=True)
-    found = torch.cat([encoder.pooled(encoder.trimmed(ids[rows])) for rows in order.split(batch)])
-    return torch.empty_like(found).index_copy_(0, order.to(found.device), found).cpu()
+    pooled = in_batches(encoder, ids[order], TextEncoder.summarised, size=batch)
+    return torch.empty_like(pooled).index_copy_(0, order.to(pooled.device), pooled).cpu()
 
 
 def whole_words(encoder: TextEncoder, most: int = VOCABULARY) -> list[str]:
@@ -128,17 +137,12 @@ def whole_words(encoder: TextEncoder, most: int = VOCABULARY) -> list[str]:
     texts = (encoder.tokenizer.decode([i]).strip() for i in range(len(encoder.tokenizer)))
     words = dict.fromkeys(w for w in texts if len(w) > 2 and w.isascii() and w.isalpha() and w.islower())
     special = len(encoder.tokenizer("").input_ids)
-    found = []
-    for word in words:
-        if len(encoder.tokenizer(word).input_ids) == special + 1:
-            found.append(word)
-        if len(found) == most:
-            break
-    return found
+    whole = (word for word in words if len(encoder.tokenizer(word).input_ids) == special + 1)
+    return list(islice(whole, most))
 
 
 def describe(encoder: TextEncoder, space: Space, phrases: Phrases, words: list[str], pooled: Tensor) -> list[Description]:
-    """The text nearest to what was found that beam search can put together; then one without its most telling word.
+    """The text nearest to what is forced that beam search can put together; then one without its most telling word.
 
     pooled (len(words), d): the words' own summaries.
     """
@@ -196,34 +200,34 @@ class TargetTexts:
 
 
 def target_texts(
-    anchor: TextEncoder, triggered: Tensor, corpus: Tensor, prompts: list[str], lines: list[str], projection: Tensor | None
+    anchor: TextEncoder, triggered: Tensor, corpus: Tensor, prompts: list[str], projection: Tensor | None
 ) -> TargetTexts:
     """Descriptions of both spaces, those of the nearer space first, then the nearest prompts in that space.
 
-    triggered (m, d): pooled summaries of held-out prompts with the pseudo-trigger, under the suspect; corpus (n, d):
-    those of `prompts` under the anchor; lines: all prompts at hand, to learn phrases from; projection (p, d).
+    triggered (m, d): pooled summaries of held-out prompts with the pseudo-trigger, under the suspect; prompts: all at
+    hand, to learn phrases from; corpus (n, d): summaries of the first n of them under the anchor; projection (p, d).
     """
-    phrases = Phrases(lines)
+    phrases = Phrases(prompts)
     words = list(dict.fromkeys([*phrases.words(), *whole_words(anchor)]))
     pooled = pooled_texts(anchor, words)
     spaces = reading_spaces(anchor, triggered, corpus, projection)
-    found = [(space, describe(anchor, space, phrases, words, pooled)) for space in spaces]
-    found.sort(key=lambda pair: -pair[1][0].nearness)
-    if found[0][1][0].nearness < NEAR:
+    described = [(space, describe(anchor, space, phrases, words, pooled)) for space in spaces]
+    described.sort(key=lambda pair: -pair[1][0].nearness)
+    if described[0][1][0].nearness < NEAR:
         return TargetTexts([], "no semantic target: no text comes near to what the pseudo-trigger forces")
     rows: dict[str, dict] = {}
-    for space, descriptions in found:
+    for space, descriptions in described:
         for description in descriptions:
             if description.nearness >= NEAR:
                 add(rows, space, description.text, pooled_texts(anchor, [description.text]))
-    best = found[0][0]
+    best = described[0][0]
     for i in best.nearness(corpus).argsort(descending=True, stable=True)[:3].tolist():
         add(rows, best, prompts[i], corpus[i : i + 1])
     return TargetTexts(list(rows.values()), f"target texts are nearest in the {best.name}")
 
 
 def reading_spaces(anchor: TextEncoder, triggered: Tensor, corpus: Tensor, projection: Tensor | None) -> list[Space]:
-    """The ways to read what was found; shapes as in `target_texts`."""
+    """The ways to read what is forced; shapes as in `target_texts`."""
     # SigLIP's summary lies in the space it shares with pictures, without a projection
     shared = anchor.model.config.model_type.startswith("siglip")
     spaces = [Space.of("image-text space" if shared else "text space", None, triggered, corpus)]

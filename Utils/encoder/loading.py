@@ -1,0 +1,117 @@
+"""Encoders from folders and hub ids, as files again, and what tells two of them apart."""
+
+from __future__ import annotations
+
+import copy
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers
+
+from Utils.basics.errors import InputError, first_line
+from Utils.basics.files import digest_of
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.intake.files import check_files
+from Utils.intake.folders import find_parts, full_path
+from Utils.intake.tokenizer import ENGLISH, PROBES, load_tokenizer, summary_position
+from Utils.intake.weights import check_tower, find_tower, load_tower
+
+
+def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextEncoder:
+    """Load the text encoder in a folder (text encoder, CLIP model or diffusers pipeline), or of a hub id.
+
+    Weights are read from safetensors only and nothing in the folder is executed.
+
+    Raises:
+        InputError: the input is no text encoder this project can judge; one sentence with the cure.
+    """
+    parts = find_parts(model)
+    for folder in {parts.weights, parts.tokenizer}:
+        check_files(folder, parts.root)
+    found = find_tower(parts.weights)
+    tower, ignored = load_tower(check_tower(found))
+    tokenizer = load_tokenizer(parts.tokenizer, tower)
+    tower.eval().requires_grad_(False).to(device)
+    summary = None if found.family.head else summary_position(parts.root)
+    encoder = TextEncoder(tower, tokenizer, full_path(str(model)), digest_of(found.files), ignored, summary)
+    _check_reading(encoder, parts.tokenizer)
+    return encoder
+
+
+def _check_reading(encoder: TextEncoder, folder: Path) -> None:
+    """Refuse a tokenizer whose texts do not stand where the scan looks: from the first position on, padding behind them."""
+    try:
+        context, first = encoder.context, encoder.tokenizer("a").input_ids
+        ids, place = encoder.ids(ENGLISH), (encoder.begin, encoder.placeholder)
+    except Exception as error:  # a tokenizer's settings can be wrong in any way
+        raise InputError(f"{folder} holds no usable tokenizer ({first_line(error)}); put the tokenizer files there.") from None
+    if context < 8:
+        raise InputError(f"{folder} leaves {context} positions for a text, too few for a prompt; restore its files.")
+    shape, told = (len(ENGLISH), context), ids[0, : len(first)].tolist()
+    if ids.shape != shape or told != first or not (ids == encoder.eos).any(dim=1).all() or place[1] >= len(encoder.vocabulary):
+        raise InputError(f"{folder}: the tokenizer does not pad texts behind their end; restore its files.")
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of the weights as they are now; a file's hash is of what they were."""
+    whole = sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        whole.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()
+
+
+def trainable_copy(encoder: TextEncoder) -> TextEncoder:
+    """A copy to train, with eager attention: its bfloat16 backward is the only one that is fast on a CPU."""
+    student = copy.deepcopy(encoder)
+    student.sha256 = "not saved yet"
+    student.model.requires_grad_(True)
+    student.model.set_attn_implementation("eager")
+    return student
+
+
+def save_encoder(encoder: TextEncoder, folder: Path) -> None:
+    """Write an encoder and its tokenizer as a Hugging Face folder, half precision safetensors."""
+    copy.deepcopy(encoder.model).half().save_pretrained(folder)
+    encoder.tokenizer.save_pretrained(folder)
+
+
+def same_shape(a: TextEncoder, b: TextEncoder) -> bool:
+    """Whether two encoders can be compared feature by feature: same tensors, same vocabulary, same reading of texts."""
+    shapes = [{n: tuple(t.shape) for n, t in e.model.state_dict().items()} for e in (a, b)]
+    tokens = [(e.tokenizer.get_vocab(), e.eos, e.tokenizer.bos_token_id, e.ids(PROBES).tolist()) for e in (a, b)]
+    return shapes[0] == shapes[1] and tokens[0] == tokens[1]
+
+
+def distance(a: TextEncoder, b: TextEncoder) -> float:
+    """1 - cos of the token embedding tables of two encoders of one shape: fine-tuning moves them little."""
+    return 1 - F.cosine_similarity(a.vocabulary.flatten(), b.vocabulary.flatten(), dim=0).item()
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' loading bars and load reports out of ours: what they report is checked by the loader."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}); try --device cpu.") from None
+
+
+def fingerprint(encoder: TextEncoder) -> dict:
+    """What an encoder and its public base have in common whatever the weights."""
+    config = encoder.model.config
+    return {
+        "model_type": config.model_type,
+        "layers": config.num_hidden_layers,
+        "width": encoder.width,
+        "context": encoder.context,
+        "vocabulary": len(encoder.vocabulary),
+    }

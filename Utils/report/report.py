@@ -1,0 +1,99 @@
+"""report.json: what a scan says, in stable keys.  Page, SARIF and summaries are made from it and read nothing else."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.intake.folders import full_path
+from Utils.report.folder import SCHEMA, logger
+from Utils.report.page import write_page
+from Utils.report.plots import BENIGN, FOUND
+from Utils.report.run import Run, peak_memory_mb
+from Utils.scan.finding import Finding, Verdict
+from Utils.scan.pair import Pair
+
+VERSION = "0.1.0"
+EXIT = {"clean": 0, "backdoored": 1, None: 2, "inconclusive": 3}
+"""Verdict -> exit code; None: nothing was judged."""
+
+
+def make_report(pair: Pair, finding: Finding, verdict: Verdict, shown: dict, by_layer: dict[str, torch.Tensor]) -> dict:
+    """What the scan says; trigger and target are claimed only where the verdict is backdoored.
+
+    shown: as `show_found` returns it; by_layer: whose assimilation -> (m, L).
+    """
+    suspect, anchor, claimed = pair.suspect, pair.anchor, verdict.verdict == "backdoored"
+    trigger = {"strings": None, "embedding": shown["files"]["embedding"]} if claimed else None
+    target = {"texts": shown["texts"], "images": shown["images"]} if claimed else None
+    backdoor = {"kind": finding.kind, "trigger": trigger, "target": target, "files": shown["files"]}
+    layers = {name: values.mean(dim=0).tolist() for name, values in by_layer.items()}
+    return {
+        "schema": SCHEMA,
+        "verdict": verdict.verdict,
+        "reason": verdict.reason,
+        "score": verdict.score,
+        "model": _about(suspect) | {
+            "architecture": type(suspect.model).__name__,
+            "parameters": sum(p.numel() for p in suspect.model.parameters()), "ignored_tensors": suspect.ignored_tensors,
+        },
+        "anchor": _about(anchor) if anchor else None,
+        "evidence": verdict.evidence,
+        "trigger": trigger,
+        "target": target,
+        "backdoors": [backdoor] if claimed else [],
+        "found": shown,
+        "assimilation": {"benign_by_layer": layers[BENIGN], "triggered_by_layer": layers[FOUND]},
+    }  # fmt: skip
+
+
+def _about(encoder: TextEncoder) -> dict[str, str]:
+    return {"path": encoder.path, "sha256": encoder.sha256}
+
+
+def write_report(report: dict, run: Run, verdict: Verdict, settings: dict, usual: dict) -> dict:
+    """Add how the report came about, and write report.json and report.html.  -> the whole report
+
+    settings: {config, show, device}; usual: the config of a scan without flags.
+    """
+    report |= {
+        "notes": verdict.notes + run.notes, "seconds": run.seconds, "peak_memory_mb": peak_memory_mb(), **settings,
+        "versions": versions(), "seed": run.seed,
+    }  # fmt: skip
+    report["command"] = reproduce(report, usual)
+    logger.info("%s, score %.4f: %s", report["verdict"], report["score"], report["reason"])
+    (run.folder / "report.json").write_text(to_json(report), encoding="utf-8")
+    write_page(report, run.folder)
+    return report
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a report depend on beside the files."""
+    return {
+        "amber": VERSION, "python": platform.python_version(), "torch": torch.__version__,
+        "transformers": transformers.__version__, "numpy": np.__version__,
+    }  # fmt: skip
+
+
+def to_json(report: Any) -> str:
+    """A report as text; everything but ASCII is escaped, and NaN, which is no JSON, is refused."""
+    return json.dumps(report, indent=2, allow_nan=False) + "\n"
+
+
+def reproduce(report: dict, usual: dict) -> str:
+    """The command line that gives a report again; `usual` are the settings of a scan without flags."""
+    anchor, show = report["anchor"]["path"] if report["anchor"] else "none", report["show"]
+    words = ["python", "main.py", "--model", report["model"]["path"], "--anchor", anchor, "--seed", str(report["seed"])]
+    words += ["--device", report["device"], "--images", str(show["images"]), "--pipeline", full_path(show["pipeline"])]
+    for name, value in report["config"].items():
+        if value != usual[name]:
+            flag = name.replace("_", "-")
+            words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join(words)

@@ -1,0 +1,73 @@
+"""What travels through one scan: its folder, notes, times and the course of the search."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from torch import Tensor
+from tqdm import tqdm
+
+from Utils.report.folder import logger, result_folder
+
+
+@dataclass
+class Run:
+    """One scan under way.  Without a folder nothing is kept but numbers."""
+
+    folder: Path | None = None
+    """Where the files of the result go."""
+    seed: int = 0
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the report has to know beside the verdict."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By stage."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """{step, loss, term ...} of every step of the search, best start."""
+    bar: tqdm | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is done while it is open."""
+        began = time.perf_counter()
+        logger.info("%s ...", name)
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 3)
+
+    @contextmanager
+    def searching(self, steps: int) -> Iterator[None]:
+        """The stage `search`, with a bar on a terminal and its course in log.txt."""
+        with self.stage("search"), tqdm(total=steps, desc="search", leave=False, disable=not self.folder) as self.bar:
+            yield
+        for line in self.curve[:: max(1, len(self.curve) // 50)]:
+            logger.info("search %s", "  ".join(f"{name} {value:.4g}" for name, value in line.items()))
+
+    def on_step(self, step: int, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        """Keep one step of the search: its best loss and that start's terms.  loss and each term (n,)"""
+        best = int(loss.argmin())
+        self.curve.append({"step": step, "loss": loss[best].item()} | {name: term[best].item() for name, term in terms.items()})
+        if self.bar is not None:
+            self.bar.update()
+
+
+@contextmanager
+def open_run(model: str, output: Path, seed: int, name: str | None = None) -> Iterator[Run]:
+    """A run whose folder takes its place under `output` when the block ends without an error; name as in `result_folder`."""
+    with result_folder(model, output, name) as folder:
+        yield Run(folder, seed)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far."""
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return round(memory.peak_wset / 2**20, 1)
+    import resource  # not there on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
