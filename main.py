@@ -359,7 +359,7 @@ TOKENS, POOLED = ("assimilated", "one_target", "foreign"), ("pooled_target", "po
 
 
 def witnesses(m: Measures) -> dict[str, float]:
-    """Measures above their floors, which grow with suspicion; without an anchor they have no floor and none is foreign."""
+    """Measures above their floors: the larger, the worse.  Without an anchor there is no floor, and none is foreign."""
     if m.foreign is None:
         raw = {"assimilated": m.assimilated, "one_target": m.one_target, "pooled_target": m.pooled_target}
         return {name: value.mean().item() for name, value in raw.items()}

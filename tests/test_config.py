@@ -4,17 +4,21 @@ Contents
     values      defaults, file, overrides, conversions
     refusals    every wrong file, key, type or contradiction is an InputError of one line
     contracts   the scan's and the attack's own contradictions
+    the hash    what the score is fitted with, and nothing else
 """
 
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import FrozenInstanceError, asdict, dataclass, fields, make_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from Backdoor_Attack.planting import PlantConfig
-from main import ScanConfig
+from main import SEARCH_SETTINGS, SETTINGS, ScanConfig, search_settings
 from Utils.basics.config import from_values, load_config, sentences
 from Utils.basics.errors import InputError
+from Utils.basics.files import ROOT
 
 
 @dataclass(frozen=True)
@@ -171,3 +175,30 @@ def test_the_defaults_contradict_nothing():
 def test_every_setting_of_the_scan_has_a_sentence():
     assert set(sentences(ScanConfig)) == {field.name for field in fields(ScanConfig)}
     assert all(sentences(ScanConfig).values())
+
+
+# ----------------------------------------------------------------------------------------- what the score is fitted with
+def changed(value: object) -> object:
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    return f"{value}x" if isinstance(value, str) else value + 1
+
+
+def test_a_new_setting_leaves_the_calibration_alone():
+    extended = make_dataclass("Extended", [("new_setting", int, 5)], bases=(ScanConfig,), frozen=True)
+    assert search_settings(extended()) == search_settings(ScanConfig())
+    assert search_settings(extended(new_setting=6)) == search_settings(ScanConfig())
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(ScanConfig)])
+def test_the_calibration_holds_for_every_setting_that_the_search_reads_and_for_no_other(name: str):
+    values = asdict(ScanConfig())
+    moved = search_settings(SimpleNamespace(**values | {name: changed(values[name])})) != search_settings(ScanConfig())
+    assert moved == (name in SEARCH_SETTINGS)
+
+
+def test_the_shipped_calibrations_are_of_the_shipped_settings():
+    shipped = search_settings(load_config(ScanConfig, SETTINGS))
+    entries = yaml.safe_load((ROOT / "configs" / "calibration.yaml").read_text(encoding="utf-8"))
+    assert [entry["search"] for entry in entries] == [shipped] * 3

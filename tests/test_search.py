@@ -1,6 +1,6 @@
 """Search and objective: the loss is the sum of its terms, restarts do not disturb each other, only v moves."""
 
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -132,3 +132,21 @@ def test_the_target_is_shown_from_the_vector_that_is_nearer_to_a_text(scan, monk
     assert torch.equal(show.clearest(scan, finding), w if pooled else many)
     assert torch.equal(show.clearest(scan, replace(finding, pooled_v=None)), many)
     assert torch.equal(show.clearest(replace(scan, anchor=None), finding), many)
+
+
+def test_the_search_reads_what_the_calibration_is_tied_to_and_no_other_setting(tiny, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    read: set[str] = set()
+    names = {field.name for field in fields(ScanConfig)}
+
+    class Watched(ScanConfig):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    cfg = Watched(**asdict(replace(CFG, corpus=str(tmp_path / "prompts.txt"), pooled_steps=8)))
+    read.clear()
+    scan = main.prepare(tiny, tiny, cfg, 0, None)
+    main.find_trigger(scan, Run())
+    explains = {name for name in names if name.startswith("landscape_")}
+    assert (read & names) - explains == set(main.SEARCH_SETTINGS)

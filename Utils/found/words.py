@@ -77,9 +77,9 @@ class Phrases:
     def log_probability(self, before: tuple[str, str], word: str) -> float:
         """log p(word | the two words before), interpolated down to single words; no word is impossible."""
         p = 0.1 * (self.single[word] + 1) / (sum(self.single.values()) + len(self.single))
-        for share, seen in ((0.6, self.triple.get(before)), (0.3, self.pair.get(before[1]))):
-            if seen:
-                p += share * seen[word] / sum(seen.values())
+        for share, followers in ((0.6, self.triple.get(before)), (0.3, self.pair.get(before[1]))):
+            if followers:
+                p += share * followers[word] / sum(followers.values())
         return math.log(p)
 
 
