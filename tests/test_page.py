@@ -143,3 +143,11 @@ def test_every_figure_is_a_picture_and_a_pdf_and_the_same_again(name, tmp_path):
     assert files[0] == files[1]
     assert files[0][0].startswith(b"\x89PNG")
     assert files[0][1].startswith(b"%PDF")
+
+
+def test_the_caption_says_whose_pictures_are_shown(folder: Path):
+    assert "the found vector, 19 times over, in the suspect" in render_page(report_of(), folder)
+    files = report_of()["found"]["files"] | {"shown_embedding": "Shown_Embedding.pt"}
+    page = unescape(render_page(report_of(files=files, times=1), folder))
+    assert "the pooled search's vector (Shown_Embedding.pt), in the suspect" in page
+    assert "the found vector, in the suspect" not in page

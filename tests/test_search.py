@@ -10,7 +10,7 @@ import main
 from main import Scan, ScanConfig, objective, pooled_objective, search
 from Utils.encoder.corpus import embed_corpus, split
 from Utils.encoder.measures import assimilation, similarity
-from Utils.encoder.text_encoder import TextEncoder, run_spliced
+from Utils.encoder.text_encoder import TextEncoder, in_batches, run_spliced
 from Utils.found import show
 from Utils.report.run import Run
 from Utils.scan.finding import FEATURES, Finding
@@ -150,3 +150,22 @@ def test_the_search_reads_what_the_calibration_is_tied_to_and_no_other_setting(t
     main.find_trigger(scan, Run())
     explains = {name for name in names if name.startswith("landscape_")}
     assert (read & names) - explains == set(main.SEARCH_SETTINGS)
+
+
+def test_what_is_shown_from_another_vector_is_kept_under_a_name_of_its_own(scan, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    monkeypatch.setattr(show, "nearest_text", lambda _anchor, pooled, _corpus: float(torch.equal(pooled, of_w)))
+    monkeypatch.setattr(show, "read_texts", lambda _pair, pooled: ([], [str(torch.equal(pooled, of_w))]))
+    v, w = torch.randn(2, 1, scan.suspect.width)
+    run, of_w = Run(tmp_path), in_batches(scan.suspect, scan.spliced_ids(w), TextEncoder.pooled, w)
+    run.on_step(0, torch.zeros(1), {})
+    finding = Finding(v, FEATURES, {}, main.landscape_around(scan, v), w)
+    found = show.show_found(scan, finding, main.layers_with_and_without(scan, v), run, show.Show(images=0))
+    kept = {name: torch.load(tmp_path / file) for name, file in found["files"].items() if file.endswith(".pt")}
+    assert torch.equal(kept["embedding"], v)
+    assert torch.equal(kept["inversion"][show.INVERSION_TOKEN], v)
+    assert torch.equal(kept["shown_embedding"], w)
+    features = in_batches(scan.suspect, scan.spliced_ids(w), v=w)
+    torch.testing.assert_close(kept["feature"], features.mean(dim=0, keepdim=True))
+    assert found["times"] == 1
+    assert any("Shown_Embedding.pt" in note for note in run.notes)
+    assert run.notes[1] == "True"  # the words are of the same vector
