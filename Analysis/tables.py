@@ -167,10 +167,12 @@ def targets_by_model() -> str:
     ]  # fmt: skip
     head = ["model", "attack", "target", "first text", "words", "pictures", "S_tar", "floor"]
     names = " ".join(row["name"] for row in models)
+    apart = "Results/targets"  # the verdicts of other models of dev stay what they are
     lines = [
         "python Utils/build_zoo.py --split dev --family clip --jobs 2",
-        f"python Analysis/benchmark.py --zoo Data/Zoo/dev --family clip --seed 42 --jobs 2 --models {names}",
-        f"python Analysis/targets.py --zoo Data/Zoo/dev --models {names}",
+        f"python Analysis/benchmark.py --zoo Data/Zoo/dev --family clip --seed 42 --jobs 2 --output {apart} --models {names}",
+        "python Analysis/targets.py --zoo Data/Zoo/dev "
+        f"--results {apart} --output Results/benchmark/dev_targets_some.json --models {names}",
     ]
     return f"{grid(head, rows)}\n\n{command(*lines)}"
 
@@ -188,7 +190,7 @@ def calibration() -> str:
     for family, entry in calibrations().items():
         made = entry["provenance"]
         missed = made.get("missed_by_the_search", [])
-        drifts = [span([abs(d) for d in made[f"drift_of_{kind}"]], 2) for kind in ("planted", "benign")]
+        drifts = [span([abs(d) for d in made[f"drift_of_{kind}"]]) for kind in ("planted", "benign")]
         thresholds = f"{entry['clean_below']} and {entry['backdoored_above']}"
         said = rate(len(missed), made["planted_models"]) if "missed_by_the_search" in made else "not recorded"
         rows.append([FAMILIES[family], made["planted_models"], made["benign_models"], said, *drifts, thresholds])
