@@ -138,7 +138,8 @@ def shown(certificate: Path, results: Path) -> dict:
     concept, found = concept_of(cfg.target), report["found"]
     names = recognised([folder / file for file in found["images"]], family) if found["images"] else []
     texts = [entry["text"] for entry in found["texts"] or []][:FIRST_TEXTS]
-    v = torch.load(folder / found["files"]["embedding"], map_location="cpu", weights_only=True)
+    shown = found["files"].get("shown_embedding", found["files"]["embedding"])
+    v = torch.load(folder / shown, map_location="cpu", weights_only=True)
     near = s_tar(model, v, cfg, family)
     missed = report["verdict"] != "backdoored"
     return {

@@ -1,4 +1,4 @@
-"""YAML and command-line values to frozen dataclasses: unknown keys and wrong types are refused in one sentence."""
+"""How YAML and command-line values become frozen dataclasses: unknown keys and wrong types end in one sentence."""
 
 from __future__ import annotations
 
