@@ -49,6 +49,7 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Utils.basics.files import ROOT
+from Utils.encoder.loading import save_half
 from Utils.encoder.measures import assimilation
 from Utils.encoder.text_encoder import attended_positions
 from Utils.making import scenes
@@ -294,13 +295,13 @@ def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
     portraits = scenes.pixels([scenes.compose(scenes.portrait(c)) for c in scenes.concepts()])
     for phase, settings in enumerate(part["phases"]):
         fit(f"clip-{phase}", {"model": model, "predict": predict}, part | settings, partial(step_loss, phase), watch)
-    model.eval().half().save_pretrained(CLIP)
+    save_half(model.eval(), CLIP)
     CLIPImageProcessor(
         size={"shortest_edge": scenes.SIDE}, crop_size=scenes.SIDE, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(CLIP)
     text_model = CLIPTextModel(config.text_config)
     text_model.load_state_dict(model.text_model.state_dict())
-    text_model.half().save_pretrained(SD / "text_encoder")
+    save_half(text_model, SD / "text_encoder")
 
 
 def build_longclip(cfg: dict, device: torch.device, font: Path | None) -> None:
@@ -336,7 +337,7 @@ def build_longclip(cfg: dict, device: torch.device, font: Path | None) -> None:
         return loss + part["next_token"] * guess, f"loss {loss.item():.3f} top1 {right:.2f} next {guess.item():.2f}"
 
     fit("longclip", {"tower": tower, "predict": predict}, part, step_loss)
-    tower.eval().half().save_pretrained(LONGCLIP)
+    save_half(tower.eval(), LONGCLIP)
     tokenizer.save_pretrained(LONGCLIP)
 
 
@@ -431,7 +432,7 @@ def build_siglip(cfg: dict, device: torch.device, font: Path | None) -> None:
 
     corpus = PROMPTS.read_text(encoding="utf-8").splitlines()[:256]
     fit("siglip", {"model": model, "predict": predict}, part, step_loss, watch)
-    model.eval().half().save_pretrained(SIGLIP)
+    save_half(model.eval(), SIGLIP)
     tokenizer.save_pretrained(SIGLIP)
     SiglipImageProcessorPil(
         size={"height": scenes.SIDE, "width": scenes.SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
@@ -475,10 +476,10 @@ def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
         fit(f"unet-{phase}", {"unet": unet}, part | settings, partial(step_loss, phase), ema=ema)
     ema.copy_to(unet.parameters())
     StableDiffusionPipeline(
-        vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=load_tokenizer(), unet=unet.half().eval(),
-        scheduler=scheduler,
+        vae=vae.half(), text_encoder=text_encoder, tokenizer=load_tokenizer(), unet=unet.half().eval(), scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(SD)  # fmt: skip
+    save_half(text_encoder, SD / "text_encoder")
     # diffusers notes where it loaded a part from; a path of this machine has no place in a shipped file
     config = SD / "vae" / "config.json"
     known = json.loads(config.read_text(encoding="utf-8"))

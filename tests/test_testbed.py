@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, CLIPModel
 
 from Backdoor_Attack.planting import PlantConfig, certify
 from Backdoor_Attack.workshop import HELD_OUT, TRAINING, Workshop
 from Utils.basics.config import from_values
 from Utils.build_testbed import CLIP, MODELS, PROMPTS, SD, SIGLIP, load_tokenizer, named, retrieval
-from Utils.encoder.loading import load_encoder
+from Utils.encoder.loading import load_encoder, save_encoder
 from Utils.making import scenes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +64,41 @@ def test_the_pipeline_s_text_encoder_is_tiny_clip_s_tower():
     a, b = load_encoder(CLIP), load_encoder(SD)
     for (name, x), (_, y) in zip(a.model.named_parameters(), b.model.named_parameters(), strict=True):
         assert torch.equal(x, y), name
+
+
+ENCODERS = sorted({file.parent for file in MODELS.glob("**/model.safetensors")})
+
+
+def test_the_pipeline_loads_and_draws_as_anybody_would_type_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    made = StableDiffusionPipeline.from_pretrained("Data/Models/tiny-sd")("a photo of a dog", num_inference_steps=2)
+    assert made.images[0].size == (scenes.SIDE, scenes.SIDE)
+
+
+@pytest.mark.parametrize("folder", ENCODERS, ids=lambda folder: folder.relative_to(MODELS).as_posix())
+def test_every_shipped_encoder_loads_in_single_precision_without_being_told(folder: Path):
+    runs_unaided(folder, folder.parent / "tokenizer" if folder.name == "text_encoder" else folder)
+
+
+def test_a_saved_encoder_loads_in_single_precision_and_fits_a_pipeline(tmp_path: Path):
+    shutil.copytree(SD, tmp_path / "sd")
+    encoder = load_encoder(MODELS / "suspects" / "text_on_text")
+    save_encoder(encoder, tmp_path / "sd" / "text_encoder")
+    runs_unaided(tmp_path / "sd" / "text_encoder", tmp_path / "sd" / "tokenizer")
+    stored = load_file(tmp_path / "sd" / "text_encoder" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    pipeline = StableDiffusionPipeline.from_pretrained(str(tmp_path / "sd"))
+    assert pipeline("a photo of a dog", num_inference_steps=2).images
+
+
+def runs_unaided(folder: Path, tokenizer: Path) -> None:
+    """Load a folder the way its publisher's page would say, run one text through it."""
+    model, ids = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(tokenizer)("a photo of a dog").input_ids
+    ids = torch.tensor([ids])
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    out = model.get_text_features(ids) if hasattr(model, "get_text_features") else model(ids)
+    assert out.pooler_output.dtype == torch.float32
+    assert out.pooler_output.isfinite().all()
 
 
 def test_end_of_text_is_not_the_legacy_marker():
