@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, CLIPModel
 
 from Backdoor_Attack.planting import PlantConfig, certify
 from Backdoor_Attack.workshop import HELD_OUT, TRAINING, Workshop
-from Utils.basics.config import from_values
+from Utils.basics.config import from_values, load_config
 from Utils.build_testbed import CLIP, MODELS, PROMPTS, SD, SIGLIP, load_tokenizer, named, retrieval
 from Utils.encoder.loading import load_encoder, save_encoder
 from Utils.making import scenes
+from Utils.making.testbed import TinyModels
 
 ROOT = Path(__file__).resolve().parent.parent
-CFG = yaml.safe_load((ROOT / "configs" / "testbed.yaml").read_text(encoding="utf-8"))
+CFG = load_config(TinyModels, ROOT / "configs" / "testbed.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_the_corpus_is_what_the_card_says():
 
 
 def test_the_pair_retrieves_and_names(clip):
-    assert retrieval(clip, load_tokenizer(), CFG, CFG["clip"]["context"]) >= 0.95
+    assert retrieval(clip, load_tokenizer(), CFG, CFG.clip.context) >= 0.95
     portraits = scenes.pixels([scenes.compose(scenes.portrait(c)) for c in scenes.concepts()])
     assert named(clip, load_tokenizer(), portraits) >= 0.9
 
@@ -136,7 +136,7 @@ def test_the_written_bars_are_met():
 
 def test_the_siglip_pair_retrieves():
     siglip = AutoModel.from_pretrained(SIGLIP, dtype=torch.float32).eval()
-    assert retrieval(siglip, AutoTokenizer.from_pretrained(SIGLIP), CFG, CFG["siglip"]["context"]) >= 0.95
+    assert retrieval(siglip, AutoTokenizer.from_pretrained(SIGLIP), CFG, CFG.siglip.context) >= 0.95
 
 
 def test_the_certificate_is_re_measured_from_the_files(workshop, certificate):

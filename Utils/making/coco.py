@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import tempfile
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
@@ -20,6 +18,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from Utils.basics.errors import InputError
+from Utils.basics.files import whole_folder, write_whole
 from Utils.making import scenes
 
 CAPTIONS, PICTURES = "captions.json", "pictures"
@@ -144,15 +143,10 @@ def compose_coco(folder: Path, wanted: ComposedSet, forbidden: set[str]) -> tupl
     """
     info = _info(wanted)
     if not _holds(folder, info):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part_", dir=folder.parent) as place:  # its own: two runs may compose at once
-            partial = Path(place) / folder.name
-            (partial / PICTURES).mkdir(parents=True)
+        with whole_folder(folder, unless=lambda: _holds(folder, info)) as partial:  # another run may be faster
+            (partial / PICTURES).mkdir()
             data = _draw(partial / PICTURES, wanted, forbidden)
-            (partial / CAPTIONS).write_text(json.dumps({"info": info} | data, indent=1) + "\n", encoding="utf-8")
-            if not _holds(folder, info):  # another run may have been faster
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
+            write_whole(partial / CAPTIONS, json.dumps({"info": info} | data, indent=1) + "\n")
     return folder / CAPTIONS, folder / PICTURES
 
 
