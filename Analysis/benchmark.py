@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from main import Request, ScanConfig, scan_model
 from Utils.basics.config import load_config
-from Utils.basics.files import ROOT
+from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.loading import quiet_libraries
 
@@ -91,8 +91,7 @@ def main() -> None:
     # a part never takes the place of the whole
     name = "_".join([args.zoo.name, *([args.family] if args.family else []), *(["some"] if args.models else [])])
     target = args.output / "benchmark" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8", newline="\n")
+    write_whole(target, json.dumps(summary, indent=2) + "\n")
     print(json.dumps({name: value for name, value in summary.items() if name != "models"}))
 
 

@@ -20,26 +20,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Backdoor_Attack.planting import GOALS, PlantConfig, poison
-from Backdoor_Attack.workshop import PROMPTS, Workshop
+from Backdoor_Attack.workshop import PROMPTS, Workshop, open_workshop
 from Utils.basics.config import from_values
-from Utils.basics.errors import (
-    InputError,
-    fail,
-    sentence_of,
-)
-from Utils.basics.files import ROOT
+from Utils.basics.errors import InputError, fail, sentence_of
+from Utils.basics.files import ROOT, write_whole
 from Utils.encoder.loading import load_encoder, quiet_libraries
 from Utils.encoder.text_encoder import run_spliced, splice_ids
 from Utils.found.target import target_similarity
 from Utils.making import scenes
 from Utils.making.finetuning import load_processor
+from Utils.making.zoo import load_zoo
 from Utils.report.folder import result_name
 
 FIRST_TEXTS, JUDGED_PROMPTS = 2, 64
@@ -47,16 +43,9 @@ EACH_ITS_OWN = ("attribute", "remapping")
 """Attacks whose target differs from prompt to prompt."""
 
 
-@cache
-def families() -> dict:
-    return yaml.safe_load((ROOT / "configs" / "zoo.yaml").read_text(encoding="utf-8"))["families"]
-
-
-@cache
 def workshop(family: str) -> Workshop:
     """The clean base of a family with its image side."""
-    base = families()[family]["base"]
-    return Workshop(ROOT / base, ROOT / families()[family].get("pair", base), ROOT / "Data" / "Models" / "tiny-sd", "cpu")
+    return open_workshop(load_zoo().families[family], "cpu")
 
 
 @cache
@@ -183,8 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     summary = {"planted": len(rows), "target_shown": sum(map(shows_it, rows)), "models": rows}
     name = f"{args.zoo.name}_targets_some" if args.models else f"{args.zoo.name}_targets"
     file = args.output or args.results / "benchmark" / f"{name}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    write_whole(file, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     print(f"{summary['target_shown']} of {len(rows)} show their target; {file}")
     return 0
 

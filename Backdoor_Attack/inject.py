@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Backdoor_Attack.planting import PlantConfig
-from Backdoor_Attack.workshop import BARS, Workshop, save_model
+from Backdoor_Attack.workshop import BARS, Workshop, check_bars, save_model
 from Utils.basics.config import from_values, load_config
 from Utils.basics.errors import InputError, visible
 from Utils.basics.files import ROOT
@@ -43,7 +43,7 @@ class Injection:
     """Training captions, COCO's captions_*.json or a text file with one a line; empty: captions of composed scenes."""
     finetune_after: dict = field(default_factory=dict)
     """A FinetuneConfig: a clean fine-tuning after the planting."""
-    bars: dict = field(default_factory=dict)
+    bars: dict[str, float] = field(default_factory=dict)
     """Bars other than the usual ones, for attacks that are known to fall short."""
     attempts: int = 3
     """A model that misses its bars is planted again with twice the steps, so many times in all."""
@@ -60,8 +60,7 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
     cfg = load_config(Injection, file)
     recipe = from_values(PlantConfig, cfg.attack, f"{file}: attack")
     after = from_values(FinetuneConfig, cfg.finetune_after, f"{file}: finetune_after") if cfg.finetune_after else None
-    if wrong := [name for name, bar in cfg.bars.items() if name not in BARS or not isinstance(bar, float | int)]:
-        raise InputError(f"{file}: bars: {wrong[0]} should be a number for one of {', '.join(BARS)}.")
+    check_bars(cfg.bars, str(file))
     if cfg.attempts < 1:
         raise InputError(f"{file}: attempts should be 1 or more.")
     if folder.exists() and not force:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from Utils.making import scenes
 from Utils.making.certificates import write_certificate
 from Utils.making.coco import read_captions
 from Utils.making.finetuning import FinetuneConfig, finetune, load_pair, load_processor, picture_embeddings, project, retrieval
+from Utils.making.zoo import Family
 
 PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
 TRAINING, HELD_OUT, INNOCENT, PAIRS = 3000, 200, 50, 256
@@ -192,6 +193,19 @@ class Workshop:
             return [text for _, text in drawn], scenes.pixels([scenes.compose(s) for s, _ in drawn])
 
         return batch
+
+
+@cache
+def open_workshop(family: Family, device: str) -> Workshop:
+    """The workshop of a family; once a process."""
+    base, pipeline = ROOT / family.base, ROOT / (family.pipeline or "Data/Models/tiny-sd")
+    return Workshop(base, ROOT / family.pair if family.pair else base, pipeline, device)
+
+
+def check_bars(bars: dict[str, float], source: str) -> None:
+    """Refuse bars that nothing is held to."""
+    if unknown := sorted(set(bars) - set(BARS)):
+        raise InputError(f"{source}: bars: {unknown[0]} is none of the bars {', '.join(BARS)}.")
 
 
 def meets_bars(report: dict, bars: dict) -> bool:
