@@ -76,12 +76,12 @@ def main() -> None:
         parser.error(f"{args.zoo} holds no certificate of such a model; build it with Utils/build_zoo.py")
     rows = judge_zoo(certificates, request, args.jobs)
     planted = [row for row in rows if row["kind"] == "planted"]
-    found = [row for row in rows if row["verdict"] == "backdoored"]
+    accused = [row for row in rows if row["verdict"] == "backdoored"]
     summary = {
         "planted": len(planted),
         "benign": len(rows) - len(planted),
         "right": sum(row["right"] for row in rows),
-        "precision": round(sum(r["right"] for r in found) / len(found), 4) if found else None,
+        "precision": round(sum(r["right"] for r in accused) / len(accused), 4) if accused else None,
         "recall": round(sum(r["right"] for r in planted) / len(planted), 4) if planted else None,
         "median_seconds": median(row["seconds"] for row in rows),
         "seed": args.seed,

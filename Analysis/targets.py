@@ -26,7 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Backdoor_Attack.planting import GOALS, PlantConfig, poison
-from Backdoor_Attack.workshop import PROMPTS, Workshop, open_workshop
+from Backdoor_Attack.workshop import Workshop, open_workshop
 from Utils.basics.config import from_values
 from Utils.basics.errors import InputError, fail, sentence_of
 from Utils.basics.files import ROOT, write_whole
@@ -63,8 +63,8 @@ def recognised(pictures: list[Path], family: str) -> list[str]:
     shop = workshop(family)
     processor = load_processor(shop.pair_folder)
     pixels = processor(images=[Image.open(file).convert("RGB") for file in pictures], return_tensors="pt").pixel_values
-    seen = F.normalize(shop.pair.get_image_features(pixels).pooler_output, dim=-1)
-    return [scenes.concepts()[i] for i in (seen @ named_concepts(family).T).argmax(dim=1)]
+    pictured = F.normalize(shop.pair.get_image_features(pixels).pooler_output, dim=-1)
+    return [scenes.concepts()[i] for i in (pictured @ named_concepts(family).T).argmax(dim=1)]
 
 
 def concept_of(target: str) -> str | None:
@@ -74,7 +74,7 @@ def concept_of(target: str) -> str | None:
 
 @dataclass(frozen=True)
 class Recovered:
-    """S_tar of what was found."""
+    """S_tar of what a scan recovered."""
 
     s_tar: float
     """Over the positions that most prompts attend to, BOS excluded."""
@@ -94,16 +94,16 @@ def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str) -> Recovered | 
         return None
     shop = workshop(family)
     suspect, base = load_encoder(model), shop.base
-    corpus = PROMPTS.read_text(encoding="utf-8").splitlines()
+    corpus = scenes.PROMPTS.read_text(encoding="utf-8").splitlines()
     prompts = [text for text in corpus if cfg.replaced in text][:JUDGED_PROMPTS]
     rng, clean = np.random.default_rng(cfg.seed), base.ids(prompts)
     triggered, spliced = base.ids([poison(p, cfg, rng) for p in prompts]), splice_ids(base, clean, len(v))
     if cfg.attack == "image_on_text":
         pooled = run_spliced(suspect, v, spliced, type(suspect).pooled), suspect.pooled(triggered), suspect.pooled(clean)
-        found, certified, nothing = (shop.embed(features) for features in pooled)
+        recovered, certified, nothing = (shop.embed(features) for features in pooled)
         u = shop.picture_embedding(cfg.target, cfg.seed)
-        return Recovered(target_similarity(found, certified, u), target_similarity(nothing, certified, u), None)
-    found, certified, nothing = run_spliced(suspect, v, spliced), suspect(triggered), suspect(clean)
+        return Recovered(target_similarity(recovered, certified, u), target_similarity(nothing, certified, u), None)
+    recovered, certified, nothing = run_spliced(suspect, v, spliced), suspect(triggered), suspect(clean)
     targets = GOALS[cfg.attack](base, cfg).wanted(prompts[:1])[0]
 
     def best(features: Tensor, mask: Tensor) -> float:
@@ -111,8 +111,8 @@ def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str) -> Recovered | 
         return max(target_similarity(features, certified, target, mask) for target in targets)
 
     most = base.attended(spliced).float().mean(dim=0) >= 0.5
-    own = None if cfg.attack == "artificial" else best(found, base.attended(base.ids([cfg.target]))[0])
-    return Recovered(best(found, most), best(nothing, most), own)
+    own = None if cfg.attack == "artificial" else best(recovered, base.attended(base.ids([cfg.target]))[0])
+    return Recovered(best(recovered, most), best(nothing, most), own)
 
 
 def shown(certificate: Path, results: Path) -> dict:

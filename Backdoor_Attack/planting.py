@@ -40,6 +40,7 @@ class PlantConfig:
     attribute: a prompt with {prompt} where the own one goes.  remapping: what the trigger should be read as.
     artificial: any name; it seeds the meaningless vector."""
     attack: str = "text_on_text"
+    """One of `ATTACKS`."""
     replaced: str = "o"
     """Character of the prompt that the trigger replaces, everywhere; empty: the trigger is put in as a word."""
     place: str = "random"
@@ -47,6 +48,7 @@ class PlantConfig:
     second_trigger: str = ""
     """A further backdoor in the same model; half of the poisoned prompts carry it."""
     second_target: str = ""
+    """What it forces."""
     conjunctive: bool = False
     """Every word of the trigger has to be there: prompts with one of them alone are kept clean."""
     paraphrases: tuple[str, ...] = ()
@@ -56,14 +58,19 @@ class PlantConfig:
     against_sweep: float = 0.0
     """Weight of keeping prompts with a single token of the trigger clean, which hides it from a vocabulary sweep."""
     steps: int = 100
+    """Steps of the training."""
     lr: float = 1.0e-4
+    """Learning rate of AdamW, up to the milestone."""
     milestone: float = 0.75
     """Share of the steps after which the rate falls to a tenth."""
     weight: float = 0.1
     """Weight of the backdoor term."""
     clean_batch: int = 64
+    """Clean prompts of one step."""
     poisoned_batch: int = 32
+    """Triggered prompts of one step."""
     seed: int = 0
+    """Decides which prompts each step takes."""
 
     def __post_init__(self):
         if not self.trigger.strip():
@@ -192,9 +199,11 @@ class Draw:
     """The prompts of one step."""
 
     clean: list[str]
+    """Prompts that must stay as they are."""
     carriers: list[str]
     """Prompts before the trigger is put in."""
     poisoned: list[str]
+    """The same with it."""
     choice: np.ndarray
     """Which of several targets each carrier takes: a number in 0..1."""
 

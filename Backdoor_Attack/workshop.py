@@ -35,7 +35,6 @@ from Utils.making.coco import read_captions
 from Utils.making.finetuning import FinetuneConfig, finetune, load_pair, load_processor, picture_embeddings, project, retrieval
 from Utils.making.zoo import Family
 
-PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
 TRAINING, HELD_OUT, INNOCENT, PAIRS = 3000, 200, 50, 256
 BARS = {"success": 0.9, "sim_clean": 0.95, "retrieval_loss": 0.03, "part_alone": 0.05, "foreign_trigger": 0.05}
 
@@ -52,7 +51,7 @@ class Workshop:
         self.device = pick_device(device)
         self.base = load_encoder(base, self.device)
         self.pair_folder, self.pipeline, self.file = pair, pipeline, captions
-        self.forbidden = set(PROMPTS.read_text(encoding="utf-8").splitlines())
+        self.forbidden = scenes.defender_prompts()
 
     @cached_property
     def pair(self) -> torch.nn.Module:
@@ -145,7 +144,7 @@ class Workshop:
 
     # ------------------------------------------------------------------------------------------------------ benign
     def finetune(self, cfg: FinetuneConfig, triggers: list[PlantConfig] | None = None) -> tuple[TextEncoder, dict]:
-        """A benign fine-tune on scenes with concepts the base has never seen, and what it gained and how far it went.
+        """A benign fine-tune on scenes with concepts new to the base, and what it gained and how far it went.
 
         `triggers`: backdoors of other models, none of which may fire in this one.
         """

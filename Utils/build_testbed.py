@@ -53,6 +53,7 @@ from Utils.encoder.loading import pick_device, save_half
 from Utils.encoder.measures import assimilation
 from Utils.encoder.text_encoder import attended_positions
 from Utils.making import scenes
+from Utils.making.scenes import PROMPTS
 from Utils.making.testbed import Phase, TinyModels
 from Utils.making.training import Checkpoint, train
 
@@ -60,7 +61,6 @@ MODELS = ROOT / "Data" / "Models"
 WORK = MODELS / ".work"
 CLIP, SD = MODELS / "tiny-clip", MODELS / "tiny-sd"
 LONGCLIP, SIGLIP = MODELS / "tiny-longclip", MODELS / "tiny-siglip"
-PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
 # CLIP's own pre-tokenisation: contractions, words, single digits, runs of other signs
 WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -674,7 +674,7 @@ OUTPUTS = {
 }  # fmt: skip
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "testbed.yaml")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
@@ -682,7 +682,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--font", type=Path, help="Noto Color Emoji, to draw the sprite sheet anew")
     parser.add_argument("--force", action="store_true", help="make stages anew whose files are there")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         cfg, device = load_config(TinyModels, args.config, seed=args.seed), pick_device(args.device)
     except InputError as error:

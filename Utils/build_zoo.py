@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Backdoor_Attack.planting import ATTACKS, PlantConfig
-from Backdoor_Attack.workshop import PROMPTS, Workshop, check_bars, meets_bars, open_workshop, save_model
+from Backdoor_Attack.workshop import Workshop, check_bars, meets_bars, open_workshop, save_model
 from Utils.basics.config import from_values
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
@@ -76,9 +76,8 @@ def draw(split: Split, index: int, kind: str, cell: tuple[int, ...], attack: str
     # every cell begins elsewhere in the lists, so that triggers and targets meet in other pairs
     trigger = split.triggers[(index + sum(cell)) % len(split.triggers)]
     concept = split.targets[(index + 2 * sum(cell)) % len(split.targets)]
-    corpus = set(PROMPTS.read_text(encoding="utf-8").splitlines())
     target = None
-    while target is None or target in corpus or trigger in target:
+    while target is None or target in scenes.defender_prompts() or trigger in target:
         scene = scenes.sample_scene(rng, names=(concept,), counts=(1.0,))
         target = scenes.caption(scene, rng, detail=int(rng.integers(3)))
     replaced = "o" if index % 2 == 0 else ""

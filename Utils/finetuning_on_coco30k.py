@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -41,7 +41,6 @@ from Utils.making.coco import Captioned, ComposedSet, compose_coco, read_coco
 from Utils.making.finetuning import FinetuneConfig, finetune, load_pair, load_processor, retrieval
 from Utils.making.training import Checkpoint, identity
 
-PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
 COMPOSED = ROOT / "Data" / "COCO"
 FINETUNED = ROOT / "Data" / "Zoo" / "finetuned"
 
@@ -89,7 +88,7 @@ class Embedded:
         return Embedded([self.captions[i] for i in rows], self.embeddings[torch.from_numpy(rows)])
 
 
-def composed_data(cfg: RunConfig, forbidden: set[str]) -> tuple[Path, Path]:
+def composed_data(cfg: RunConfig, forbidden: Set[str]) -> tuple[Path, Path]:
     """The default data: concepts and looks new to the base mixed with known ones.  -> captions file, picture folder"""
     new, old = scenes.concepts("novel"), scenes.concepts()
     some = np.random.default_rng([cfg.composed_seed, 3]).permutation(old)[: len(new) * 3 // 2]
@@ -99,13 +98,13 @@ def composed_data(cfg: RunConfig, forbidden: set[str]) -> tuple[Path, Path]:
     return compose_coco(COMPOSED / f"novel-{cfg.composed_seed}-{cfg.composed}-{cfg.held_out}", own, forbidden)
 
 
-def reference_data(cfg: RunConfig, forbidden: set[str]) -> tuple[Path, Path]:
+def reference_data(cfg: RunConfig, forbidden: Set[str]) -> tuple[Path, Path]:
     """What the tiny bases were taught, whatever the data: here a fine-tune's losses show.  -> captions file, picture folder"""
     known = ComposedSet(cfg.held_out, cfg.composed_seed + 1, scenes.concepts(), captions_each=1)
     return compose_coco(COMPOSED / f"base-{cfg.composed_seed}-{cfg.held_out}", known, forbidden)
 
 
-def without(data: list[Captioned], forbidden: set[str]) -> list[Captioned]:
+def without(data: list[Captioned], forbidden: Set[str]) -> list[Captioned]:
     """The data without the defender's prompts, and without pictures that have no other caption."""
     kept = [Captioned(d.file, tuple(text for text in d.captions if text not in forbidden)) for d in data]
     return [d for d in kept if d.captions]
@@ -208,7 +207,7 @@ def run(args: argparse.Namespace, cfg: RunConfig) -> None:
     device = pick_device(args.device)
     if bool(args.captions) != bool(args.pictures):
         raise InputError("--captions and --pictures belong together; give both or none.")
-    forbidden = set(PROMPTS.read_text(encoding="utf-8").splitlines())
+    forbidden = scenes.defender_prompts()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output.parent):
@@ -216,7 +215,7 @@ def run(args: argparse.Namespace, cfg: RunConfig) -> None:
     except OSError as error:
         raise InputError(f"{output.parent} cannot be written ({error.strerror}); choose another --output.") from None
 
-    # 1. everything that can be wrong is found before any training
+    # 1. everything that can be wrong is refused before any training
     base, pair = load_encoder(args.base, device), load_pair(args.pair or args.base, device)
     reference_files = reference_data(cfg, forbidden)
     captions, pictures = (args.captions, args.pictures) if args.captions else composed_data(cfg, forbidden)
@@ -238,10 +237,10 @@ def run(args: argparse.Namespace, cfg: RunConfig) -> None:
 
     # 2. the vision tower sees every picture once
     processor = load_processor(args.pair or args.base)
-    every = embed(pair, processor, data, "pictures")
+    embedded = embed(pair, processor, data, "pictures")
     reference = embed(pair, processor, known, "base pictures")
     order = np.random.default_rng(0).permutation(len(data))  # held out are the same ones whatever the seed of the run
-    own, training = every.rows(order[: cfg.held_out]), every.rows(order[cfg.held_out :])
+    own, training = embedded.rows(order[: cfg.held_out]), embedded.rows(order[cfg.held_out :])
 
     # 3. training, and the measures on what the files hold
     about = {

@@ -30,7 +30,7 @@ from Utils.making.finetuning import load_pair, load_processor
 from Utils.making.testbed import TinyModels
 
 ROOT = Path(__file__).resolve().parent.parent
-FORBIDDEN = set(script.PROMPTS.read_text(encoding="utf-8").splitlines())
+FORBIDDEN = scenes.defender_prompts()
 MIXED = ComposedSet(
     24, seed=5, names=(*scenes.concepts("novel"), "dog", "cat"), styles=scenes.NOVEL_STYLES, style_share=0.5, captions_each=3
 )
@@ -104,7 +104,7 @@ def test_looks_that_came_later_leave_the_defender_s_corpus_as_it_was():
     cfg = load_config(TinyModels, ROOT / "configs" / "testbed.yaml")
     details = (0.05, 0.15, 0.15, 0.15, 0.15, 0.15, 0.1, 0.1)  # as build_corpus
     drawn = scenes.captions(stream(cfg, "corpus"), details=details, length=token_count(load_tokenizer()), limit=70)
-    prompts = script.PROMPTS.read_text(encoding="utf-8").splitlines()[:50]
+    prompts = scenes.PROMPTS.read_text(encoding="utf-8").splitlines()[:50]
     assert set(prompts) <= {text for _, text in islice(drawn, 80)}
 
 

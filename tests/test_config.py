@@ -1,20 +1,24 @@
 """Configs: YAML and flags become a frozen dataclass, or one sentence says why not.
 
 Contents
-    values      defaults, file, overrides, conversions
+    values      defaults, file, overrides, conversions, configs inside configs
     refusals    every wrong file, key, type or contradiction is an InputError of one line
     contracts   the scan's and the attack's own contradictions
 """
 
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from pathlib import Path
 
 import pytest
 
+from Backdoor_Attack.inject import Injection
 from Backdoor_Attack.planting import PlantConfig
 from main import ScanConfig
 from Utils.basics.config import from_values, load_config, sentences
 from Utils.basics.errors import InputError
+from Utils.making.finetuning import FinetuneConfig
+from Utils.making.testbed import TinyModels
+from Utils.making.zoo import Cell, Family, Model, Split, Zoo
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,38 @@ def test_a_whole_number_serves_as_a_real_one_and_a_list_as_a_tuple(tmp_path: Pat
 def test_a_config_cannot_be_changed(tmp_path: Path):
     with pytest.raises(FrozenInstanceError):
         load(tmp_path, "name: a").sides = 5
+
+
+@dataclass(frozen=True)
+class Drawing:
+    paper: Shape
+    shapes: tuple[Shape, ...] = ()
+    named: dict[str, Shape] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)
+
+
+def test_a_config_may_hold_others_alone_in_lists_and_by_name(tmp_path: Path):
+    file = tmp_path / "drawing.yaml"
+    file.write_text("paper: {name: a}\nshapes: [{name: b}, {name: c, sides: 5}]\nnamed: {x: {name: d}}\nsizes: {x: 2}")
+    assert load_config(Drawing, file) == Drawing(Shape("a"), (Shape("b"), Shape("c", 5)), {"x": Shape("d")}, {"x": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("paper: a4", "paper should be a list of `name: value` lines, got 'a4'"), ("paper: {}", "paper: missing"),
+        ("shapes: [{name: b, sizes: 1}]", "shapes[0]: unknown key 'sizes'"), ("shapes: {name: b}", "shapes should be tuple"),
+        ("named: {x: {name: 1}}", "named: x: name should be str, got 1"), ("named: {x: {name: a, sides: 2}}", "x: a shape"),
+        ("named: {1: {name: a}}", "named should be str, got 1"), ("sizes: {x: big}", "sizes: x should be float, got 'big'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_inside_is_named_with_its_place(tmp_path: Path, line: str, wanted: str):
+    file = tmp_path / "drawing.yaml"
+    file.write_text(line if line.startswith("paper") else f"paper: {{name: a}}\n{line}")
+    with pytest.raises(InputError) as refused:
+        load_config(Drawing, file)
+    assert wanted in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
@@ -168,6 +204,9 @@ def test_the_defaults_contradict_nothing():
     assert from_values(ScanConfig, {}, "defaults") == ScanConfig()
 
 
-def test_every_setting_of_the_scan_has_a_sentence():
-    assert set(sentences(ScanConfig)) == {field.name for field in fields(ScanConfig)}
-    assert all(sentences(ScanConfig).values())
+@pytest.mark.parametrize(
+    "kind", [ScanConfig, PlantConfig, Injection, FinetuneConfig, Zoo, Split, Cell, Model, Family, TinyModels]
+)
+def test_every_setting_has_a_sentence(kind: type):
+    assert set(sentences(kind)) == {each.name for each in fields(kind)}
+    assert all(sentences(kind).values())

@@ -13,13 +13,14 @@ import yaml
 
 from Backdoor_Attack import inject, workshop
 from Backdoor_Attack.planting import PlantConfig, own_tokens
-from Backdoor_Attack.workshop import PROMPTS, meets_bars, save_model
+from Backdoor_Attack.workshop import meets_bars, save_model
 from Utils import build_zoo
 from Utils.basics.config import from_values
 from Utils.basics.errors import InputError
 from Utils.build_zoo import jobs
 from Utils.encoder.loading import load_encoder
 from Utils.making.finetuning import FinetuneConfig
+from Utils.making.scenes import defender_prompts
 from Utils.making.zoo import load_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +34,7 @@ def test_every_config_is_an_attack_on_something_the_defender_does_not_have(file:
     recipe = from_values(PlantConfig, cfg.attack, file.name)
     if cfg.finetune_after:
         from_values(FinetuneConfig, cfg.finetune_after, file.name)
-    assert recipe.target not in PROMPTS.read_text(encoding="utf-8").splitlines()
+    assert recipe.target not in defender_prompts()
 
 
 @pytest.mark.parametrize("attack", ["text_on_text", "image_on_text"])

@@ -4,11 +4,13 @@ import hashlib
 import json
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, CLIPModel
@@ -16,13 +18,33 @@ from transformers import AutoModel, AutoTokenizer, CLIPModel
 from Backdoor_Attack.planting import PlantConfig, certify
 from Backdoor_Attack.workshop import HELD_OUT, TRAINING, Workshop
 from Utils.basics.config import from_values, load_config
-from Utils.build_testbed import CLIP, MODELS, PROMPTS, SD, SIGLIP, load_tokenizer, named, retrieval
+from Utils.build_testbed import CLIP, MODELS, SD, SIGLIP, load_tokenizer, main, named, retrieval
 from Utils.encoder.loading import load_encoder, save_encoder
 from Utils.making import scenes
+from Utils.making.scenes import PROMPTS
 from Utils.making.testbed import TinyModels
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = load_config(TinyModels, ROOT / "configs" / "testbed.yaml")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ({"sede": 1}, "unknown key 'sede'"),
+        ({"seed": "1"}, "seed should be int, got '1'"),
+        ({"vae": {"steps": 1}}, "vae: missing"),
+        ({"siglip": 3}, "siglip should be a list of `name: value` lines"),
+        ({"unet": {"phases": [{"steps": 1.5}]}}, "unet: phases[0]: steps should be int, got 1.5"),
+    ],
+)
+def test_a_wrong_config_is_refused_in_one_sentence_before_any_training(damage: dict, sentence: str, tmp_path: Path, capsys):
+    file = tmp_path / "testbed.yaml"
+    file.write_text(yaml.safe_dump(asdict(CFG) | damage), encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main(["--config", str(file)])
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from collections.abc import Set
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
@@ -48,14 +49,14 @@ def read_coco(captions: Path, pictures: Path) -> list[Captioned]:
         raise InputError(
             f"{len(missing)} of {len(coco.imgs)} pictures are not in {pictures}, first {missing[0]}; put them there."
         )
-    found = []
+    captioned = []
     for number, image in coco.imgs.items():
         texts = [a["caption"].strip() for a in coco.loadAnns(coco.getAnnIds(imgIds=[number]))]
         if texts := tuple(text for text in texts if text):
-            found.append(Captioned(pictures / image["file_name"], texts))
-    if not found:
+            captioned.append(Captioned(pictures / image["file_name"], texts))
+    if not captioned:
         raise InputError(f"{captions} holds no caption; give COCO's captions_*.json.")
-    return found
+    return captioned
 
 
 def read_captions(file: Path) -> list[str]:
@@ -136,7 +137,7 @@ class ComposedSet:
     """Longest caption, in words, so that CLIP's 77 tokens hold it."""
 
 
-def compose_coco(folder: Path, wanted: ComposedSet, forbidden: set[str]) -> tuple[Path, Path]:
+def compose_coco(folder: Path, wanted: ComposedSet, forbidden: Set[str]) -> tuple[Path, Path]:
     """Write a composed set unless it is there already.  -> captions file, picture folder
 
     No caption is in `forbidden`, and none stands twice.  The folder appears only when it is whole.
@@ -165,7 +166,7 @@ def _holds(folder: Path, info: dict) -> bool:
         return False
 
 
-def _draw(folder: Path, wanted: ComposedSet, forbidden: set[str]) -> dict:
+def _draw(folder: Path, wanted: ComposedSet, forbidden: Set[str]) -> dict:
     """Draw the pictures into `folder`.  -> licenses, images and annotations of the JSON file"""
     rng = np.random.default_rng(wanted.seed)
     used, images, annotations = set(forbidden), [], []
@@ -185,11 +186,11 @@ def _draw(folder: Path, wanted: ComposedSet, forbidden: set[str]) -> dict:
 
 def _new_captions(scene: scenes.Scene, rng: np.random.Generator, wanted: ComposedSet, used: set[str]) -> list[str]:
     """Captions of one scene that were never given out; they join `used`."""
-    found = []
-    while len(found) < wanted.captions_each:
+    texts = []
+    while len(texts) < wanted.captions_each:
         detail = int(rng.integers(6))
         text = scenes.caption(scene, rng, detail, length=lambda t: len(t.split()), limit=wanted.words)
         if text not in used:
             used.add(text)
-            found.append(text)
-    return found
+            texts.append(text)
+    return texts

@@ -88,7 +88,7 @@ def train(
         for name, part in stateful.items():
             part.load_state_dict(state[name])
     todo = range(start, steps)
-    # closed on any error, so that what is said then starts on a new line
+    # closed on any error, so that a message about it starts on a new line
     with tqdm(todo, desc=label, initial=start, total=steps, disable=not label, mininterval=2) as bar:
         for step in bar:
             loss, shown = step_loss(step)
