@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import POOLED, TOKENS, ScanConfig, find_trigger, prepare, search_settings
+from main import POOLED, TOKENS, ScanConfig, find_trigger, landscape_settings, prepare, search_settings
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
@@ -187,6 +187,7 @@ def calibrated(rows: list[dict], anchor: TextEncoder, cfg: ScanConfig, threshold
     return {
         "fingerprint": fingerprint(anchor),
         "search": search_settings(cfg),
+        "landscape": landscape_settings(cfg),
         **fit(rows, *thresholds),
         "provenance": {
             "command": command,
