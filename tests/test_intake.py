@@ -27,7 +27,8 @@ from transformers import CLIPTextModelWithProjection
 from Utils.basics.errors import InputError, visible
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.intake.folders import encoders_of, matching_part
+from Utils.intake.candidates import encoders_of
+from Utils.intake.folders import matching_part
 from Utils.report.folder import result_folder
 
 

@@ -19,10 +19,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderMode
 
 from Utils.basics.errors import InputError, first_line
 from Utils.intake.families import FAMILIES, Family
+from Utils.intake.folders import Parts
 from Utils.intake.tokenizer import ending
 
 LONGEST = 512
 """T of families whose positions are relative, where the tokenizer names no length."""
+
+
+@dataclass(frozen=True)
+class FilesRead:
+    """What an encoder was made of."""
+
+    parts: Parts
+    read: list[dict]
+    """{path, bytes, sha256} of every file that was read."""
+    doubts: list[str]
+    """What another loader may make of the same files, one sentence each."""
+    dtypes: tuple[str, ...]
+    """Number formats that the config tells loaders to compute in."""
+    tokenizer: dict[str, bytes]
+    """The tokenizer's files."""
 
 
 @dataclass(eq=False)
@@ -40,6 +56,8 @@ class TextEncoder:
     ignored_tensors: list[str] = field(default_factory=list)
     summary: int | None = None
     """The position that stands for the text in families without a summary of their own; None: the mean of all."""
+    files: FilesRead | None = None
+    """None: it was never in files, as a student in training."""
 
     @cached_property
     def family(self) -> Family:

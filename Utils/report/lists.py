@@ -22,9 +22,10 @@ from jinja2 import Environment, FileSystemLoader
 from Utils.basics.errors import InputError, sentence_of, visible
 from Utils.basics.files import ROOT, write_whole
 from Utils.encoder.anchors import REGISTRY, known_anchors
+from Utils.intake.candidates import encoders_of
 from Utils.intake.digests import files_digest
 from Utils.intake.files import PICKLES
-from Utils.intake.folders import encoders_of, full_path
+from Utils.intake.folders import full_path
 from Utils.report.command_line import say
 from Utils.report.folder import SCHEMA, result_name
 from Utils.report.report import EXIT, to_json, versions
