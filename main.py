@@ -33,6 +33,7 @@ from Utils.basics.errors import InputError, fail, sentence_of
 from Utils.basics.files import ROOT
 from Utils.encoder.anchors import pick_anchor
 from Utils.encoder.corpus import batches, embed_corpus, read_prompts, split
+from Utils.encoder.doubts import doubts_about
 from Utils.encoder.loading import fingerprint, load_encoder, pick_device, quiet_libraries
 from Utils.encoder.measures import assimilation, similarity
 from Utils.encoder.text_encoder import TextEncoder, in_batches, run_spliced, splice_ids
@@ -491,6 +492,16 @@ def judge(values: dict[str, float], calibration: Calibration | None) -> Verdict:
     return Verdict("inconclusive", reason, score, evidence, notes)
 
 
+def with_doubts(verdict: Verdict, doubts: list[str]) -> Verdict:
+    """A verdict speaks of what was judged: where a loader could take something else, "clean" is more than anybody knows."""
+    verdict = replace(verdict, notes=verdict.notes + doubts)
+    if verdict.verdict != "clean" or not doubts:
+        return verdict
+    more = f" (and {len(doubts) - 1} more)" if len(doubts) > 1 else ""
+    reason = f"What was judged looks clean, but {doubts[0]}{more}; name the weights that you use with --only."
+    return replace(verdict, verdict="inconclusive", reason=reason)
+
+
 def wrong_anchor(score: float, evidence: list[dict]) -> Verdict:
     """Nothing can be said about a suspect that was not made from its anchor."""
     reason = "The suspect's features of clean prompts are too far from the anchor's: it was hardly made from this base."
@@ -600,6 +611,8 @@ class Request:
     device: str = "auto"
     seed: int = 42
     show: Show = field(default_factory=Show)
+    only: str = ""
+    """The weights that count, by name, where others lie beside them."""
 
 
 def scan_model(model: str, request: Request, name: str | None = None) -> dict:
@@ -623,11 +636,15 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         else:
             finding = find_trigger_as_published(scan, run)
             verdict = judge_as_published(finding.values, cfg)
+        with run.stage("files"):
+            beside, doubts = doubts_about(suspect, scan.prompts[: cfg.prompts], bool(request.only))
+            verdict = with_doubts(verdict, doubts)
         # 2. how far prompts assimilate from layer to layer, clean and with v
         with run.stage("assimilation"):
             by_layer = layers_with_and_without(scan, finding.v)
         shown = show_found(scan, finding, by_layer, run, request.show)
         settings = {"config": asdict(cfg), "show": asdict(request.show), "device": device.type}
+        settings["read"] = {"files": suspect.files.read, "beside": [asdict(b) for b in beside]}
         usual = asdict(load_config(ScanConfig, SETTINGS))
         return write_report(make_report(scan, finding, verdict, shown, by_layer), run, verdict, settings, usual)
 
@@ -640,7 +657,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_arguments(args)
         cfg = load_config(ScanConfig, args.config, **{f.name: getattr(args, f.name) for f in fields(ScanConfig)})
-        request = Request(cfg, args.anchor, args.output, args.device, args.seed, Show(args.images, args.pipeline))
+        request = Request(cfg, args.anchor, args.output, args.device, args.seed, Show(args.images, args.pipeline), args.only)
         depends_on = {name: value for name, value in asdict(request).items() if name != "output"}
 
         def scan(model: str, name: str | None = None, device: str | None = None) -> dict:

@@ -161,7 +161,8 @@ def test_a_hub_id_without_a_network_is_refused():
 
 
 def test_a_file_is_no_folder(tiny_folder: Path):
-    assert "is a file" in refusal(tiny_folder / WEIGHTS)
+    assert "is a file" in refusal(tiny_folder / "config.json")
+    assert load_encoder(tiny_folder / WEIGHTS).path == str(tiny_folder / WEIGHTS)  # its config lies beside it
 
 
 def test_a_folder_without_config_is_refused(editable: Path):

@@ -13,7 +13,7 @@ from Utils.intake.folders import Parts, find_folder, find_parts, is_encoder_fold
 from Utils.intake.inventory import look_around, walk
 from Utils.intake.reader import Reader
 from Utils.intake.tensors import read_tensors
-from Utils.intake.weights import WeightSet, find_tower, weight_sets
+from Utils.intake.weights import WeightSet, find_tower, weight_files, weight_sets
 
 MOST = 16
 """Encoders of one model that are scanned; one that holds more is no model but a collection."""
@@ -35,7 +35,7 @@ def encoders_of(model: str, only: str = "") -> list[str]:
         names = pipeline_encoders(folder)
         encoders = [model] if len(names) < 2 else [f"{base}/{name}" for name in names]
         if _holds_encoder(folder):  # AutoModel takes these, a pipeline does not
-            encoders.append(f"{base}/config.json")
+            encoders.append(f"{base}/{weight_files(folder)[0].name.name}")
     else:
         encoders = [model]
     if only:

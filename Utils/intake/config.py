@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedConfig
 
 from Utils.basics.errors import InputError
@@ -85,7 +86,7 @@ def read_config(folder: Path, reader: Reader | None = None) -> EncoderConfig:
             raise InputError(f"{file} asks for quantised weights; give the encoder in full or half precision.")
     if not _composite(family):
         values, doubts = _known(config, _own_keys(family.config), family, file.name)
-        return EncoderConfig(family, values | {"model_type": kind}, doubts, _dtypes(config))
+        return EncoderConfig(family, values | {"model_type": kind}, doubts, _dtypes(file, config))
     if not isinstance(text, dict | None):
         raise InputError(f"{file}: text_config is no object; fetch the model again.")
     inner = family.config.sub_configs["text_config"]
@@ -95,7 +96,7 @@ def read_config(folder: Path, reader: Reader | None = None) -> EncoderConfig:
     below, more = _known(text or {}, _own_keys(inner), family, f"{file.name}: text_config")
     doubts += more + _other_text_config(config.get("text_config_dict"), below, file.name)
     values = above | {"text_config": below, "model_type": kind}
-    return EncoderConfig(family, values, doubts, _dtypes(config, text or {}))
+    return EncoderConfig(family, values, doubts, _dtypes(file, config, text or {}))
 
 
 def _no_config(folder: Path) -> str:
@@ -139,7 +140,10 @@ def _other_text_config(other: object, taken: dict, where: str) -> list[str]:
     return [f"{where} has another {name} in text_config_dict than in text_config" for name in sorted(differing)]
 
 
-def _dtypes(*parts: dict) -> tuple[str, ...]:
+def _dtypes(file: Path, *parts: dict) -> tuple[str, ...]:
     """Number formats that a config names, at whatever level."""
     named = [part.get(name) for part in parts for name in ("dtype", "torch_dtype")]
-    return tuple(dict.fromkeys(str(name).removeprefix("torch.") for name in named if isinstance(name, str)))
+    formats = tuple(dict.fromkeys(name.removeprefix("torch.") for name in named if isinstance(name, str)))
+    if wrong := [name for name in formats if not isinstance(getattr(torch, name, None), torch.dtype)]:
+        raise InputError(f"{file} names the number format {wrong[0][:80]!r}, which there is none of; fetch the model again.")
+    return formats

@@ -59,9 +59,10 @@ def find_parts(model: str | Path) -> Parts:
     """Weights and tokenizer of a text encoder, a CLIP model, a pipeline with one encoder, or one part of a pipeline."""
     file = Path(model)
     if is_weights(file):
-        own = file.name == "config.json"  # the folder itself, where it is a pipeline too
-        parts = Parts(file.parent, file.parent, _tokenizer_beside(file.parent)) if own else find_parts(file.parent)
-        return parts if own else replace(parts, file=file)
+        folder = file.parent
+        if (folder / "model_index.json").exists():  # an encoder in a folder that is a pipeline too
+            return Parts(folder, folder, _tokenizer_beside(folder), file)
+        return replace(find_parts(folder), file=file)
     folder = find_folder(model)
     if (folder / "model_index.json").exists():
         encoders = pipeline_encoders(folder)
@@ -81,7 +82,7 @@ def _tokenizer_beside(folder: Path) -> Path:
 
 
 def is_weights(file: Path) -> bool:
-    """Whether a path names weights, an index of weights, or the config that they belong to."""
+    """Whether a path names weights, or an index of weights, beside the config that they belong to."""
     try:
         named = (
             file.suffix == ".safetensors"

@@ -39,10 +39,11 @@ class Reader:
             handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror}); fetch the model again.") from None
+        before = os.fstat(handle)
+        if not stat.S_ISREG(before.st_mode):
+            os.close(handle)
+            raise InputError(f"{file} is no ordinary file (a pipe, a device or a folder); fetch the model again.")
         with os.fdopen(handle, "rb") as stream:
-            before = os.fstat(handle)
-            if not stat.S_ISREG(before.st_mode):
-                raise InputError(f"{file} is no ordinary file (a pipe, a device or a folder); fetch the model again.")
             yield stream, before.st_size
             if marks(os.fstat(handle)) != marks(before):
                 raise InputError(f"{file} was changed while it was read; scan it again when nothing writes to it.")

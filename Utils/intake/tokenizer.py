@@ -37,8 +37,8 @@ FILES = (
     "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 """What tokenizers are made of; nothing else in a folder is read for one."""
-REDIRECTING = ("fast_tokenizer_files", "auto_map")
-"""Keys of tokenizer_config.json that send loaders to other files or to code; they are left out, and noted."""
+REDIRECTING = ("fast_tokenizer_files",)
+"""Keys of tokenizer_config.json that send loaders to other files; they are left out, and noted."""
 
 
 def read_tokenizer_files(folder: Path, reader: Reader, rows: int) -> tuple[dict[str, bytes], list[str]]:

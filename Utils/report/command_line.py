@@ -37,6 +37,10 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
         "was stopped, and adds summary.json and summary.html to the results",
     )  # fmt: skip
     parser.add_argument(
+        "--only", default="", metavar="FILE",
+        help="the weights that you use (model.safetensors, say), where others lie beside them; nothing else is judged then",
+    )  # fmt: skip
+    parser.add_argument(
         "--anchor", default="auto",
         help="the clean public base the suspect was made from: a folder, a hub id, auto (looked up in configs/anchors.yaml) "
         "or none (default: auto)",

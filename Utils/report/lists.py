@@ -83,12 +83,12 @@ def _beside(folder: Path, line: str) -> str:
         return line
 
 
-def plan(models: Iterable[str], output: Path) -> list[Task]:
+def plan(models: Iterable[str], output: Path, only: str = "") -> list[Task]:
     """One task an encoder: pipelines with several are taken apart, and no two results get one name."""
     encoders = []
     for model in models:
         try:
-            encoders += encoders_of(model)
+            encoders += encoders_of(model, only)
         except InputError:  # the scan will say the same, and then it is in the summary
             encoders.append(model)
     names = Counter(result_name(model, output) for model in encoders)
@@ -146,13 +146,13 @@ def scan_named(args: argparse.Namespace, scan: Callable[..., dict], request: dic
     scan(model, name, device) makes one report, in a result folder of that name, on another device than asked for if one is
     given; request and files: what reports depend on beside the suspects and the anchors.
     """
-    models = read_list(args.models) if args.models else encoders_of(args.model)
+    models = read_list(args.models) if args.models else encoders_of(args.model, args.only)
     if not args.models and len(models) == 1:
         report = scan(args.model)
         say(report, args.output / result_name(args.model, args.output))
         return [report]
     request |= {"files": inputs_digest(args.anchor, files), "versions": versions()}
-    tasks = plan(models, args.output)
+    tasks = plan(models, args.output, args.only)
     reports = scan_many(tasks, scan, args.output, request, resume=bool(args.models))
     if is_first_process():
         summary = summarise(reports, tasks)
