@@ -146,10 +146,10 @@ def scan_named(args: argparse.Namespace, scan: Callable[..., dict], request: dic
     scan(model, name, device) makes one report, in a result folder of that name, on another device than asked for if one is
     given; request and files: what reports depend on beside the suspects and the anchors.
     """
-    models = read_list(args.models) if args.models else encoders_of(args.model, args.only)
-    if not args.models and len(models) == 1:
-        report = scan(args.model)
-        say(report, args.output / result_name(args.model, args.output))
+    models = read_list(args.models) if args.models else [args.model]
+    if not args.models and len(encoders := encoders_of(args.model, args.only)) == 1:
+        report = scan(encoders[0])
+        say(report, args.output / result_name(encoders[0], args.output))
         return [report]
     request |= {"files": inputs_digest(args.anchor, files), "versions": versions()}
     tasks = plan(models, args.output, args.only)
