@@ -34,7 +34,9 @@ def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device) -> tupl
     if wanted != "auto":
         anchor = load_encoder(matching_part(wanted, suspect.path), device)
         if not same_shape(suspect, anchor):
-            raise InputError(f"the anchor {wanted} has other tensors than the suspect, or ends texts otherwise; give its own base.")
+            raise InputError(
+                f"the anchor {wanted} has other tensors or another end of text than the suspect; give its own base."
+            )
         return anchor, []
     fitting, notes = [], []
     for entry in known_anchors():

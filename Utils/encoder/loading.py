@@ -39,7 +39,7 @@ def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextE
     summary = None if found.family.head else summary_position(parts.root, reader)
     encoder = TextEncoder(tower, tokenizer, full_path(str(model)), weights_hash(found, reader), ignored, summary)
     encoder.files = FilesRead(parts, list(reader.read.values()), found.config.doubts + doubts, found.config.dtypes, files)
-    _check_reading(encoder, parts.tokenizer)
+    check_reading(encoder, parts.tokenizer)
     return encoder
 
 
@@ -49,7 +49,7 @@ def weights_hash(found: FoundTower, reader: Reader) -> str:
     return hashes[0] if len(hashes) == 1 else sha256(" ".join(hashes).encode()).hexdigest()
 
 
-def _check_reading(encoder: TextEncoder, folder: Path) -> None:
+def check_reading(encoder: TextEncoder, folder: Path) -> None:
     """Refuse a tokenizer whose texts do not stand where the scan looks: from the first position on, padding behind them."""
     try:
         context, first = encoder.context, encoder.tokenizer("a").input_ids

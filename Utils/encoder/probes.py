@@ -18,7 +18,10 @@ MOST = 2000
 """Strings that are taken from two serialised tokenizers."""
 AROUND = ("{}", "a photo of a {} dog.", "{} dog", "two cats and a {}", "x{}y")
 """Where strings stand in ordinary prompts; the last one is inside a word."""
-INVISIBLE = "\u00ad\u034f\u061c\u115f\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202e\u2060\u2063\u2066\u2069\u3164\ufe0f\ufeff\U000e0061"
+INVISIBLE = (
+    "\u00ad\u034f\u061c\u115f\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202e"
+    "\u2060\u2063\u2066\u2069\u3164\ufe0f\ufeff\U000e0061"
+)
 SPACES = " \t\n\r\x0b\x0c\x85\xa0\u1680\u2003\u2009\u2028\u2029\u202f\u205f\u3000"
 LOOKALIKES = (
     (0x21, 0xFF01 - 0x21), (ord("a"), 0x1D41A - ord("a")), (ord("a"), 0x24D0 - ord("a")), (ord("a"), 0x1D5BA - ord("a")),
@@ -80,8 +83,8 @@ def mined(state: dict, reference: dict) -> list[str]:
 def _differing(state: dict, reference: dict) -> Iterator[str]:
     rest = [{key: value for key, value in one.items() if key not in ("model", "decoder")} for one in (state, reference)]
     models = [one.get("model") or {} for one in (state, reference)]
-    rest = [part | {"options": {k: v for k, v in m.items() if k not in ("vocab", "merges")}} for part, m in zip(rest, models)]
-    known = [set(_strings(part)) for part in rest]
+    options = [{key: value for key, value in m.items() if key not in ("vocab", "merges")} for m in models]
+    known = [set(_strings([part, said])) for part, said in zip(rest, options, strict=True)]
     for text in sorted(known[0] ^ known[1], key=lambda s: (len(s), s)):
         yield from _texts_of(text)
     vocabularies = [_numbered(m.get("vocab")) for m in models]

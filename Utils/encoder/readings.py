@@ -20,11 +20,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from Utils.basics.errors import InputError, first_line
 from Utils.encoder import probes
+from Utils.encoder.loading import check_reading
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.folders import index_of
 from Utils.intake.tokenizer import check_tokenizer
 
-OWN = "AutoTokenizer"
+OWN, BASE = "AutoTokenizer", "the base's tokenizer"
 CLASSES = {
     "clip": "CLIPTokenizer", "siglip": "SiglipTokenizer", "siglip2": "Siglip2Tokenizer", "bert": "BertTokenizer",
     "roberta": "RobertaTokenizer", "xlm-roberta": "XLMRobertaTokenizer", "mpnet": "MPNetTokenizer",
@@ -36,6 +37,10 @@ VOCABULARIES = (
 )  # fmt: skip
 """What tokenizers were made of before there was tokenizer.json; loaders without the fast library still take these."""
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+READ_WITH = (
+    "pad_token_id", "eos_token_id", "bos_token_id", "sep_token_id", "padding_side", "truncation_side", "split_special_tokens",
+)  # fmt: skip
+"""What a tokenizer is told beside its serialised form."""
 MOST = 10
 """Differences that a report lists."""
 RANKED = 3000
@@ -95,6 +100,8 @@ class Reading:
     compared: int = 0
     examples: list[Difference] = field(default_factory=list)
     """Those that differ most."""
+    fails: int = 0
+    """Prompts of the corpus that it cannot read at all."""
     strings: list[str] = field(default_factory=list)
     """What may be behind them: strings to try as triggers."""
 
@@ -105,13 +112,15 @@ class Readings:
 
     differing: list[Reading]
     """The forms that read some text otherwise than the base."""
-    notes: list[str]
-    doubts: list[str]
+    reference: Reading
+    """The base's own, or the suspect's where there is no base."""
+    notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def to_judge(self) -> list[Reading]:
-        """Forms in which the weights have to be judged too, as the corpus says something else there."""
-        return [reading for reading in self.differing if reading.corpus]
+        """The reading that the weights are judged in, and those in which the corpus says something else."""
+        return [self.reference, *(reading for reading in self.differing if reading.corpus and not reading.fails)]
 
 
 def short(text: str, most: int = 60) -> str:
@@ -185,6 +194,7 @@ def built(maker: Maker, encoder: TextEncoder) -> PreTrainedTokenizerBase:
                     (Path(place) / name).write_bytes(data)
             tokenizer = maker.make(place, encoder.tokenizer)
         check_tokenizer(tokenizer, encoder.model, encoder.files.parts.tokenizer)
+        check_reading(read_by(encoder, tokenizer), encoder.files.parts.tokenizer)
     except (KeyboardInterrupt, SystemExit, InputError):
         raise
     except BaseException as error:  # tokenizers raises bare Exception for malformed files, and Rust panics past it
@@ -202,8 +212,8 @@ def forms(encoder: TextEncoder, anchor: TextEncoder | None = None) -> tuple[list
         try:
             tokenizer = built(maker, encoder)
         except InputError as error:
-            if maker.usual and not _alike_files(maker, encoder, anchor):
-                doubts.append(f"its tokenizer cannot be loaded from {maker.name} ({error})")
+            if (maker.usual and not _alike_files(maker, encoder, anchor)) or (anchor and same_form(maker, anchor)):
+                doubts.append(f"its tokenizer is of no use when loaded as {maker.name} ({error})")
             continue
         said = state(tokenizer)
         if said in states:
@@ -213,6 +223,14 @@ def forms(encoder: TextEncoder, anchor: TextEncoder | None = None) -> tuple[list
             found.append(Form(maker.name, tokenizer, maker))
             states.append(said)
     return found, doubts
+
+
+def same_form(maker: Maker, anchor: TextEncoder) -> PreTrainedTokenizerBase | None:
+    """What a loader makes of the base's files; None: nothing."""
+    try:
+        return built(maker, anchor) if anchor.files else None
+    except InputError:
+        return None
 
 
 def _alike_files(maker: Maker, encoder: TextEncoder, anchor: TextEncoder | None) -> bool:
@@ -229,11 +247,10 @@ def _alike_files(maker: Maker, encoder: TextEncoder, anchor: TextEncoder | None)
 def state(tokenizer: PreTrainedTokenizerBase) -> dict:
     """All that a tokenizer's reading depends on, in one order; how it was last told to cut and pad is not."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    said = json.loads(backend.to_str()) if backend is not None else {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+    said = {"vocab": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
     said = {name: value for name, value in said.items() if name not in ("truncation", "padding", "version", "decoder")}
     said["added_tokens"] = sorted(said.get("added_tokens") or [], key=lambda token: (token["id"], token["content"]))
-    names = ("pad_token_id", "eos_token_id", "bos_token_id", "sep_token_id", "padding_side", "truncation_side", "split_special_tokens")
-    return said | {"settings": {name: getattr(tokenizer, name, None) for name in names}}
+    return said | {"settings": {name: getattr(tokenizer, name, None) for name in READ_WITH}}
 
 
 # ------------------------------------------------------------------------------------------------------------ comparing
@@ -265,25 +282,26 @@ def compare(suspect: TextEncoder, anchor: TextEncoder | None, prompts: list[str]
     prompts: all at hand, of which the first `used` are the corpus.
     """
     found, doubts = forms(suspect, anchor)
-    reference = anchor or suspect
-    comparison = Comparison(reference, prompts, used)
+    comparison = Comparison(anchor or suspect, prompts, used)
+    reference = Reading(BASE if anchor else found[0].name, comparison.tokenizer)
     differing, notes = [], []
     for form in found if anchor else found[1:]:
         reading = comparison.of(form)
         if reading.differs_on:
             differing.append(reading)
         elif reading.compared > used:
-            notes.append(f"the tokenizer ({form.name}) is written otherwise than the base's and reads {reading.compared} texts alike")
+            notes.append(f"the tokenizer ({form.name}) is written otherwise than the base's, and reads all texts tried alike")
     if not anchor:
         doubts += [f"its tokenizer loaded as {r.form} {r.examples[0]}, unlike {OWN}" for r in differing]
-        return Readings([], notes, doubts)
+        return Readings([], reference, notes, doubts)
+    doubts += [f"its tokenizer loaded as {r.form} fails on {r.fails} prompts" for r in differing if r.fails]
     for reading in differing:
         notes.append(
             f"the tokenizer ({reading.form}) reads {reading.differs_on} of {reading.compared} texts otherwise than the base's, "
             f"{reading.corpus} of {used} prompts of the corpus among them"
         )
         notes += [f"the tokenizer ({reading.form}) {example}" for example in reading.examples]
-    return Readings(differing, notes, doubts)
+    return Readings(differing, reference, notes, doubts)
 
 
 class Comparison:
@@ -306,14 +324,17 @@ class Comparison:
         pads = [said["settings"][name] for name in ("pad_token_id", "padding_side")]
         padded = pads != [self.state["settings"][name] for name in ("pad_token_id", "padding_side")]
         texts_of = {text: ids for text, ids in self.known(texts) if padded or told[text] != ids}
-        if texts_of and (same := self._same_form(form)):  # what a loader makes of the base's files too is nothing of the suspect's
+        # what a loader makes of the base's files too is nothing of the suspect's
+        if texts_of and form.maker and (same := same_form(form.maker, self.base)):
             again = zip(texts_of, read(same, list(texts_of), self.context), strict=True)
             alike = {text for text, ids in again if ids == told[text] and same.pad_token_id == form.tokenizer.pad_token_id}
             texts_of = {text: ids for text, ids in texts_of.items() if text not in alike}
-        corpus = sum(text in texts_of for text in self.prompts[: self.used])
+        corpus = [text for text in self.prompts[: self.used] if text in texts_of]
+        fails = sum(told[text] is None for text in corpus)
         examples = self._examples(form.tokenizer, texts_of, told)
         strings = dict.fromkeys([*(d.text for d in examples), *mined, *(t for t in texts_of if len(t) < 30)])
-        return Reading(form.name, form.tokenizer, corpus, len(texts_of), len(texts), self._listed(examples), list(strings))
+        counts = len(corpus), len(texts_of), len(texts)
+        return Reading(form.name, form.tokenizer, *counts, self._listed(examples), fails, list(strings))
 
     def known(self, texts: list[str]) -> Iterable[tuple[str, tuple[int, ...] | None]]:
         """Texts with the base's reading of them."""
@@ -331,15 +352,6 @@ class Comparison:
         yield from probes.odd_prompts(sorted(self.prompts, key=len)[:: max(1, len(self.prompts) // 30)])
         special = [t for one in (self.tokenizer, tokenizer) for t in (*one.all_special_tokens, *one.get_added_vocab())]
         yield from probes.in_prompts(list(dict.fromkeys(special))[:200])
-
-    def _same_form(self, form: Form) -> PreTrainedTokenizerBase | None:
-        """What the same loader makes of the base's files."""
-        if form.maker is None or not self.base.files:
-            return None
-        try:
-            return built(form.maker, self.base)
-        except InputError:
-            return None
 
     def _difference(self, tokenizer: PreTrainedTokenizerBase, text: str) -> Difference | None:
         """How one text is read otherwise, if it is."""
@@ -398,7 +410,10 @@ class Comparison:
 
 
 def _rank(difference: Difference) -> tuple:
-    return not difference.rewritten, -round(difference.share, 2), len(difference.text), difference.text
+    """What says something else first, then by how much differs; short texts tell most, of other pieces whole words do."""
+    length = len(difference.text) if difference.rewritten else abs(len(difference.text) - 8)
+    plain = difference.text == difference.text.lower()
+    return not difference.rewritten, -round(difference.share, 2), length, not plain, difference.text
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

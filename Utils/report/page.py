@@ -45,7 +45,9 @@ def render_page(report: dict, folder: Path) -> str:
         found=found,
         pictures=[(title, [data_uri(folder / file) for file in files]) for title, files in rows if files],
         figures=[(caption, data_uri(folder / found["files"][name], 0), name in WIDE) for name, caption in CAPTIONS.items()],
-        strings=(report["trigger"] or {}).get("strings"),
+        strings=[s for b in report["backdoors"] for s in (b["trigger"] or {}).get("strings") or []],
+        readings=[r for r in report.get("readings", []) if r["examples"]],
+        claimed=any(b["kind"] != "tokenizer" for b in report["backdoors"]),
         no_pictures=next((note for note in report["notes"] if note.startswith("no pictures")), None),
     )
 
