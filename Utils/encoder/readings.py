@@ -412,8 +412,8 @@ class Comparison:
 def _rank(difference: Difference) -> tuple:
     """What says something else first, then by how much differs; short texts tell most, of other pieces whole words do."""
     length = len(difference.text) if difference.rewritten else abs(len(difference.text) - 8)
-    plain = difference.text == difference.text.lower()
-    return not difference.rewritten, -round(difference.share, 2), length, not plain, difference.text
+    odd = not difference.text.isprintable() or difference.text != difference.text.strip().lower() or not difference.text
+    return not difference.rewritten, -round(difference.share), odd, length, difference.text
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,8 +22,10 @@ STRING = ("text", "place", "success_rate", "interval", "anchor_success_rate")
 PLACES = ("start", "end", "anywhere")
 TRIED = 500
 """Strings whose readings are compared."""
-MEASURED = 6
-"""Strings that are run through the encoder: those that change the reading of prompts most."""
+MEASURED, ENOUGH = 6, 3
+"""Strings of a reading that are run through the encoder, and how many that fire end it."""
+FEW = 20
+"""Prompts that show whether a string is worth more of them."""
 NEARER = 1e-3
 """By how much nearer counts: what is read alike differs by rounding."""
 
@@ -72,12 +75,18 @@ def promising(reading: Reading, base: TextEncoder, prompts: list[str]) -> list[s
             best = max(best, changed + alike if changed >= FIRES else 0.0)
         if best:
             ranked.append((-best, number, string))
-    return [string for *_, string in sorted(ranked)]
+    distinct = {}
+    for *_, string in sorted(ranked):
+        distinct.setdefault(string.strip().casefold(), string)
+    return list(distinct.values())
 
 
 def summaries(encoder: TextEncoder, texts: list[str]) -> Tensor:
-    """(n, d)"""
-    return in_batches(encoder, encoder.ids(texts), TextEncoder.summarised).float().cpu()
+    """Those of like length are computed together.  -> (n, d)"""
+    ids = encoder.ids(texts)
+    order = encoder.attended(ids).sum(dim=1).argsort(stable=True)
+    found = in_batches(encoder, ids[order], TextEncoder.summarised, size=16).float().cpu()
+    return torch.empty_like(found).index_copy_(0, order, found)
 
 
 def strings_that_fire(suspect: TextEncoder, readings: Readings, prompts: list[str]) -> list[dict]:
@@ -94,26 +103,39 @@ def strings_that_fire(suspect: TextEncoder, readings: Readings, prompts: list[st
     for reading in readings.differing:
         encoder = read_by(suspect, reading.tokenizer)
         strings = [s for s in promising(reading, plain, prompts) if s not in found][:MEASURED]
-        if not strings:
-            continue
-        clean, clean_plain = summaries(encoder, prompts), summaries(plain, prompts)
+        clean, asleep = (summaries(one, prompts) if strings else None for one in (encoder, plain))
+        fired = 0
         for string in strings:
-            rates = []
-            for place in PLACES:
-                texts = [put(string, prompt, place, i) for i, prompt in enumerate(prompts)]
-                triggered = summaries(encoder, texts)
-                forced = triggered.mean(dim=0)
-                asleep = nearer(summaries(plain, texts), forced, clean_plain)
-                rates.append(Rate(place, nearer(triggered, forced, clean), asleep, forced))
-            firing = [rate for rate in rates if rate.success >= FIRES and rate.asleep <= SLEEPS]
+            rates = [rate_at(place, string, encoder, plain, prompts, clean, asleep) for place in PLACES]
+            firing = [rate for rate in rates if rate and rate.success >= FIRES and rate.asleep <= SLEEPS]
             if firing:
                 best = firing[-1] if len(firing) == len(rates) else max(firing, key=lambda rate: rate.success)
                 found[string] = {
-                    "text": string, "place": best.place, "success_rate": best.success,
-                    "interval": wilson(best.success, len(prompts)), "anchor_success_rate": best.asleep, "form": reading.form,
-                    **said(plain, reading, string, best.forced, clean_plain),
+                    "text": string, "place": best.place, "success_rate": round(best.success, 4),
+                    "interval": wilson(best.success, len(prompts)), "anchor_success_rate": round(best.asleep, 4),
+                    "form": reading.form, **said(plain, reading, string, best.forced, asleep),
                 }  # fmt: skip
+                fired += 1
+            if fired == ENOUGH:
+                break
     return sorted(found.values(), key=lambda f: (-f["success_rate"], len(f["text"])))
+
+
+def rate_at(
+    place: str, string: str, encoder: TextEncoder, plain: TextEncoder, prompts: list[str], clean: Tensor, asleep: Tensor
+) -> Rate | None:
+    """What a string does at one place; None: too little for all prompts to be tried.
+
+    clean, asleep (n, d): summaries of the prompts alone, as the suspect's tokenizer reads them and as the base's does.
+    """
+    texts = [put(string, prompt, place, i) for i, prompt in enumerate(prompts)]
+    few = slice(None, None, max(1, len(prompts) // FEW))
+    tried = summaries(encoder, texts[few])
+    if nearer(tried, tried.mean(dim=0), clean[few]) < FIRES / 2:
+        return None
+    triggered = summaries(encoder, texts)
+    forced = triggered.mean(dim=0)
+    return Rate(place, nearer(triggered, forced, clean), nearer(summaries(plain, texts), forced, asleep), forced)
 
 
 def nearer(triggered: Tensor, forced: Tensor, clean: Tensor) -> float:
