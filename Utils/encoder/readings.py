@@ -282,7 +282,7 @@ def compare(suspect: TextEncoder, anchor: TextEncoder | None, prompts: list[str]
     prompts: all at hand, of which the first `used` are the corpus.
     """
     found, doubts = forms(suspect, anchor)
-    comparison = Comparison(anchor or suspect, prompts, used)
+    comparison = Comparison(anchor or suspect, prompts, used, trusted=anchor is not None)
     reference = Reading(BASE if anchor else found[0].name, comparison.tokenizer)
     differing, notes = [], []
     for form in found if anchor else found[1:]:
@@ -307,8 +307,8 @@ def compare(suspect: TextEncoder, anchor: TextEncoder | None, prompts: list[str]
 class Comparison:
     """Tokenizers against the one of the base, each text of which is read once."""
 
-    def __init__(self, base: TextEncoder, prompts: list[str], used: int):
-        self.base, self.prompts, self.used = base, prompts, used
+    def __init__(self, base: TextEncoder, prompts: list[str], used: int, trusted: bool):
+        self.base, self.prompts, self.used, self.trusted = base, prompts, used, trusted
         self.tokenizer, self.context, self.state = base.tokenizer, base.context, state(base.tokenizer)
         self._rows: dict[str, tuple[int, ...] | None] = {}
 
@@ -325,7 +325,7 @@ class Comparison:
         padded = pads != [self.state["settings"][name] for name in ("pad_token_id", "padding_side")]
         texts_of = {text: ids for text, ids in self.known(texts) if padded or told[text] != ids}
         # what a loader makes of the base's files too is nothing of the suspect's
-        if texts_of and form.maker and (same := same_form(form.maker, self.base)):
+        if texts_of and self.trusted and form.maker and (same := same_form(form.maker, self.base)):
             again = zip(texts_of, read(same, list(texts_of), self.context), strict=True)
             alike = {text for text, ids in again if ids == told[text] and same.pad_token_id == form.tokenizer.pad_token_id}
             texts_of = {text: ids for text, ids in texts_of.items() if text not in alike}
