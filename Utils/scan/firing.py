@@ -20,7 +20,7 @@ FIRES, SLEEPS = 0.9, 0.1
 """A string fires from this success rate on, if under the base's tokenizer it stays below that."""
 STRING = ("text", "place", "success_rate", "interval", "anchor_success_rate")
 PLACES = ("start", "end", "anywhere")
-TRIED = 500
+TRIED = 300
 """Strings whose readings are compared."""
 MEASURED, ENOUGH = 6, 3
 """Strings of a reading that are run through the encoder, and how many that fire end it."""
