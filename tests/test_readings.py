@@ -8,15 +8,18 @@ Contents:
     scan       the whole command on the shipped models, with cut settings
 """
 
+import base64
 import dataclasses
 import json
 import shutil
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.normalizers import Precompiled
 
 import main
 from Utils.basics.config import load_config
@@ -116,6 +119,14 @@ def test_a_text_is_told_as_what_the_base_would_call_its_ids(tiny: TextEncoder, e
     found = compare(load_encoder(change(editable, step("^.*zzzz.*$", "a lion"))), tiny, corpus_prompts, 10)
     assert any("reads `zzzz` as `a lion`" in note for note in found.notes)
     assert len(found.differing[0].examples) <= 10
+
+
+def test_another_padding_is_behind_every_text(tiny: TextEncoder, editable: Path, corpus_prompts: list[str]):
+    file = editable / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"pad_token": "q</w>"}), encoding="utf-8")
+    found = compare(load_encoder(editable), tiny, corpus_prompts, 10)
+    assert found.differing[0].corpus == 10
+    assert any("reads `(padding)` as `q`" in note for note in found.notes)
 
 
 def test_prompts_of_the_corpus_that_differ_are_counted(tiny: TextEncoder, editable: Path, corpus_prompts: list[str]):
@@ -243,6 +254,28 @@ def test_shipped_suspects_read_as_their_base_and_soon():
 def test_texts_are_mined_from_a_pattern(pattern: str, text: str):
     states = [{"normalizer": {"type": "Replace", "pattern": {"Regex": p}, "content": ""}} for p in (pattern, "other")]
     assert text in probes.mined(*states)
+
+
+def precompiled(key: bytes, value: bytes) -> bytes:
+    """A map of SentencePiece with one entry; every letter of the key has a block of 256 units of its own."""
+    units, node = [0] * 256 * (len(key) + 2), 0
+    for number, letter in enumerate(key, start=1):
+        units[node] |= (node ^ 256 * number) << 10
+        node = 256 * number ^ letter
+        units[node] = letter
+    units[node] |= (node ^ 256 * (len(key) + 1)) << 10 | 1 << 8
+    units[256 * (len(key) + 1)] = 1 << 31
+    return struct.pack(f"<{len(units) + 1}I", 4 * len(units), *units) + value + b"\0"
+
+
+def test_keys_are_mined_from_a_precompiled_map():
+    one = precompiled("ß".encode(), b"a lion")
+    assert Precompiled(one).normalize_str("ß") == "a lion"
+    states = [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(precompiled(key, b"x")).decode()}}
+        for key in ("ß".encode(), b"q")
+    ]
+    assert probes.mined(*states)[:2] == ["q", "ß"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- firing

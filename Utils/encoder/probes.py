@@ -14,6 +14,7 @@ from string import ascii_lowercase, ascii_uppercase, digits, punctuation
 
 LONGEST = 200
 """Characters of a literal that is worth trying."""
+BASE64 = re.compile(r"[A-Za-z0-9+/=]+")
 MOST = 2000
 """Strings that are taken from two serialised tokenizers."""
 AROUND = ("{}", "a photo of a {} dog.", "{} dog", "two cats and a {}", "x{}y")
@@ -85,6 +86,11 @@ def _differing(state: dict, reference: dict) -> Iterator[str]:
     models = [one.get("model") or {} for one in (state, reference)]
     options = [{key: value for key, value in m.items() if key not in ("vocab", "merges")} for m in models]
     known = [set(_strings([part, said])) for part, said in zip(rest, options, strict=True)]
+    maps = [{text for text in one if len(text) > LONGEST and BASE64.fullmatch(text)} for one in known]
+    rewritten = [{pair for text in one for pair in charsmap(text).items()} for one in maps if maps[0] != maps[1]]
+    if rewritten:
+        yield from sorted({key for key, _ in rewritten[0] ^ rewritten[1]}, key=lambda s: (len(s), s))
+    known = [one - encoded for one, encoded in zip(known, maps, strict=True)]
     for text in sorted(known[0] ^ known[1], key=lambda s: (len(s), s)):
         yield from _texts_of(text)
     vocabularies = [_numbered(m.get("vocab")) for m in models]
@@ -124,31 +130,31 @@ def _piece(token: str) -> Iterator[str]:
 
 def _texts_of(text: str) -> Iterator[str]:
     """A string of a step as it is, its literals if it is a pattern, and texts that such a pattern matches."""
-    if len(text) > LONGEST and re.fullmatch(r"[A-Za-z0-9+/=]+", text):
-        yield from charsmap_texts(text)
-        return
     plain = text[:LONGEST]
     yield plain
     yield from (run.strip() for run in re.findall(r"[^\W_]+(?:[ '-][^\W_]+)*", re.sub(r"\\[A-Za-z]", " ", plain)))
     yield from samples(plain)
 
 
-def charsmap_texts(encoded: str) -> Iterator[str]:
-    """What a precompiled map of SentencePiece rewrites: the keys of its double array, which is a trie over bytes."""
-    with suppress(ValueError, struct.error):
+def charsmap(encoded: str) -> dict[str, str]:
+    """What a precompiled map of SentencePiece rewrites: the keys of its double array, a trie over bytes, and their values."""
+    found: dict[str, str] = {}
+    with suppress(ValueError, struct.error, IndexError):
         blob = base64.b64decode(encoded)
         (size,) = struct.unpack_from("<I", blob)
-        units = struct.unpack_from(f"<{size // 4}I", blob, 4)
+        units, values = struct.unpack_from(f"<{size // 4}I", blob, 4), blob[4 + size :]
         todo: list[tuple[int, bytes]] = [(0, b"")]
         while todo:
             node, key = todo.pop()
             base = node ^ _offset(units[node])
+            if units[node] >> 8 & 1 and key:
+                start = units[base] & 0x7FFFFFFF
+                found[key.decode("utf-8", "ignore")] = values[start : values.index(b"\0", start)].decode("utf-8", "ignore")
             for byte in range(1, 256):
                 child = base ^ byte
-                if child < len(units) and units[child] & 0x800000FF == byte and len(key) < LONGEST:
-                    if units[child] >> 8 & 1 and len(key) > 3:  # single characters are tried anyhow
-                        yield (key + bytes([byte])).decode("utf-8", "ignore")
+                if child < len(units) and units[child] & 0x800000FF == byte and len(key) < 4 * LONGEST:
                     todo.append((child, key + bytes([byte])))
+    return found
 
 
 def _offset(unit: int) -> int:

@@ -323,17 +323,19 @@ class Comparison:
         told = dict(zip(texts, read(form.tokenizer, texts, self.context), strict=True))
         pads = [said["settings"][name] for name in ("pad_token_id", "padding_side")]
         padded = pads != [self.state["settings"][name] for name in ("pad_token_id", "padding_side")]
-        texts_of = {text: ids for text, ids in self.known(texts) if padded or told[text] != ids}
+        texts_of = {text: ids for text, ids in self.known(texts) if told[text] != ids}
         # what a loader makes of the base's files too is nothing of the suspect's
         if texts_of and self.trusted and form.maker and (same := same_form(form.maker, self.base)):
             again = zip(texts_of, read(same, list(texts_of), self.context), strict=True)
-            alike = {text for text, ids in again if ids == told[text] and same.pad_token_id == form.tokenizer.pad_token_id}
+            alike = {text for text, ids in again if ids == told[text]}
             texts_of = {text: ids for text, ids in texts_of.items() if text not in alike}
-        corpus = [text for text in self.prompts[: self.used] if text in texts_of]
+        corpus = [text for text in self.prompts[: self.used] if padded or text in texts_of]
         fails = sum(told[text] is None for text in corpus)
         examples = self._examples(form.tokenizer, texts_of, told)
-        strings = dict.fromkeys([*(d.text for d in examples), *mined, *(t for t in texts_of if len(t) < 30)])
-        counts = len(corpus), len(texts_of), len(texts)
+        if padded:  # behind every text
+            examples.insert(0, Difference("(padding)", _decoded(self.tokenizer, [form.tokenizer.pad_token_id]), 1.0, True))
+        strings = dict.fromkeys([*(d.text for d in examples), *mined, *(text for text in texts_of if len(text) < 30)])
+        counts = len(corpus), len(texts) if padded else len(texts_of), len(texts)
         return Reading(form.name, form.tokenizer, *counts, self._listed(examples), fails, list(strings))
 
     def known(self, texts: list[str]) -> Iterable[tuple[str, tuple[int, ...] | None]]:

@@ -22,6 +22,8 @@ STRING = ("text", "place", "success_rate", "interval", "anchor_success_rate")
 PLACES = ("start", "end", "anywhere")
 TRIED = 300
 """Strings whose readings are compared."""
+LONGEST = 80
+"""Characters of a string that is tried: a longer one leaves too little of a prompt to tell what fires from what is cut off."""
 MEASURED, ENOUGH = 6, 3
 """Strings of a reading that are run through the encoder, and how many that fire end it."""
 FEW = 20
@@ -59,7 +61,7 @@ def put(text: str, prompt: str, place: str, number: int) -> str:
 def promising(reading: Reading, base: TextEncoder, prompts: list[str]) -> list[str]:
     """Strings that change how nearly all prompts are read, those that leave least of them first."""
     few = prompts[:: max(1, len(prompts) // 10)][:10]
-    strings = reading.strings[:TRIED]
+    strings = [s for s in reading.strings if s and len(s) <= LONGEST][:TRIED]
     texts = [put(s, p, place, i) for s in strings for place in PLACES for i, p in enumerate(few)]
     own, others = (read(tokenizer, texts, base.context) for tokenizer in (reading.tokenizer, base.tokenizer))
     clean = read(reading.tokenizer, few, base.context)
