@@ -27,7 +27,7 @@ from Utils.basics.errors import InputError
 from Utils.encoder import probes
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder
-from Utils.encoder.readings import BASE, Readings, compare, forms, read_by
+from Utils.encoder.readings import BASE, Readings, compare, forms, read, read_by
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.found.show import Show
 from Utils.scan.finding import Verdict
@@ -177,6 +177,20 @@ def test_a_form_that_panics_is_a_doubt(tiny: TextEncoder, editable: Path, corpus
     slow = step(r"(?:[a-z ]|[a-y ])*[^\w\s.,]", "")
     found = compare(load_encoder(change(editable, slow, word_for_word=False)), tiny, corpus_prompts, 10)
     assert any("tokenizer.json" in said for said in (*found.doubts, *found.notes))
+
+
+def test_a_text_that_a_tokenizer_fails_on_is_told_from_others(tiny: TextEncoder):
+    class PanicException(BaseException):
+        """What a Rust panic becomes."""
+
+    def fussy(texts: list[str], **options: object) -> object:
+        if any("z" in text for text in texts):
+            raise PanicException
+        return tiny.tokenizer(texts, **options)
+
+    rows = read(fussy, ["a", "z", "b", "c", "zz"], 24, size=4)
+    assert [row is None for row in rows] == [False, True, False, False, True]
+    assert read(fussy, ["z"] * 500, 24) == [None] * 500
 
 
 def test_without_a_base_forms_are_compared_among_themselves(editable: Path, corpus_prompts: list[str]):

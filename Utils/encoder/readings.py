@@ -256,23 +256,24 @@ def state(tokenizer: PreTrainedTokenizerBase) -> dict:
 # ------------------------------------------------------------------------------------------------------------ comparing
 def read(tokenizer: PreTrainedTokenizerBase, texts: list[str], context: int, size: int = 1000) -> list[tuple[int, ...] | None]:
     """Token ids of texts, cut to the context; None: it fails on this one."""
-    rows, failed = [], 0
     options = {"truncation": True, "max_length": context, "return_attention_mask": False, "verbose": False}
-    for start in range(0, len(texts), size):
-        part = texts[start : start + size]
+    rows, failed = [], 0
+    todo = [texts[start : start + size] for start in range(0, len(texts), size)][::-1]
+    while todo:
+        part = todo.pop()
         try:
-            rows += [tuple(ids) for ids in tokenizer(part, **options).input_ids]
-            continue
+            if failed <= FAILURES:
+                rows += [tuple(ids) for ids in tokenizer(part, **options).input_ids]
+                continue
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException:  # one of them, and which?
-            if size == 1:
-                rows.append(None)
-                failed += 1
-            elif size > 1:
-                rows += read(tokenizer, part, context, max(1, size // 10) if size > 10 else 1)
-        if failed > FAILURES:
-            return rows + [None] * (len(texts) - len(rows))
+        except BaseException:  # Rust panics past Exception
+            if len(part) > 1:  # one of them, and which?
+                half = len(part) // 2
+                todo += [part[half:], part[:half]]
+                continue
+            failed += 1
+        rows += [None] * len(part)
     return rows
 
 

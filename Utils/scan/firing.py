@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from Utils.basics.errors import InputError
 from Utils.encoder.readings import Reading, Readings, read, read_by, short
 from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.scan.finding import Verdict
@@ -103,24 +106,29 @@ def strings_that_fire(suspect: TextEncoder, readings: Readings, prompts: list[st
     prompts = of_all_lengths(prompts)
     plain = read_by(suspect, readings.reference.tokenizer)
     for reading in readings.differing:
-        encoder = read_by(suspect, reading.tokenizer)
-        strings = [s for s in promising(reading, plain, prompts) if s not in found][:MEASURED]
-        clean, asleep = (summaries(one, prompts) if strings else None for one in (encoder, plain))
-        fired = 0
-        for string in strings:
-            rates = [rate_at(place, string, encoder, plain, prompts, clean, asleep) for place in PLACES]
-            firing = [rate for rate in rates if rate and rate.success >= FIRES and rate.asleep <= SLEEPS]
-            if firing:
-                best = firing[-1] if len(firing) == len(rates) else max(firing, key=lambda rate: rate.success)
-                found[string] = {
-                    "text": string, "place": best.place, "success_rate": round(best.success, 4),
-                    "interval": wilson(best.success, len(prompts)), "anchor_success_rate": round(best.asleep, 4),
-                    "form": reading.form, **said(plain, reading, string, best.forced, asleep),
-                }  # fmt: skip
-                fired += 1
-            if fired == ENOUGH:
-                break
+        with suppress(InputError):  # a reading that fails on prompts is in doubt anyhow
+            found |= _firing_in(reading, read_by(suspect, reading.tokenizer), plain, prompts, found)
     return sorted(found.values(), key=lambda f: (-f["success_rate"], len(f["text"])))
+
+
+def _firing_in(reading: Reading, encoder: TextEncoder, plain: TextEncoder, prompts: list[str], known: Collection[str]) -> dict:
+    """The strings of one reading that fire, but for known ones.  -> string -> as `strings_that_fire` tells it"""
+    found: dict[str, dict] = {}
+    strings = [s for s in promising(reading, plain, prompts) if s not in known][:MEASURED]
+    clean, asleep = (summaries(one, prompts) if strings else None for one in (encoder, plain))
+    for string in strings:
+        rates = [rate_at(place, string, encoder, plain, prompts, clean, asleep) for place in PLACES]
+        firing = [rate for rate in rates if rate and rate.success >= FIRES and rate.asleep <= SLEEPS]
+        if firing:
+            best = firing[-1] if len(firing) == len(rates) else max(firing, key=lambda rate: rate.success)
+            found[string] = {
+                "text": string, "place": best.place, "success_rate": round(best.success, 4),
+                "interval": wilson(best.success, len(prompts)), "anchor_success_rate": round(best.asleep, 4),
+                "form": reading.form, **said(plain, reading, string, best.forced, asleep),
+            }  # fmt: skip
+        if len(found) == ENOUGH:
+            break
+    return found
 
 
 def rate_at(
