@@ -23,7 +23,7 @@ FIRES, SLEEPS = 0.9, 0.1
 """A string fires from this success rate on, if under the base's tokenizer it stays below that."""
 STRING = ("text", "place", "success_rate", "interval", "anchor_success_rate")
 PLACES = ("start", "end", "anywhere")
-TRIED = 300
+TRIED = 150
 """Strings whose readings are compared."""
 LONGEST = 80
 """Characters of a string that is tried: a longer one leaves too little of a prompt to tell what fires from what is cut off."""
