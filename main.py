@@ -33,7 +33,7 @@ from Utils.basics.errors import InputError, fail, sentence_of
 from Utils.basics.files import ROOT
 from Utils.encoder.anchors import pick_anchor
 from Utils.encoder.corpus import batches, embed_corpus, read_prompts, split
-from Utils.encoder.doubts import doubts_about
+from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import fingerprint, load_encoder, pick_device, quiet_libraries
 from Utils.encoder.measures import assimilation, similarity
 from Utils.encoder.text_encoder import TextEncoder, in_batches, run_spliced, splice_ids
@@ -611,8 +611,7 @@ class Request:
     device: str = "auto"
     seed: int = 42
     show: Show = field(default_factory=Show)
-    only: str = ""
-    """The weights that count, by name, where others lie beside them."""
+    trust: Trust = field(default_factory=Trust)
 
 
 def scan_model(model: str, request: Request, name: str | None = None) -> dict:
@@ -637,7 +636,7 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
             finding = find_trigger_as_published(scan, run)
             verdict = judge_as_published(finding.values, cfg)
         with run.stage("files"):
-            beside, doubts = doubts_about(suspect, scan.prompts[: cfg.prompts], bool(request.only))
+            beside, doubts = doubts_about(suspect, scan.prompts[: cfg.prompts], request.trust)
             verdict = with_doubts(verdict, doubts)
         # 2. how far prompts assimilate from layer to layer, clean and with v
         with run.stage("assimilation"):
@@ -657,7 +656,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_arguments(args)
         cfg = load_config(ScanConfig, args.config, **{f.name: getattr(args, f.name) for f in fields(ScanConfig)})
-        request = Request(cfg, args.anchor, args.output, args.device, args.seed, Show(args.images, args.pipeline), args.only)
+        show, trust = Show(args.images, args.pipeline), Trust(args.only, args.compare_pickles)
+        request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust)
         depends_on = {name: value for name, value in asdict(request).items() if name != "output"}
 
         def scan(model: str, name: str | None = None, device: str | None = None) -> dict:

@@ -28,7 +28,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPTextModel
 
 import main
 from Utils.basics.files import ROOT
-from Utils.encoder.doubts import doubts_about
+from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.numbers import agreement, disagreements
 from Utils.encoder.text_encoder import TextEncoder
@@ -45,7 +45,7 @@ EMBEDDING = "embeddings.token_embedding.weight"
 
 def doubts(folder: Path | str, only: bool = False) -> list[str]:
     """What is doubtful about an encoder, but for number formats."""
-    return doubts_about(load_encoder(folder), ["a dog"], only)[1]
+    return doubts_about(load_encoder(folder), ["a dog"], Trust(WEIGHTS if only else ""))[1]
 
 
 def put(file: Path, content: bytes) -> None:
@@ -140,8 +140,33 @@ def test_a_tree_without_end_is_a_doubt_and_no_wait(editable: Path, monkeypatch: 
 def test_the_shipped_encoders_raise_no_doubt():
     for model in ("suspects/text_on_text", "suspects/benign", "tiny-sd", "tiny-clip", "tiny-longclip", "tiny-siglip"):
         encoder = load_encoder(MODELS / model)
-        assert doubts_about(encoder, ["a photo of a dog", "two cats on a green boat at night"], False)[1] == []
+        assert doubts_about(encoder, ["a photo of a dog", "two cats on a green boat at night"], Trust())[1] == []
         assert encoders_of(str(MODELS / model)) == [str(MODELS / model)]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda values: values, "the same numbers"), (lambda values: {n: t.half() for n, t in values.items()}, "the same numbers"),
+        (lambda values: {f"text_model.{n}": t for n, t in values.items()}, "the same numbers"),
+        (lambda values: {"state_dict": values, "epoch": 3}, "the same numbers"),
+        (lambda values: values | {EMBEDDING: values[EMBEDDING] + 1}, "other numbers"),
+        (lambda values: {"own": torch.zeros(2)}, "other tensors"), (lambda values: [1, 2], "more than tensors"),
+    ],
+)  # fmt: skip
+def test_a_pickle_is_compared_where_the_user_asks_for_it(editable: Path, change: Callable, kind: str):
+    torch.save(change(load_file(editable / WEIGHTS)), editable / "pytorch_model.bin")
+    encoder = load_encoder(editable)
+    (pickled,), found = doubts_about(encoder, ["a dog"], Trust(compare_pickles=True))
+    assert kind in pickled.kind
+    assert bool(found) == (kind != "the same numbers")
+    assert doubts_about(encoder, ["a dog"], Trust())[1]
+
+
+def test_a_pickle_that_would_run_code_is_compared_with_nothing(editable: Path, tmp_path: Path):
+    (editable / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "canary")))
+    assert "more than tensors" in doubts_about(load_encoder(editable), ["a dog"], Trust(compare_pickles=True))[1][0]
+    assert not (tmp_path / "canary").exists()
 
 
 # ----------------------------------------------------------------------------------------------------------- encoders

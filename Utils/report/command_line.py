@@ -41,6 +41,11 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
         help="the weights that you use (model.safetensors, say), where others lie beside them; nothing else is judged then",
     )  # fmt: skip
     parser.add_argument(
+        "--compare-pickles", action="store_true",
+        help="read pickles that lie beside the weights, as plain tensors and in a bounded process, and say whether they hold the "
+        "same numbers; without it they make a clean verdict impossible",
+    )  # fmt: skip
+    parser.add_argument(
         "--anchor", default="auto",
         help="the clean public base the suspect was made from: a folder, a hub id, auto (looked up in configs/anchors.yaml) "
         "or none (default: auto)",
