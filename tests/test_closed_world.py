@@ -147,7 +147,8 @@ def test_the_shipped_encoders_raise_no_doubt():
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        (lambda values: values, "the same numbers"), (lambda values: {n: t.half() for n, t in values.items()}, "the same numbers"),
+        (lambda values: values, "the same numbers"),
+        (lambda values: {n: t.half() for n, t in values.items()}, "the same numbers"),
         (lambda values: {f"text_model.{n}": t for n, t in values.items()}, "the same numbers"),
         (lambda values: {"state_dict": values, "epoch": 3}, "the same numbers"),
         (lambda values: values | {EMBEDDING: values[EMBEDDING] + 1}, "other numbers"),

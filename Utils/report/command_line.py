@@ -42,8 +42,8 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
     )  # fmt: skip
     parser.add_argument(
         "--compare-pickles", action="store_true",
-        help="read pickles that lie beside the weights, as plain tensors and in a bounded process, and say whether they hold the "
-        "same numbers; without it they make a clean verdict impossible",
+        help="read pickles beside the weights, as plain tensors in a bounded process, and say whether they hold the same "
+        "numbers; without it they make a clean verdict impossible",
     )  # fmt: skip
     parser.add_argument(
         "--anchor", default="auto",
