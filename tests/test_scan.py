@@ -159,14 +159,6 @@ def test_the_inversion_file_loads_through_diffusers_and_gives_the_spliced_featur
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_a_second_scan_with_a_warm_cache_gives_the_same_report(planted, tmp_path):
-    _, folder = planted
-    again = amber("--output", str(tmp_path), "--json", str(tmp_path / "again.json"))
-    assert again.returncode == 1
-    first = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert steady(json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))) == steady(first)
-
-
 def test_the_image_on_text_suspect_exits_1_by_its_summaries(tmp_path):
     done = amber("--model", str(MODELS / "suspects" / "image_on_text"), "--output", str(tmp_path), "--json", "-")
     assert done.returncode == 1, done.stderr
@@ -189,8 +181,8 @@ def test_clean_encoders_exit_0_and_leave_what_was_looked_at(model, tmp_path):
     assert report["backdoors"] == []
 
 
-def test_the_scan_never_reads_what_only_an_attacker_has(planted, tmp_path):
-    """Without scenes, certificates, zoo and attack configs, under another name: the same report."""
+def test_the_scan_never_reads_what_only_an_attacker_has(tmp_path, quick_config):
+    """Without scenes, certificates, zoo and attack configs, under another name, with a cold cache and a warm one: the same."""
     copy = tmp_path / "copy"
     for name in (
         "main.py",
@@ -209,11 +201,16 @@ def test_the_scan_never_reads_what_only_an_attacker_has(planted, tmp_path):
         (copy / "Utils" / script).unlink()
     shutil.rmtree(copy / "Utils" / "making")
     shutil.copytree(MODELS / "suspects" / "text_on_text", copy / "Data" / "Models" / "x" / "y")
-    command = [sys.executable, "main.py", "--model", "Data/Models/x/y", "--json", "-"]
-    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, encoding="utf-8", timeout=600)
-    here, there = (json.loads(d.stdout) for d in (planted[0], done))
-    assert there.pop("command") == here.pop("command").replace(here["model"].pop("path"), there["model"].pop("path"))
-    assert steady(there) == steady(here)
+    settings = ["--config", str(quick_config), "--json", "-"]
+    here = json.loads(amber(*settings, "--output", str(tmp_path / "here")).stdout)
+    command = here.pop("command").replace(here["model"].pop("path"), str((copy / "Data" / "Models" / "x" / "y").resolve()))
+    for cache in ("cold", "warm"):
+        scan = [sys.executable, "main.py", "--model", "Data/Models/x/y", *settings]
+        done = subprocess.run(scan, cwd=copy, capture_output=True, text=True, encoding="utf-8", timeout=600)
+        there = json.loads(done.stdout)
+        there["model"].pop("path")
+        assert there.pop("command") == command, cache
+        assert steady(there) == steady(here), cache
 
 
 def test_without_an_anchor_the_scan_is_inconclusive(tmp_path, quick_config):
@@ -288,13 +285,14 @@ def quick_config(tmp_path) -> Path:
     return config
 
 
-def test_a_wrong_anchor_is_noticed_and_not_believed(tmp_path):
+def test_a_wrong_anchor_is_noticed_and_not_believed(tmp_path, quick_config):
     """Same shape, same tokens, unrelated weights: everything is foreign to it, and that convicts nobody."""
     base = CLIPTextModel.from_pretrained(MODELS / "tiny-sd" / "text_encoder", dtype=torch.float32)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         CLIPTextModel(base.config).save_pretrained(tmp_path / "wrong")
     CLIPTokenizer.from_pretrained(MODELS / "tiny-sd" / "tokenizer").save_pretrained(tmp_path / "wrong")
-    done = amber("--model", str(MODELS / "suspects" / "benign"), "--anchor", str(tmp_path / "wrong"), "--output", str(tmp_path))
+    places = ["--model", str(MODELS / "suspects" / "benign"), "--anchor", str(tmp_path / "wrong"), "--output", str(tmp_path)]
+    done = amber(*places, "--config", str(quick_config))
     assert done.returncode == 3, done.stderr
     assert "wrong anchor" in done.stderr
