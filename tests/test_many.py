@@ -45,7 +45,9 @@ def folders(tiny_folder: Path, tmp_path: Path) -> list[Path]:
     return copies
 
 
-def fake_scan(scanned: list[str], output: Path, model: str, name: str, verdict: str = "clean") -> dict:
+def fake_scan(
+    scanned: list[str], output: Path, model: str, name: str, device: str | None = None, verdict: str = "clean"
+) -> dict:
     """A scan that takes no time; a model without weights is refused."""
     with result_folder(model, output, name) as folder:
         scanned.append(Path(model).name)
@@ -260,7 +262,7 @@ def test_a_verdict_outlives_a_report_that_cannot_be_written(monkeypatch, capsys,
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(main, "scan_named", lambda *_: [{"verdict": verdict}])
+    monkeypatch.setattr(main, "scan_named", lambda *_: ([{"verdict": verdict}], []))
     monkeypatch.setattr(Path, "write_text", full)
     assert main.main(["--output", str(tmp_path), "--json", str(tmp_path / "r.json")]) == code
     said = capsys.readouterr().err
@@ -287,7 +289,7 @@ def test_flags_that_contradict_each_other_or_name_nothing_are_refused(flags: lis
 
 
 def test_sarif_goes_to_standard_output_when_asked(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
-    monkeypatch.setattr(main, "scan_named", lambda *_: hostile_reports(tmp_path)[0][2:3])
+    monkeypatch.setattr(main, "scan_named", lambda *_: (hostile_reports(tmp_path)[0][2:3], []))
     assert main.main(["--sarif", "-", "--output", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)["version"] == "2.1.0"
 
