@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
@@ -637,6 +638,8 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
 
 def scan_aside(model: str, request: Request, name: str | None) -> dict:
     """`scan_model` as a child process does it."""
+    if any("\ud800" <= c <= "\udfff" for c in model):  # how Python keeps the bytes of such a name
+        raise InputError(f"{model}: no library opens a name that is no UTF-8; rename it.")
     logging.getLogger("amber").setLevel(logging.INFO)
     quiet_libraries()
     return scan_model(model, request, name)
@@ -655,6 +658,8 @@ def main(argv: list[str] | None = None) -> int:
         remove_parts(CACHE)
 
         def scan(model: str, name: str | None = None, device: str | None = None) -> dict:
+            if name and args.images:  # one of many: what takes seconds to import is forked with every child
+                import_module("Utils.found.rendering")
             here = replace(request, device=device or request.device)
             return run_bounded(scan_aside, (model, here, name), limits_of(model, args.anchor, wanted), model, args.debug)
 

@@ -6,6 +6,7 @@ What it prints goes through this process; what it answers is JSON, so that a chi
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import re
@@ -333,6 +334,7 @@ def _leave_the_terminal(says: Connection) -> None:
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.disable()  # it may know another way to the terminal
     where = says.fileno() if POSIX else os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(where, stream)

@@ -26,7 +26,7 @@ from Utils.basics.files import ROOT, text_digest, write_whole
 from Utils.encoder.anchors import REGISTRY, known_anchors
 from Utils.intake.digests import files_digest
 from Utils.intake.files import PICKLES
-from Utils.intake.folders import encoders_of, full_path
+from Utils.intake.folders import encoders_of, find_parts, full_path
 from Utils.report.command_line import say
 from Utils.report.folder import SCHEMA, remove_leftovers, result_name
 from Utils.report.limits import Wanted, limits_of
@@ -139,10 +139,17 @@ def scan_many(
     with state.split_between_processes(tasks) as share:
         for task in share:
             limits = limits_of(task.model, anchor, wanted or Wanted())
-            key, ended = _key(task, request, limits)
-            if resume and _finished(task, output, key, request, limits):
+            died_at = _died_at(task, request, limits)
+            if resume and _died(task, output, died_at):
                 continue
-            done = _Done(ended, limits) if ended else _attempt(scan, task, device, limits)
+            key, done = None, _Done()
+            try:
+                key = _key(task, request, limits)
+            except Ended as error:
+                done = _Done(sentence_of(error), died_at)
+            if key is not None and resume and _finished(task, output, key, request):
+                continue
+            done = done if done.error else _attempt(scan, task, device, died_at)
             try:
                 _record(task, output, key, done, state.process_index)
             except OSError as failure:  # nothing that comes after could be kept either
@@ -150,7 +157,7 @@ def scan_many(
                 if state.num_processes > 1:
                     raise InputError(broken_off) from None
                 break
-            if done.limits:
+            if done.died_at:
                 remove_leftovers(output)
     state.wait_for_everyone()
     first = tasks.index(task) if broken_off else len(tasks)
@@ -164,36 +171,36 @@ def is_first_process() -> bool:
 
 @dataclass(frozen=True)
 class _Done:
-    """How the scan of one encoder ended: why it could not be judged, and the limits under which it did not survive."""
+    """How the scan of one encoder ended: why it could not be judged, and what it did not survive (`_died_at`)."""
 
     error: str | None = None
-    limits: Limits | None = None
+    died_at: str | None = None
 
 
-def _attempt(scan: Callable[..., dict], task: Task, device: str | None, limits: Limits) -> _Done:
+def _attempt(scan: Callable[..., dict], task: Task, device: str | None, died_at: str) -> _Done:
     """Scan one encoder."""
     try:
         scan(task.model, task.name, device)
     except Ended as error:
-        return _Done(sentence_of(error), limits)
+        return _Done(sentence_of(error), died_at)
     except Exception as error:  # whatever is wrong with one model, the others are scanned
         return _Done(sentence_of(error))
     return _Done()
 
 
-def _key(task: Task, request: dict, limits: Limits) -> tuple[str | None, str | None]:
+def _key(task: Task, request: dict, limits: Limits) -> str | None:
     """A hash of everything a report depends on: settings, and the files of the encoder; None where they cannot be read.
 
-    -> the hash, and why the files were not read to their end, where they would have taken more than the limits
+    Raises:
+        Ended: reading them takes more than the limits.
     """
-    files, ended = None, None
     try:
         files = run_bounded(_files_digest, (task.model,), limits, task.model)
-    except Ended as error:
-        files, ended = _stamp(task.model), sentence_of(error)
+    except Ended:
+        raise
     except (InputError, OSError):
-        return None, None
-    return text_digest(json.dumps([request, task.model, files], sort_keys=True)), ended
+        return None
+    return text_digest(json.dumps([request, task.model, files], sort_keys=True))
 
 
 def _files_digest(model: str) -> str:
@@ -201,13 +208,16 @@ def _files_digest(model: str) -> str:
         return files_digest(model)
 
 
-def _stamp(model: str) -> str:
-    """What tells whether files have changed without reading them."""
-    with suppress(OSError):
-        with os.scandir(model) as entries:
-            stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in islice(entries, 10_000)]
-        return text_digest(repr(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)))
-    return ""
+def _died_at(task: Task, request: dict, limits: Limits) -> str:
+    """A hash of what a scan may die of: settings, limits and files, which are looked at from outside only."""
+    files = []
+    with suppress(Exception):  # where the files cannot be looked at, the scan says so
+        parts = find_parts(task.model)
+        for folder in sorted({parts.weights, parts.tokenizer}):
+            with os.scandir(folder) as entries:
+                looked_at = [(entry.name, entry.stat()) for entry in islice(entries, 10_000)]
+            files += sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in looked_at)
+    return text_digest(json.dumps([request, task.model, asdict(limits), files], sort_keys=True))
 
 
 def scan_named(
@@ -262,8 +272,7 @@ def _journal(task: Task, output: Path) -> Path:
 def _record(task: Task, output: Path, key: str | None, done: _Done, process: int) -> None:
     """Say that a task is done, and by which process, in a file that is there whole or not at all."""
     entry = {"key": key, "name": task.name, "error": done.error, "process": process, "report": _report_digest(task, output)}
-    entry["ended_at"] = asdict(done.limits) if done.limits else None
-    write_whole(_journal(task, output), to_json(entry))
+    write_whole(_journal(task, output), to_json(entry | {"died_at": done.died_at}))
 
 
 def _read(file: Path) -> dict:
@@ -274,18 +283,21 @@ def _read(file: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _finished(task: Task, output: Path, key: str | None, request: dict, limits: Limits) -> bool:
+def _died(task: Task, output: Path, died_at: str) -> bool:
+    """Whether an earlier run did not survive these files with these settings and limits: this one would not either."""
+    entry = _read(_journal(task, output))
+    return entry.get("died_at") == died_at and entry.get("name") == task.name
+
+
+def _finished(task: Task, output: Path, key: str, request: dict) -> bool:
     """Whether an earlier run with the same settings left this report of these files; errors are tried again.
 
-    So is a scan that found no anchor: a base of the hub may be in reach now.  What did not survive these limits is not.
+    So is a scan that found no anchor: a base of the hub may be in reach now.
     """
     entry, report = _read(_journal(task, output)), _read(output / task.name / "report.json")
-    same = key is not None and entry.get("key") == key and entry.get("name") == task.name
-    if entry.get("ended_at"):
-        return same and entry["ended_at"] == asdict(limits)
+    same = entry.get("key") == key and entry.get("name") == task.name and entry.get("error") is None
     whole = report.get("schema") == SCHEMA and entry.get("report") == _report_digest(task, output)
-    found = entry.get("error") is None and bool(report.get("anchor") or request.get("anchor") == "none")
-    return same and whole and found
+    return same and whole and bool(report.get("anchor") or request.get("anchor") == "none")
 
 
 def _report_digest(task: Task, output: Path) -> str | None:
