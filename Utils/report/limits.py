@@ -15,7 +15,7 @@ BASE_MB, TIMES = 4096, 12
 one of CLIP-L 4 GB)."""
 SECONDS = 6 * 3600
 """A scan of a large encoder takes an hour on a slow CPU."""
-READING_SECONDS, WEIGHTS_RATE, TEXTS_RATE = 4, 20 << 20, 4 << 20
+READING_SECONDS, WEIGHTS_RATE, TEXTS_RATE = 4, 20 << 20, 8 << 20
 """Processor time to read files and texts: so much at least (a tiny scan takes 1 s), and a second for so many bytes more."""
 
 
