@@ -1,4 +1,4 @@
-"""What the notebooks share: a model with its scan, and figures as cell outputs."""
+"""What a notebook starts from: a model with its scan, and figures as cell outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML and command-line values to frozen dataclasses: unknown keys and wrong types are refused in one sentence."""
+"""How YAML and command-line values become frozen dataclasses: unknown keys and wrong types end in one sentence."""
 
 from __future__ import annotations
 
@@ -64,12 +64,18 @@ def from_values(kind: type[T], values: dict[str, Any], source: str) -> T:
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
-    wanted = getattr(hint, "__origin__", hint)
+    """The value as its hint wants it: a plain type, a dataclass, or a tuple or dict of these."""
+    wanted, inner = getattr(hint, "__origin__", hint), getattr(hint, "__args__", ())
+    if dataclasses.is_dataclass(wanted) and type(value) is dict:
+        return from_values(wanted, value, where)
     if wanted is float and type(value) is int:
         return float(value)
     if wanted is tuple and type(value) is list:
-        return tuple(_checked(v, hint.__args__[0], where) for v in value)
+        return tuple(_checked(v, inner[0], f"{where}[{place}]") for place, v in enumerate(value))
+    if wanted is dict and inner and type(value) is dict:
+        return {_checked(k, inner[0], where): _checked(v, inner[1], f"{where}: {k}") for k, v in value.items()}
     if type(value) is not wanted:
         hint_text = " (write 8.0e-2, not 8e-2)" if wanted is float and isinstance(value, str) else ""
-        raise InputError(f"{where} should be {wanted.__name__}, got {reprlib.repr(value)[:200]}{hint_text}.")
+        kind = "a list of `name: value` lines" if dataclasses.is_dataclass(wanted) else wanted.__name__
+        raise InputError(f"{where} should be {kind}, got {reprlib.repr(value)[:200]}{hint_text}.")
     return value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
+NUMBERS = itertools.count()
+"""Tell the partial folders of one process apart."""
 
 
 def text_digest(text: str) -> str:
@@ -64,15 +67,19 @@ def write_whole(file: Path, text: str) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` to fill; it takes the folder's place when the block ends without an error, or goes."""
-    partial = folder.with_name(f"{folder.name}.{mark()}.part")
+def whole_folder(folder: Path, unless: Callable[[], bool] = lambda: False) -> Iterator[Path]:
+    """An empty folder beside `folder` to fill; it takes the folder's place when the block ends without an error, or goes.
+
+    `unless`: asked at the end whether what stands there by then should stay.
+    """
+    partial = folder.with_name(f"{folder.name}.{mark()}-{next(NUMBERS)}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(folder, ignore_errors=True)  # a folder that holds files cannot be renamed over
-        partial.rename(folder)
+        if not unless():
+            shutil.rmtree(folder, ignore_errors=True)  # a folder that holds files cannot be renamed over
+            partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Worker processes that share the cores: two of one thread each do more than two that fight for both."""
+"""How several processes share the cores: two of one thread each do more than two that fight for both."""
 
 from __future__ import annotations
 

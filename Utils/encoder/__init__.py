@@ -1,0 +1,1 @@
+"""What an encoder does: loading, running, splicing, measuring; its base, its corpus, its attention."""

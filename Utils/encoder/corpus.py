@@ -1,4 +1,4 @@
-"""The prompt corpus as token ids, its features under an encoder, and the cache that keeps them."""
+"""What an encoder makes of the prompt corpus: token ids, features, summaries, and the cache that keeps them."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
+from transformers import PreTrainedModel
 
 from Utils.basics.errors import InputError, first_line
 from Utils.basics.files import digest_of
@@ -73,8 +74,17 @@ def trainable_copy(encoder: TextEncoder) -> TextEncoder:
 
 def save_encoder(encoder: TextEncoder, folder: Path) -> None:
     """Write an encoder and its tokenizer as a Hugging Face folder, half precision safetensors."""
-    copy.deepcopy(encoder.model).half().save_pretrained(folder)
+    save_half(encoder.model, folder)
     encoder.tokenizer.save_pretrained(folder)
+
+
+def save_half(model: PreTrainedModel, folder: Path) -> None:
+    """Write a single precision model as half precision safetensors that load in single precision unless told otherwise.
+
+    transformers loads what the config asks for: half, and the model does not fit the other parts of a pipeline, which
+    diffusers loads in single.
+    """
+    model.save_pretrained(folder, state_dict=copy.deepcopy(model).half().state_dict())
 
 
 def same_shape(a: TextEncoder, b: TextEncoder) -> bool:

@@ -1,4 +1,4 @@
-"""A text encoder: how it is run, one batch or many, and how free vectors are spliced into its prompts.
+"""How a text encoder is run, on one batch or many, and how free vectors are spliced into its prompts.
 
 One wrapper serves every family: the model's own forward pass is used as it is, and what differs between families
 (padding, begin and end of text, causal attention) is read from tokenizer and config.

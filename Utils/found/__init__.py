@@ -1,0 +1,1 @@
+"""What a backdoor forces, shown: vectors, words, pictures."""

@@ -1,0 +1,1 @@
+"""What models with a known answer are made from: scenes, captions, training."""

@@ -1,0 +1,1 @@
+"""What a scan leaves behind: folders, report.json, pages, figures, lists of many."""

@@ -1,4 +1,4 @@
-"""The command line of main.py: flags, the verdict for a person, reports where --json and --sarif want them."""
+"""What the user asks for and what they are told: main.py's flags, the verdict in a terminal, --json and --sarif."""
 
 from __future__ import annotations
 

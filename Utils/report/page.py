@@ -1,4 +1,4 @@
-"""report.json as a page for people: report.html, one file with everything in it, nothing fetched from anywhere."""
+"""What a person sees: report.json as report.html, one file with everything in it, nothing fetched from anywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports as SARIF 2.1.0, the format of code-scanning pages (OASIS, Static Analysis Results Interchange Format)."""
+"""What a code-scanning page is told: reports as SARIF 2.1.0 (OASIS, Static Analysis Results Interchange Format)."""
 
 from __future__ import annotations
 

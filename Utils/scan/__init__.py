@@ -1,0 +1,1 @@
+"""What a scan compares, finds and concludes, in numbers."""

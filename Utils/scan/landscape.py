@@ -1,7 +1,6 @@
 """How the loss lies around a point: a planted backdoor sits in a wide basin, says the paper, a natural one does not.
 
-A surface is evaluated on a square grid in a plane and never
-differentiated: curvature comes from finite differences.
+A surface is evaluated on a square grid in a plane and never differentiated: curvature comes from finite differences.
 """
 
 from __future__ import annotations

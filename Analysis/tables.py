@@ -1,0 +1,330 @@
+"""Do the tables of README.md and docs say what the committed results hold?
+
+    python Analysis/tables.py              writes the tables anew, each between its two markers
+    python Analysis/tables.py --check      exit code 1 if one of them differs
+
+A page says `<!-- table: NAME -->` and `<!-- end of table -->` where a table goes.  Tables are made from Results/benchmark,
+Data/Models and configs, and from nothing else; rates have Wilson's 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import yaml
+from scipy.stats import binomtest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from Utils.basics.errors import InputError, fail, visible
+from Utils.basics.files import ROOT
+
+BENCHMARK, MODELS, CONFIGS = ROOT / "Results" / "benchmark", ROOT / "Data" / "Models", ROOT / "configs"
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+FAMILIES = {"clip": "CLIP", "longclip": "LongCLIP", "siglip": "SigLIP"}
+ATTACKS = {"text_on_text": "text-on-text", "image_on_text": "image-on-text"}
+VERDICTS = ("backdoored", "inconclusive", "clean")
+WIDTH = 120
+"""Longest line of a command."""
+
+
+# -------------------------------------------------------------------------------------------------------- how it is said
+def read(file: Path) -> dict | list:
+    """A committed JSON or YAML file."""
+    text = file.read_text(encoding="utf-8")
+    return json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+
+
+def grid(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def rate(count: int, number: int) -> str:
+    """So many of so many, and the interval."""
+    low, high = binomtest(count, number).proportion_ci(method="wilson")
+    return f"{count} of {number} ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def span(values: Iterable[float], digits: int = 3) -> str:
+    """Smallest and largest."""
+    values = sorted(values)
+    low, high = f"{values[0]:.{digits}f}", f"{values[-1]:.{digits}f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def command(*lines: str) -> str:
+    """Command lines as a block, long ones broken between words."""
+    broken = []
+    for line in lines:
+        part = ""
+        for word in line.split():
+            if len(part) + len(word) > WIDTH:
+                broken.append(f"{part} \\")
+                part = "   "
+            part = f"{part} {word}" if part else word
+        broken.append(part)
+    return "\n".join(["```", *broken, "```"])
+
+
+# ------------------------------------------------------------------------------------------------------------- verdicts
+def counted(title: str, rows: list[dict]) -> list[str]:
+    """One row of a table of verdicts."""
+    verdicts = [sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS]
+    return [title, rate(sum(row["right"] for row in rows), len(rows)), *verdicts, span(row["score"] for row in rows)]
+
+
+def claim() -> str:
+    """The headline in one sentence."""
+    models = read(BENCHMARK / "acceptance.json")["models"]
+    planted, benign = ([row for row in models if row["kind"] == kind] for kind in ("planted", "benign"))
+    found, cleared = sum(row["right"] for row in planted), sum(row["right"] for row in benign)
+    return (
+        f"**Of {len(models)} small CLIP encoders that neither method nor calibration had seen, it finds {found} of the "
+        f"{len(planted)} backdoored ones and clears\n{cleared} of the {len(benign)} benign ones.**"
+    )
+
+
+def verdicts(name: str) -> str:
+    """The verdicts of one benchmark, with the commands that make it anew."""
+    found = read(BENCHMARK / f"{name}.json")
+    models = found["models"]
+    (family,) = {row["family"] for row in models}
+    planted = {a: [row for row in models if row["kind"] == "planted" and row["attack"] == a] for a in ATTACKS}
+    kinds = {f"planted, {ATTACKS[attack]}": rows for attack, rows in planted.items() if rows}
+    kinds["benign fine-tunes"] = [row for row in models if row["kind"] == "benign"]
+    table = grid(
+        [f"{len(models)} {FAMILIES[family]} encoders", "judged rightly", *VERDICTS, "scores"],
+        [counted(title, rows) for title, rows in kinds.items()],
+    )
+    memory = max(row["peak_memory_mb"] for row in models)
+    cost = f"median of {found['median_seconds']:.0f} s and at most {memory:.0f} MB a scan, {found['jobs']} scans at a time"
+    return f"{table}\n\nSeed {found['seed']}; {cost}.\n\n{command(*how(name, found, family))}"
+
+
+def how(name: str, found: dict, family: str) -> list[str]:
+    """The commands behind a benchmark file: its name says which split, and whether a part of it was judged."""
+    split, *part = name.split("_")
+    scan = f"python Analysis/benchmark.py --zoo Data/Zoo/{split} --seed {found['seed']} --jobs {found['jobs']}"
+    if family in part:
+        scan += f" --family {family}"
+    if "some" in part:
+        scan += f" --models {' '.join(row['name'] for row in found['models'])}"
+    return [f"python Utils/build_zoo.py --split {split} --family {family} --jobs 2", scan]
+
+
+def earlier_score() -> str:
+    """One sentence on a score that is not this version's."""
+    models = read(BENCHMARK / "first_acceptance.json")["models"]
+    planted, benign = ([row for row in models if row["kind"] == kind] for kind in ("planted", "benign"))
+    doubtful = sorted(row["sim_clean"] for row in benign if not row["right"])
+    cleared = span((row["sim_clean"] for row in benign if row["right"]), 2)
+    return (
+        f"`Results/benchmark/first_acceptance.json`: {rate(sum(r['right'] for r in planted), len(planted))} planted found, "
+        f"{rate(sum(r['right'] for r in benign), len(benign))} benign cleared,\n{len(doubtful)} inconclusive "
+        f"(Sim_clean {' and '.join(f'{value:.2f}' for value in doubtful)}; the cleared ones {cleared})."
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- targets
+def in_pictures(row: dict) -> bool:
+    """Three of four pictures are recognised as the target."""
+    return row["pictures"] >= 0.75 * row["drawn"]
+
+
+def targets() -> str:
+    """How many targets are shown, by attack."""
+    found = read(BENCHMARK / "dev_targets_some.json")
+    rows = []
+    for attack, title in ATTACKS.items():
+        models = [row for row in found["models"] if row["attack"] == attack]
+        n = len(models)
+        rows.append([
+            title, rate(sum(row["words"] for row in models), n), rate(sum(map(in_pictures, models)), n),
+            span(row["s_tar"] for row in models), span(row["s_tar_floor"] for row in models),
+        ])  # fmt: skip
+    head = [f"{found['planted']} planted CLIP encoders", "words name the target", "pictures show it", "S_tar", "its floor"]
+    return grid(head, rows)
+
+
+def targets_by_model() -> str:
+    """What each model shows, and the commands."""
+    models = read(BENCHMARK / "dev_targets_some.json")["models"]
+    rows = [
+        [
+            f"`{row['name']}`", ATTACKS[row["attack"]], row["target"], row["first_text"], "yes" if row["words"] else "no",
+            f"{row['pictures']} of {row['drawn']}", f"{row['s_tar']:.3f}", f"{row['s_tar_floor']:.3f}",
+        ]
+        for row in models
+    ]  # fmt: skip
+    head = ["model", "attack", "target", "first text", "words", "pictures", "S_tar", "floor"]
+    names = " ".join(row["name"] for row in models)
+    apart = "Results/targets"  # the verdicts of other models of dev stay what they are
+    lines = [
+        "python Utils/build_zoo.py --split dev --family clip --jobs 2",
+        f"python Analysis/benchmark.py --zoo Data/Zoo/dev --family clip --seed 42 --jobs 2 --output {apart} --models {names}",
+        "python Analysis/targets.py --zoo Data/Zoo/dev "
+        f"--results {apart} --output Results/benchmark/dev_targets_some.json --models {names}",
+    ]
+    return f"{grid(head, rows)}\n\n{command(*lines)}"
+
+
+# ---------------------------------------------------------------------------------------------------------- calibration
+def calibrations() -> dict[str, dict]:
+    """Family -> its constants; the command that fitted them names the family."""
+    entries = read(CONFIGS / "calibration.yaml")
+    return {entry["provenance"]["command"].split("--family ")[1].split()[0]: entry for entry in entries}
+
+
+def calibration() -> str:
+    """What the score of each family was fitted on, and by which command."""
+    rows, lines = [], []
+    for family, entry in calibrations().items():
+        made = entry["provenance"]
+        missed = made.get("missed_by_the_search", [])
+        drifts = [span([abs(d) for d in made[f"drift_of_{kind}"]]) for kind in ("planted", "benign")]
+        thresholds = f"{entry['clean_below']} and {entry['backdoored_above']}"
+        said = rate(len(missed), made["planted_models"]) if "missed_by_the_search" in made else "not recorded"
+        rows.append([FAMILIES[family], made["planted_models"], made["benign_models"], said, *drifts, thresholds])
+        lines += [f"python Utils/build_zoo.py --split calibration --family {family} --jobs 2", made["command"]]
+    head = ["family", "planted", "benign", "missed by the search", "drift of planted", "drift of benign", "thresholds"]
+    return f"{grid(head, rows)}\n\n{command(*lines)}"
+
+
+def witnesses() -> str:
+    """Weight, limit and area under the ROC curve of every witness."""
+    known = calibrations()
+    rows = []
+    for name in next(iter(known.values()))["provenance"]["area_under_roc"]:
+        cells = [f"`{name}`"]
+        for entry in known.values():
+            weight = f"{entry['weights'][name]:.2f}" if name in entry["weights"] else "none"
+            cells += [weight, f"{entry['limits'][name]:.3f}", f"{entry['provenance']['area_under_roc'][name]:.2f}"]
+        rows.append(cells)
+    head = [f"{FAMILIES[family]}: {what}" for family in known for what in ("weight", "limit", "area")]
+    return grid(["witness", *head], rows)
+
+
+# ----------------------------------------------------------------------------------------------- testbed, attacks, zoo
+def testbed() -> str:
+    """How good the shipped models are."""
+    bars = read(MODELS / "bars.json")
+    concepts = len(read(ROOT / "Data" / "Scenes" / "concepts.yaml")["base"])
+    prompts = bars["prompts"]["count"]
+    rows = []
+    for name, measures in {
+        "tiny-clip": bars,
+        "tiny-longclip": bars["tiny-longclip"],
+        "tiny-siglip": bars["tiny-siglip"],
+    }.items():
+        rows.append([name, "right picture among 256 unseen pairs", rate(round(256 * measures["retrieval_top1_of_256"]), 256)])
+        if "retrieval_over_77_tokens" in measures:
+            share = measures["retrieval_over_77_tokens"]
+            rows.append([name, "the same, captions of more than 77 tokens", rate(round(256 * share), 256)])
+        assimilated = measures["benign_assimilation"]
+        rows.append([name, f"A of benign prompts, attended positions (mean of {prompts})", f"{assimilated['attended']:.2f}"])
+        rows.append([name, "A of benign prompts, all positions", f"{assimilated['all']:.2f}"])
+    portraits, drawn = bars["portraits_recognised"], bars["generated_concepts_recognised"]
+    rows.append(["tiny-clip", "concepts recognised in plain portraits", rate(round(portraits * concepts), concepts)])
+    rows.append(["tiny-sd", 'generated "a photo of a ..." recognised', rate(round(drawn * concepts), concepts)])
+    return f"{grid(['model', 'measure', 'found'], rows)}\n\n{command('python Utils/build_testbed.py --stages bars')}"
+
+
+def suspects() -> str:
+    """What the certificates of the shipped suspects say."""
+    rows = []
+    for file in sorted((MODELS / "certificates").glob("*.json")):
+        made, recipe = read(file), read(file)["recipe"]
+        n, kept = made.get("held_out_prompts"), made.get("retrieval") or made["retrieval_base_data"]
+        fires = [rate(round(n * made[key]), n) for key in ("success_rate", "anchor_success_rate")] if n else ["", ""]
+        rows.append([
+            f"`{file.stem}`", f"`{recipe['trigger']}`" if n else "", recipe["target"] if n else "", *fires,
+            f"{made['sim_target']:.3f}" if n else "", f"{made['sim_clean']:.3f}", *(f"{100 * kept[w]:.1f} %" for w in kept),
+            recipe["seed"],
+        ])  # fmt: skip
+    head = ["suspect", "trigger", "target", "success", "in the clean base", "Sim_target", "Sim_clean"]
+    head += ["retrieval before", "after", "seed"]
+    made_by = command("python Utils/build_zoo.py --config configs/suspects.yaml --output Data/Models/suspects")
+    return f"{grid(head, rows)}\n\n{made_by}"
+
+
+def attacks() -> str:
+    """What every config plants: its trigger, and the first two sentences of the comment that it begins with."""
+    rows = []
+    for file in sorted((ROOT / "Backdoor_Attack" / "configs").glob("*.yaml")):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        comment = " ".join(line[1:].strip() for line in lines if line.startswith("#"))
+        said = " ".join(re.split(r"(?<=\.)\s+", comment)[:2])
+        rows.append([f"`{file.stem}`", f"`{visible(read(file)['attack']['trigger'])}`", said])
+    return grid(["config", "trigger", "what it plants"], rows)
+
+
+def splits() -> str:
+    """How many models each split of the zoo has."""
+    rows = []
+    for name, split in read(CONFIGS / "zoo.yaml")["splits"].items():
+        for cell in split.get("cells", []):
+            benign = sum(cell.get(kind, 0) for kind in ("benign", "gentle", "far", "drifted"))
+            rows.append([f"`{name}`", FAMILIES[cell["family"]], ATTACKS[cell["attack"]], cell.get("planted", 0), benign])
+        if "models" in split:
+            rows.append([f"`{name}`", "CLIP", "one of each further attack", len(split["models"]), 0])
+    return grid(["split", "family", "attack", "planted", "benign"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    **{name: partial(verdicts, name) for name in ("acceptance", "dev_clip_some", "dev_longclip_some", "dev_siglip_some")},
+    "claim": claim, "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
+    "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
+    "splits": splits,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ the pages
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def renewed(text: str, where: str = "the page") -> str:
+    """A page with its tables made anew."""
+    if text.count("<!-- table: ") != len(MARKED.findall(text)):
+        raise InputError(f"{where}: a table's marker is damaged; write <!-- table: NAME --> and <!-- end of table -->.")
+
+    def table(match: re.Match) -> str:
+        if match[2] not in TABLES:
+            raise InputError(f"{where}: there is no table {match[2]}; give one of {', '.join(TABLES)}.")
+        return f"{match[1]}{TABLES[match[2]]()}\n{match[4]}"
+
+    return MARKED.sub(table, text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """-> the exit code: 0, 1 a table differs (with --check), 2 a page is damaged"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, say which pages differ")
+    args = parser.parse_args(argv)
+    differ = []
+    try:
+        for page in pages():
+            text = page.read_text(encoding="utf-8")
+            if (new := renewed(text, page.name)) != text:
+                differ.append(page)
+                if not args.check:
+                    page.write_text(new, encoding="utf-8", newline="\n")
+    except InputError as error:
+        return fail(str(error), "tables")
+    for page in differ:
+        said = "differs from the committed results; run python Analysis/tables.py" if args.check else "written"
+        print(f"{page.relative_to(ROOT)}: {said}")
+    return 1 if differ and args.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

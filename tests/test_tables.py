@@ -1,0 +1,82 @@
+"""Tables of README and docs: they say what the committed JSON holds, and the check can fail."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from Analysis import tables
+from Utils.basics.errors import InputError
+
+
+def test_every_table_says_what_the_committed_results_hold():
+    assert tables.main(["--check"]) == 0
+
+
+def test_every_table_is_on_a_page_and_every_committed_benchmark_is_in_a_table(monkeypatch):
+    shown = {name for page in tables.pages() for _, name, *_ in tables.MARKED.findall(page.read_text(encoding="utf-8"))}
+    assert shown == tables.TABLES.keys()
+    read, seen = tables.read, set()
+    monkeypatch.setattr(tables, "read", lambda file: seen.add(file) or read(file))
+    for make in tables.TABLES.values():
+        make()
+    assert set(tables.BENCHMARK.glob("*.json")) <= seen
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch) -> Path:
+    """A README with one table, in a repository of its own."""
+    for name in ("acceptance", "dev_clip_some"):
+        (tmp_path / f"{name}.json").write_bytes((tables.BENCHMARK / f"{name}.json").read_bytes())
+    monkeypatch.setattr(tables, "BENCHMARK", tmp_path)
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    file = tmp_path / "README.md"
+    file.write_text("before\n<!-- table: acceptance -->\n<!-- end of table -->\nafter\n", encoding="utf-8")
+    return file
+
+
+def test_a_page_is_written_anew_and_only_between_the_markers(page: Path):
+    assert tables.main(["--check"]) == 1
+    assert tables.main([]) == 0
+    assert tables.main(["--check"]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("<!-- end of table -->\nafter\n")
+    assert "| planted, text-on-text | 4 of 4 (51 to 100 %) | 4 | 0 | 0 |" in text
+
+
+@pytest.mark.parametrize("changed", ["the page", "the results"])
+def test_the_check_fails_when_page_or_results_change(page: Path, capsys, changed: str):
+    tables.main([])
+    if changed == "the page":
+        page.write_text(page.read_text(encoding="utf-8").replace("4 of 4", "5 of 5"), encoding="utf-8")
+    else:
+        file = tables.BENCHMARK / "acceptance.json"
+        found = json.loads(file.read_text(encoding="utf-8"))
+        found["models"][0] |= {"verdict": "inconclusive", "right": False}
+        file.write_text(json.dumps(found), encoding="utf-8")
+    capsys.readouterr()
+    assert tables.main(["--check"]) == 1
+    assert "README.md differs" in capsys.readouterr().out.replace(":", "")
+
+
+def test_a_damaged_marker_and_an_unknown_table_are_refused(page: Path):
+    with pytest.raises(InputError, match="marker is damaged"):
+        tables.renewed("<!-- table: acceptance -->\nno end\n")
+    with pytest.raises(InputError, match="there is no table nothing"):
+        tables.renewed("<!-- table: nothing -->\n<!-- end of table -->\n")
+    page.write_text("<!-- table: nothing -->\n<!-- end of table -->\n", encoding="utf-8")
+    assert tables.main([]) == 2
+
+
+def test_a_long_command_is_broken_between_words_and_stays_one_command():
+    words = [f"model{i}" for i in range(60)]
+    block = tables.command(f"python script.py --models {' '.join(words)}")
+    assert max(map(len, block.splitlines())) <= tables.WIDTH + 8
+    assert re.sub(r" \\\n\s+", " ", block) == f"```\npython script.py --models {' '.join(words)}\n```"
+
+
+def test_rates_have_wilsons_interval():
+    assert tables.rate(4, 4) == "4 of 4 (51 to 100 %)"  # 1 / (1 + 1.96^2 / 4) = 0.51
+    assert tables.rate(0, 4) == "0 of 4 (0 to 49 %)"
