@@ -16,10 +16,12 @@ import logging
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
@@ -28,9 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from Utils.basics.bounded import reading, run_bounded
 from Utils.basics.config import load_config
-from Utils.basics.errors import InputError, fail, sentence_of
-from Utils.basics.files import ROOT
+from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
+from Utils.basics.files import ROOT, remove_parts
 from Utils.encoder.anchors import pick_anchor
 from Utils.encoder.corpus import batches, embed_corpus, read_prompts, split
 from Utils.encoder.doubts import Trust, doubts_about
@@ -39,6 +42,7 @@ from Utils.encoder.measures import assimilation, similarity
 from Utils.encoder.text_encoder import TextEncoder, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found
 from Utils.report.command_line import check_arguments, deliver, parse_arguments
+from Utils.report.limits import Wanted, limits_of
 from Utils.report.lists import exit_code, is_first_process, scan_named, worst
 from Utils.report.plots import ANCHOR, BENIGN, FOUND
 from Utils.report.report import make_report, write_report
@@ -620,7 +624,7 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms need on a GPU
     torch.use_deterministic_algorithms(True, warn_only=True)
     with open_run(model, request.output, request.seed, name) as run:
-        with run.stage("load"):
+        with run.stage("load"), reading():
             device = pick_device(request.device)
             suspect = load_encoder(model, device)
             anchor, run.notes = pick_anchor(request.anchor, suspect, device)
@@ -648,10 +652,18 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         return write_report(make_report(scan, finding, verdict, shown, by_layer), run, verdict, settings, usual)
 
 
+def scan_aside(model: str, request: Request, name: str | None) -> dict:
+    """`scan_model` as a child process does it."""
+    if any("\ud800" <= c <= "\udfff" for c in model):  # how Python keeps the bytes of such a name
+        raise InputError(f"{model}: no library opens a name that is no UTF-8; rename it.")
+    logging.getLogger("amber").setLevel(logging.INFO)
+    quiet_libraries()
+    return scan_model(model, request, name)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Scan as the command line says.  -> the exit code"""
     args = parse_arguments(argv, ScanConfig, SETTINGS)
-    logging.getLogger("amber").setLevel(logging.INFO)
     quiet_libraries()
     try:
         check_arguments(args)
@@ -659,19 +671,30 @@ def main(argv: list[str] | None = None) -> int:
         show, trust = Show(args.images, args.pipeline), Trust(args.only, args.compare_pickles)
         request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust)
         depends_on = {name: value for name, value in asdict(request).items() if name != "output"}
+        wanted = Wanted(args.memory, args.timeout, args.load_timeout)
+        remove_parts(CACHE)
 
         def scan(model: str, name: str | None = None, device: str | None = None) -> dict:
-            return scan_model(model, replace(request, device=device or request.device), name)
+            if name and args.images:  # one of many: what takes seconds to import is forked with every child
+                import_module("Utils.found.rendering")
+            here = replace(request, device=device or request.device)
+            return run_bounded(scan_aside, (model, here, name), limits_of(model, args.anchor, wanted), model, args.debug)
 
         with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
-            reports = scan_named(args, scan, depends_on, [ROOT / cfg.corpus, ROOT / cfg.calibration])
+            files = [ROOT / cfg.corpus, ROOT / cfg.calibration]
+            reports, unwritten = scan_named(args, scan, depends_on, files, wanted)
     except KeyboardInterrupt:
         return fail("interrupted; nothing was judged.")
-    except Exception as error:  # a traceback would exit with 1, which means that a backdoor was found
+    except (InputError, OSError) as error:
         return fail(sentence_of(error))
+    except Exception:  # a traceback would exit with 1, which means that a backdoor was found
+        if args.debug:
+            tell("\n".join(visible(line) for line in traceback.format_exc().splitlines()))
+        return fail(f"the scan of {args.models or args.model} broke off by a fault of the program; --debug shows where.")
     code = exit_code(reports)
-    for undelivered in deliver(reports, args) if is_first_process() else ():  # what was found is found all the same
-        code = worst([code, fail(f"{undelivered}; the reports are in {args.output}.")])
+    if is_first_process():
+        for missing in unwritten + deliver(reports, args):  # what was found is found all the same
+            code = worst([code, fail(f"{missing}; the reports are in {args.output}.")])
     return code
 
 

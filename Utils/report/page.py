@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from Utils.basics.errors import visible
+from Utils.basics.files import write_whole
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 LARGEST = 384
@@ -28,7 +29,7 @@ WIDE = ("attention_map", "search_curve")
 
 def write_page(report: dict, folder: Path) -> None:
     """Write report.html into a result folder; figures and pictures are read from there."""
-    (folder / "report.html").write_text(render_page(report, folder), encoding="utf-8", newline="\n")
+    write_whole(folder / "report.html", render_page(report, folder))
 
 
 def render_page(report: dict, folder: Path) -> str:
