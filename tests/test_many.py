@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -241,11 +242,22 @@ def test_a_list_outlives_a_scan_and_its_resume_does_not_try_it_again(folders: li
     assert run_deadly(folders, out, request=REQUEST | {"seed": 2})[0] == ["b"]
 
 
+def endless(file: Path) -> None:
+    """Give a safetensors file a further tensor of four terabytes that were never written."""
+    whole, more = file.read_bytes(), 1 << 42
+    (length,) = struct.unpack("<Q", whole[:8])
+    header, room = json.loads(whole[8 : 8 + length]), len(whole) - 8 - length
+    header["endless"] = {"dtype": "U8", "shape": [more], "data_offsets": [room, room + more]}
+    new = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(new)) + new + whole[8 + length :])
+    with file.open("ab") as stream:
+        stream.truncate(8 + len(new) + room + more)
+
+
 @linux
 def test_files_that_have_no_end_are_not_hashed_to_it(folders: list[Path], tmp_path: Path):
     shutil.copy(folders[0] / "model.safetensors", folders[1])
-    with (folders[1] / "notes.txt").open("wb") as file:
-        file.truncate(1 << 42)
+    endless(folders[1] / "model.safetensors")
     scanned, reports = run_deadly(folders, tmp_path / "out", wanted=Wanted(reading_seconds=1))
     assert scanned == ["a", "c"]
     assert "processor time" in reports[1]["error"]
