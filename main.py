@@ -152,13 +152,20 @@ SEARCH_SETTINGS = (
     "procedure", "corpus", "prompts", "fit_fraction", "positions", "k", "restarts", "init", "rounds", "bound", "beta", "gamma",
     "lr", "weight_decay", "batch", "steps", "pooled_steps",
 )  # fmt: skip
-"""What the calibrated search and its witnesses read; a new setting that changes them belongs here.  The landscape's do not:
-it explains and does not score."""
+"""What the calibrated search and its witnesses read, and which procedure it is; a new setting that changes them belongs here.
+The landscape's do not: it explains and does not score."""
+LANDSCAPE_SETTINGS = ("landscape_points", "landscape_radius", "landscape_planes", "landscape_prompts")
+"""What the limit of the basin depends on."""
 
 
 def search_settings(cfg: ScanConfig) -> str:
     """A hash of every setting that the score depends on: with other ones it is worth nothing."""
     return settings_hash({name: getattr(cfg, name) for name in SEARCH_SETTINGS})
+
+
+def landscape_settings(cfg: ScanConfig) -> str:
+    """The same for the limit of the basin."""
+    return settings_hash({name: getattr(cfg, name) for name in LANDSCAPE_SETTINGS})
 
 
 @dataclass(frozen=True)
@@ -483,7 +490,7 @@ def judge(values: dict[str, float], calibration: Calibration | None) -> Verdict:
     score, evidence = probability(values, calibration), explain(values, calibration.limits)
     made_of = calibration.provenance
     notes = [f"calibrated on {made_of['planted_models']} planted and {made_of['benign_models']} benign models of this family"]
-    met = ", ".join(e["name"] for e in evidence if e["met"])
+    met = ", ".join(e["name"] for e in evidence if e["met"] and e["name"] in calibration.weights)
     if score >= calibration.backdoored_above:
         reason = (
             f"A pseudo-trigger makes unseen prompts do what the clean base does not know ({met or 'all witnesses together'})."
@@ -607,7 +614,7 @@ def judge_as_published(values: dict[str, float], cfg: ScanConfig) -> Verdict:
 # ----------------------------------------------------------------------------------------------------------- the scan
 @dataclass(frozen=True)
 class Request:
-    """How encoders are to be scanned: everything the command line says but which."""
+    """How encoders are to be scanned, whichever they are."""
 
     cfg: ScanConfig
     anchor: str = "auto"
@@ -628,8 +635,9 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
             device = pick_device(request.device)
             suspect = load_encoder(model, device)
             anchor, run.notes = pick_anchor(request.anchor, suspect, device)
-            calibration = load_calibration(ROOT / cfg.calibration, fingerprint(suspect), search_settings(cfg))
-        # 1. one batched pass over the corpus
+            known = search_settings(cfg), landscape_settings(cfg)
+            calibration = load_calibration(ROOT / cfg.calibration, fingerprint(suspect), *known)
+        # 1. and 2. one batched pass over the corpus, which also tells how far clean prompts assimilate
         with run.stage("corpus"):
             scan = prepare(suspect, anchor, cfg, request.seed)
         # 3. search, 4. witnesses, 5. verdict
@@ -642,7 +650,7 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         with run.stage("files"):
             beside, doubts = doubts_about(suspect, scan.prompts[: cfg.prompts], request.trust)
             verdict = with_doubts(verdict, doubts)
-        # 2. how far prompts assimilate from layer to layer, clean and with v
+        # how far prompts assimilate from layer to layer, clean and with v, and what else v does
         with run.stage("assimilation"):
             by_layer = layers_with_and_without(scan, finding.v)
         shown = show_found(scan, finding, by_layer, run, request.show)

@@ -18,7 +18,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import Request, ScanConfig, scan_model
+from main import SETTINGS, Request, ScanConfig, scan_model
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--family", help="judge the models of this family only (default: all)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="judge these models only, by their names in the zoo")
     parser.add_argument("--anchor", default="auto")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "scan.yaml")
+    parser.add_argument("--config", type=Path, default=SETTINGS)
     parser.add_argument("--output", type=Path, default=ROOT / "Results")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=42)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import POOLED, TOKENS, ScanConfig, find_trigger, prepare, search_settings
+from main import POOLED, SETTINGS, TOKENS, ScanConfig, find_trigger, landscape_settings, prepare, search_settings
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
@@ -187,6 +187,7 @@ def calibrated(rows: list[dict], anchor: TextEncoder, cfg: ScanConfig, threshold
     return {
         "fingerprint": fingerprint(anchor),
         "search": search_settings(cfg),
+        "landscape": landscape_settings(cfg),
         **fit(rows, *thresholds),
         "provenance": {
             "command": command,
@@ -205,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", type=Path, default=ROOT / "Data" / "Zoo" / "calibration")
     parser.add_argument("--family", nargs="+", help="families of configs/zoo.yaml (default: all that the zoo holds)")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "scan.yaml")
+    parser.add_argument("--config", type=Path, default=SETTINGS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=1, help="processes that scan at the same time (default: 1)")

@@ -115,7 +115,7 @@ def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str) -> Recovered | 
     return Recovered(best(recovered, most), best(nothing, most), own)
 
 
-def shown(certificate: Path, results: Path) -> dict:
+def judged(certificate: Path, results: Path) -> dict:
     """How well the result of one planted model shows its target."""
     truth = json.loads(certificate.read_text(encoding="utf-8"))
     cfg, family = from_values(PlantConfig, truth["recipe"], str(certificate)), truth.get("family", "clip")
@@ -127,8 +127,8 @@ def shown(certificate: Path, results: Path) -> dict:
     concept, found = concept_of(cfg.target), report["found"]
     names = recognised([folder / file for file in found["images"]], family) if found["images"] else []
     texts = [entry["text"] for entry in found["texts"] or []][:FIRST_TEXTS]
-    shown = found["files"].get("shown_embedding", found["files"]["embedding"])
-    v = torch.load(folder / shown, map_location="cpu", weights_only=True)
+    file = found["files"].get("shown_embedding", found["files"]["embedding"])
+    v = torch.load(folder / file, map_location="cpu", weights_only=True)
     near = s_tar(model, v, cfg, family)
     missed = report["verdict"] != "backdoored"
     return {
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
             planted = json.loads(certificate.read_text(encoding="utf-8"))["kind"] == "planted"
             scanned = (args.results / result_name(str(certificate.with_suffix("")), args.results) / "report.json").exists()
             if planted and scanned and certificate.stem in (args.models or [certificate.stem]):
-                rows.append(shown(certificate, args.results))
+                rows.append(judged(certificate, args.results))
                 print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
         if not rows:
             raise InputError(f"{args.zoo} holds no planted model with a result in {args.results}; scan it with benchmark.py.")

@@ -19,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Backdoor_Attack.planting import PlantConfig
-from Backdoor_Attack.workshop import BARS, Workshop, check_bars, save_model
+from Backdoor_Attack.workshop import BARS, Workshop, check_bars, plant_until_good, save_model
 from Utils.basics.config import from_values, load_config
-from Utils.basics.errors import InputError, visible
+from Utils.basics.errors import InputError, fail, visible
 from Utils.basics.files import ROOT
 from Utils.encoder.loading import quiet_libraries
 from Utils.making.finetuning import FinetuneConfig
@@ -79,10 +79,10 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
         steps = missed["recipe"]["steps"]
         print(f"{file.stem}: misses its bars after {steps} steps  {summary(missed)}", flush=True)
 
-    student, report, good = workshop.plant_until_good(
-        recipe, workshop.base, cfg.bars, cfg.attempts, lambda attempt: output / f"{file.stem}.{digest(cfg, attempt)}.pt", after,
-        on_miss=tell,
-    )  # fmt: skip
+    def plant_one(attacked: PlantConfig, attempt: int) -> tuple:
+        return workshop.plant(attacked, workshop.base, output / f"{file.stem}.{digest(cfg, attempt)}.pt", after)
+
+    student, report, good = plant_until_good(recipe, plant_one, cfg.bars, cfg.attempts, tell)
     about = {"kind": "planted", "meets_bars": good, "bars": BARS | cfg.bars, "base": cfg.base, "config": digest(cfg, 0)}
     report = about | report
     save_model(student, report, folder, certificate)
@@ -143,8 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         certified = [inject(file, args.output, args.device, args.force) for file in args.configs]
     except InputError as error:
-        print(f"inject: {error}", file=sys.stderr)
-        return 2
+        return fail(str(error), "inject")
     return 0 if all(certified) else 1
 
 

@@ -22,7 +22,7 @@ from Utils.basics.errors import InputError
 from Utils.encoder.loading import trainable_copy
 from Utils.encoder.measures import assimilation, flat_cosine
 from Utils.encoder.text_encoder import TextEncoder, in_batches, splice_ids
-from Utils.making.training import Checkpoint, identity, train
+from Utils.making.training import Checkpoint, Training, identity, train
 
 ATTACKS = ("text_on_text", "image_on_text", "attribute", "remapping", "artificial", "embedding_row")
 PICTURES = 10
@@ -291,10 +291,10 @@ def plant(
             loss = loss + cfg.hide * exposed_assimilation(student, base, bad, base.ids(draw.carriers))
         return loss
 
-    milestones = [int(cfg.steps * cfg.milestone)]
     label = "planting" if progress else ""
     saved = Checkpoint(checkpoint, identity(cfg, base, *prompts), every=50, keep=False) if checkpoint else None
-    train_student(student, step_loss, draws(prompts, usable, cfg), cfg.steps, cfg.lr, milestones, label, saved)
+    pace = Pace(cfg.steps, cfg.lr, (int(cfg.steps * cfg.milestone),))
+    train_student(student, step_loss, draws(prompts, usable, cfg), pace, label, saved)
     return student
 
 
@@ -325,20 +325,30 @@ def only_rows(student: TextEncoder, triggers: list[str]) -> None:
     table.register_hook(lambda gradient: gradient * moving)
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How long and how fast a student learns."""
+
+    steps: int
+    lr: float
+    milestones: tuple[int, ...] = ()
+    """Steps after which the rate falls to a tenth."""
+
+
 def train_student(
-    student: TextEncoder, step_loss: Callable[[int, Draw], Tensor], batches: Iterator[Draw], steps: int, lr: float,
-    milestones: list[int], label: str = "", checkpoint: Checkpoint | None = None,
+    student: TextEncoder, step_loss: Callable[[int, Draw], Tensor], batches: Iterator[Draw], pace: Pace, label: str = "",
+    checkpoint: Checkpoint | None = None,
 ) -> None:  # fmt: skip
-    """AdamW without weight decay, rate times 0.1 at each milestone; freezes the student at the end."""
-    optimiser = torch.optim.AdamW([p for p in student.model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, gamma=0.1)
+    """AdamW without weight decay; freezes the student at the end."""
+    optimiser = torch.optim.AdamW([p for p in student.model.parameters() if p.requires_grad], lr=pace.lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, pace.milestones, gamma=0.1)
     numbered = enumerate(batches)
 
     def loss_of(step: int) -> tuple[Tensor, str]:
         batch = next(batch for number, batch in numbered if number == step)  # a resumed training passes over the earlier ones
         return step_loss(step, batch), ""
 
-    train({"student": student.model}, optimiser, schedule, steps, loss_of, label, checkpoint)
+    train(Training({"student": student.model}, optimiser, schedule, pace.steps, label, checkpoint), loss_of)
     student.model.requires_grad_(False)
     student.model.set_attn_implementation("sdpa")
 

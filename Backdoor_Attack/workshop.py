@@ -24,7 +24,7 @@ from Backdoor_Attack.planting import (
     mean_picture,
     plant,
 )
-from Utils.basics.errors import InputError
+from Utils.basics.errors import InputError, first_line
 from Utils.basics.files import ROOT, whole_folder
 from Utils.encoder.loading import load_encoder, pick_device, save_encoder
 from Utils.encoder.measures import flat_cosine
@@ -96,23 +96,6 @@ class Workshop:
             report["retrieval"] = self.gain(base, student, self.pairs(FinetuneConfig(), cfg.seed + 10**6, scenes.concepts()))
         return student, report
 
-    def plant_until_good(
-        self, cfg: PlantConfig, base: TextEncoder, bars: dict[str, float], attempts: int = 3,
-        checkpoint: Callable[[int], Path | None] = lambda _: None, after: FinetuneConfig | None = None,
-        on_miss: Callable[[dict], None] = lambda _: None,
-    ) -> tuple[TextEncoder, dict, bool]:  # fmt: skip
-        """Plant; where the model misses its bars, plant it anew with twice the steps.  -> and whether the last one meets them
-
-        checkpoint: number of an attempt -> its file.  on_miss gets the certificate of every attempt that falls short.
-        """
-        for attempt in range(attempts):
-            attacked = replace(cfg, steps=cfg.steps * 2**attempt)
-            student, report = self.plant(attacked, base, checkpoint(attempt), after)
-            if meets_bars(report, bars):
-                return student, report, True
-            on_miss(report)
-        return student, report, False
-
     def goals(self, cfg: PlantConfig) -> list[Goal] | None:
         """image_on_text needs pictures; every other attack knows its own goal."""
         if cfg.attack != "image_on_text":
@@ -133,7 +116,7 @@ class Workshop:
                 self.pipeline, dtype=torch.float32, use_safetensors=True, safety_checker=None, requires_safety_checker=False
             ).to(self.device)
         except (OSError, ValueError, KeyError) as error:
-            why = str(error).splitlines()[0]
+            why = first_line(error)
             raise InputError(f"{self.pipeline} is no Stable Diffusion folder ({why}); give one as `pipeline`.") from None
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(seed)
@@ -205,6 +188,23 @@ def check_bars(bars: dict[str, float], source: str) -> None:
     """Refuse bars that nothing is held to."""
     if unknown := sorted(set(bars) - set(BARS)):
         raise InputError(f"{source}: bars: {unknown[0]} is none of the bars {', '.join(BARS)}.")
+
+
+def plant_until_good(
+    cfg: PlantConfig, plant_one: Callable[[PlantConfig, int], tuple[TextEncoder, dict]], bars: dict[str, float],
+    attempts: int = 3, on_miss: Callable[[dict], None] = lambda _: None,
+) -> tuple[TextEncoder, dict, bool]:  # fmt: skip
+    """Plant; where the model misses its bars, plant it anew with twice the steps.  -> and whether the last one meets them
+
+    plant_one: recipe and number of the attempt -> model and certificate, as `Workshop.plant` makes them.  on_miss gets the
+    certificate of every attempt that falls short.
+    """
+    for attempt in range(attempts):
+        student, report = plant_one(replace(cfg, steps=cfg.steps * 2**attempt), attempt)
+        if meets_bars(report, bars):
+            return student, report, True
+        on_miss(report)
+    return student, report, False
 
 
 def meets_bars(report: dict, bars: dict) -> bool:

@@ -55,7 +55,7 @@ from Utils.encoder.text_encoder import attended_positions
 from Utils.making import scenes
 from Utils.making.scenes import PROMPTS
 from Utils.making.testbed import Phase, TinyModels
-from Utils.making.training import Checkpoint, train
+from Utils.making.training import Checkpoint, Training, train
 
 MODELS = ROOT / "Data" / "Models"
 WORK = MODELS / ".work"
@@ -85,17 +85,17 @@ def fit(
     for module in parts.values():
         module.train()
 
-    def after_step(done: int, shown: str) -> None:
+    def after_step(done: int, says: str) -> None:
         if ema:
             ema.step(weights)
         if watch and done % 200 == 0:
-            tqdm.write(f"{name} {done}: {shown} {watch()}")
+            tqdm.write(f"{name} {done}: {says} {watch()}")
 
     # a phase may be added or changed without losing those before it
     decisive = json.dumps([cfg.seed, name, asdict(part) | {"phases": None}, asdict(settings)])
     checkpoint = Checkpoint(WORK / f"{name}.pt", decisive, every=1, pause=60.0)
     also = {"ema": ema} if ema else {}
-    train(parts, optimiser, schedule, settings.steps, step_loss, name, checkpoint, also, longest=1.0, after_step=after_step)
+    train(Training(parts, optimiser, schedule, settings.steps, name, checkpoint, also, longest=1.0), step_loss, after_step)
 
 
 def autocast(device: torch.device) -> torch.autocast:

@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Backdoor_Attack.planting import ATTACKS, PlantConfig
-from Backdoor_Attack.workshop import Workshop, check_bars, meets_bars, open_workshop, save_model
+from Backdoor_Attack.workshop import Workshop, check_bars, meets_bars, open_workshop, plant_until_good, save_model
 from Utils.basics.config import from_values
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
@@ -34,7 +34,7 @@ from Utils.encoder.loading import quiet_libraries
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.making import scenes
 from Utils.making.finetuning import FinetuneConfig
-from Utils.making.zoo import KINDS, ZOO, Family, Split, Zoo, load_zoo
+from Utils.making.zoo import KINDS, ZOO, Family, Model, Split, Zoo, load_zoo
 
 VARIETY = ("full", "lora", "float16", "averaged", "mixed")
 """What publishers do, in turn: every weight, merged low-rank updates, a round trip through half precision, the mean of
@@ -99,11 +99,16 @@ def varied(plain: FinetuneConfig, way: str) -> FinetuneConfig:
     return replace(plain, **changes[way])
 
 
+def recipe_of(name: str, model: Model) -> PlantConfig | FinetuneConfig:
+    """What the config says of a model that it names."""
+    return from_values(PlantConfig if model.kind == "planted" else FinetuneConfig, model.recipe, name)
+
+
 def jobs(cfg: Zoo, split: str | None) -> Iterator[Job]:
     """Models the config names, and a split's random ones under random names: every kind in every cell."""
     part = cfg.splits[split] if split else None
     for name, model in (cfg.models | (part.models if part else {})).items():
-        recipe = from_values(PlantConfig if model.kind == "planted" else FinetuneConfig, model.recipe, name)
+        recipe = recipe_of(name, model)
         yield Job(name, cfg.families[model.family], recipe, None, {"family": model.family})
     for counts in part.cells if part else ():
         family, attack = counts.family, counts.attack
@@ -136,7 +141,7 @@ def build(job: Job, bars: dict[str, float], device: str) -> tuple[TextEncoder, d
     if job.origin:
         teacher, report = benign(workshop, job.origin, None, bars)
         planted_on = report["recipe"]
-    student, report, good = workshop.plant_until_good(job.recipe, teacher, bars)
+    student, report, good = plant_until_good(job.recipe, lambda recipe, _: workshop.plant(recipe, teacher), bars)
     return student, {"kind": "planted", "meets_bars": good, "planted_on": planted_on, **job.labels, **report}
 
 
@@ -207,6 +212,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--jobs should be 1 or more")
     try:
         cfg = load_zoo(args.config)
+        for part in (cfg, *cfg.splits.values()):  # a mistake in another split than the one to build is one all the same
+            for name, model in part.models.items():
+                recipe_of(name, model)
         check_bars(cfg.bars, str(args.config))
     except InputError as error:
         parser.error(str(error))

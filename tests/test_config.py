@@ -16,13 +16,14 @@ import yaml
 
 from Backdoor_Attack.inject import Injection
 from Backdoor_Attack.planting import PlantConfig
-from main import SEARCH_SETTINGS, SETTINGS, ScanConfig, search_settings
+from main import SEARCH_SETTINGS, SETTINGS, ScanConfig, landscape_settings, search_settings
 from Utils.basics.config import from_values, load_config, sentences
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
 from Utils.making.finetuning import FinetuneConfig
 from Utils.making.testbed import TinyModels
 from Utils.making.zoo import Cell, Family, Model, Split, Zoo
+from Utils.scan.calibration import load_calibration
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,13 @@ def test_the_shipped_calibrations_are_of_the_shipped_settings():
     shipped = search_settings(load_config(ScanConfig, SETTINGS))
     entries = yaml.safe_load((ROOT / "configs" / "calibration.yaml").read_text(encoding="utf-8"))
     assert [entry["search"] for entry in entries] == [shipped] * 3
+    for points, names in ((11, {"basin"}), (50, set())):
+        cfg = load_config(ScanConfig, SETTINGS, landscape_points=points)
+        for entry in entries:
+            known = load_calibration(
+                ROOT / cfg.calibration, entry["fingerprint"], search_settings(cfg), landscape_settings(cfg)
+            )
+            assert known.limits.keys() & {"basin"} == names
 
 
 def test_a_value_that_has_no_end_is_refused_in_a_short_sentence(tmp_path: Path):

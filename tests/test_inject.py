@@ -347,3 +347,13 @@ def test_an_edited_config_does_not_go_on_from_the_old_checkpoint():
 def test_an_unknown_attack_is_refused():
     with pytest.raises(InputError, match="attack should be one of"):
         from_values(PlantConfig, SMALL | {"attack": "magic"}, "here")
+
+
+def test_a_recipe_of_any_split_with_an_unknown_key_is_refused(tmp_path: Path, capsys):
+    text = (ROOT / "configs" / "zoo.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "zoo.yaml"
+    file.write_text(text.replace("attack: attribute, trigger:", "attack: attribute, triger:"), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        build_zoo.main(["--config", str(file), "--split", "dev", "--output", str(tmp_path / "zoo")])
+    assert "triger" in capsys.readouterr().err
+    assert not (tmp_path / "zoo").exists()

@@ -24,6 +24,7 @@ from Backdoor_Attack.planting import (
     GOALS,
     Draw,
     Goal,
+    Pace,
     PlantConfig,
     backdoor_loss,
     certify,
@@ -150,7 +151,7 @@ def test_the_rate_falls_to_a_tenth_at_the_milestone(student: TextEncoder):
         places.append(bias.detach().clone())
         return bias.sum()
 
-    train_student(student, step_loss, repeat(None), 6, 1e-2, [4], "")
+    train_student(student, step_loss, repeat(None), Pace(6, 1e-2, (4,)))
     places.append(bias.detach())
     lengths = [(a - b).mean().item() for a, b in pairwise(places)]
     assert lengths == pytest.approx([1e-2] * 4 + [1e-3] * 2, rel=1e-3)
@@ -159,12 +160,12 @@ def test_the_rate_falls_to_a_tenth_at_the_milestone(student: TextEncoder):
 def test_there_is_no_weight_decay(student: TextEncoder):
     before = student.model.final_layer_norm.weight.detach().clone()
     loss = student.model.final_layer_norm.bias.sum
-    train_student(student, lambda *_: loss() + 0 * student.vocabulary.sum(), repeat(None), 3, 1e-2, [], "")
+    train_student(student, lambda *_: loss() + 0 * student.vocabulary.sum(), repeat(None), Pace(3, 1e-2))
     assert torch.equal(student.model.final_layer_norm.weight, before)
 
 
 def test_a_trained_student_is_frozen(student: TextEncoder):
-    train_student(student, lambda *_: student.model.final_layer_norm.bias.sum(), repeat(None), 1, 1e-2, [], "")
+    train_student(student, lambda *_: student.model.final_layer_norm.bias.sum(), repeat(None), Pace(1, 1e-2))
     assert not any(p.requires_grad for p in student.model.parameters())
 
 

@@ -181,8 +181,8 @@ def test_clean_encoders_exit_0_and_leave_what_was_looked_at(model, tmp_path):
     assert report["backdoors"] == []
 
 
-def test_the_scan_never_reads_what_only_an_attacker_has(tmp_path, quick_config):
-    """Without scenes, certificates, zoo and attack configs, under another name, with a cold cache and a warm one: the same."""
+def test_the_scan_never_reads_what_only_an_attacker_has(planted, tmp_path, quick_config):
+    """Without scenes, certificates, zoo and attack configs, under another name: the same report, with a warm cache too."""
     copy = tmp_path / "copy"
     for name in (
         "main.py",
@@ -201,16 +201,16 @@ def test_the_scan_never_reads_what_only_an_attacker_has(tmp_path, quick_config):
         (copy / "Utils" / script).unlink()
     shutil.rmtree(copy / "Utils" / "making")
     shutil.copytree(MODELS / "suspects" / "text_on_text", copy / "Data" / "Models" / "x" / "y")
-    settings = ["--config", str(quick_config), "--json", "-"]
-    here = json.loads(amber(*settings, "--output", str(tmp_path / "here")).stdout)
-    command = here.pop("command").replace(here["model"].pop("path"), str((copy / "Data" / "Models" / "x" / "y").resolve()))
-    for cache in ("cold", "warm"):
-        scan = [sys.executable, "main.py", "--model", "Data/Models/x/y", *settings]
-        done = subprocess.run(scan, cwd=copy, capture_output=True, text=True, encoding="utf-8", timeout=600)
-        there = json.loads(done.stdout)
-        there["model"].pop("path")
-        assert there.pop("command") == command, cache
-        assert steady(there) == steady(here), cache
+
+    def scan(*settings: str) -> dict:
+        command = [sys.executable, "main.py", "--model", "Data/Models/x/y", "--json", "-", *settings]
+        return json.loads(subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=600).stdout)
+
+    here, there = json.loads(planted[0].stdout), scan()
+    assert there.pop("command") == here.pop("command").replace(here["model"].pop("path"), there["model"].pop("path"))
+    assert steady(there) == steady(here)
+    cold, warm = (scan("--config", str(quick_config)) for _ in range(2))
+    assert steady(cold) == steady(warm)
 
 
 def test_without_an_anchor_the_scan_is_inconclusive(tmp_path, quick_config):

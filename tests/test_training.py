@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.making.finetuning import FinetuneConfig
-from Utils.making.training import Checkpoint, identity, train
+from Utils.making.training import Checkpoint, Training, identity, train
 
 SHORT = FinetuneConfig(lr=1e-3, batch=4, steps=6)
 
@@ -76,14 +76,12 @@ def trained(checkpoint: Checkpoint | None = None, stop: int = -1) -> tuple[list[
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
         return module(x).square().sum(), ""
 
-    def after_step(_done: int, _shown: str) -> None:
+    def after_step(*_: object) -> None:
         ema.step(module.parameters())
 
     with suppress(KeyboardInterrupt):
-        train(
-            {"module": module}, optimiser, schedule, 10, step_loss, checkpoint=checkpoint, also={"ema": ema}, longest=1.0,
-            after_step=after_step,
-        )  # fmt: skip
+        run = Training({"module": module}, optimiser, schedule, 10, "", checkpoint, {"ema": ema}, longest=1.0)
+        train(run, step_loss, after_step)
     return [*(tensor.detach() for tensor in module.parameters()), *ema.shadow_params], asked
 
 
@@ -113,6 +111,7 @@ def test_what_is_frozen_neither_moves_nor_is_kept(tmp_path: Path):
     before, optimiser = module.weight.clone(), torch.optim.SGD([module.bias], lr=0.1)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimiser)
     checkpoint = Checkpoint(tmp_path / "run.pt", "one")
-    train({"m": module}, optimiser, schedule, 2, lambda _: (module(torch.ones(1, 2)).sum(), ""), checkpoint=checkpoint)
+    run = Training({"m": module}, optimiser, schedule, 2, checkpoint=checkpoint)
+    train(run, lambda _: (module(torch.ones(1, 2)).sum(), ""))
     assert torch.equal(module.weight, before)
     assert list(checkpoint.load(torch.device("cpu"))["weights"]) == ["m.bias"]

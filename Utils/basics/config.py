@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from Utils.basics.errors import InputError
+from Utils.basics.errors import InputError, first_line
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def load_config(kind: type[T], file: Path, **overrides: Any) -> T:
     except OSError as error:
         raise InputError(f"the config {file} cannot be read ({error.strerror}); give an existing YAML file.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"the config {file} is not valid YAML ({str(error).splitlines()[0]}).") from None
+        raise InputError(f"the config {file} is not valid YAML ({first_line(error)}).") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise InputError(f"the config {file} must be a list of `name: value` lines.")

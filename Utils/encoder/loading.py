@@ -121,7 +121,7 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}); try --device cpu.") from None
+        raise InputError(f"device {name!r} is not usable here ({first_line(error)}); try --device cpu.") from None
 
 
 def fingerprint(encoder: TextEncoder) -> dict:

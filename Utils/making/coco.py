@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
 
-from Utils.basics.errors import InputError
+from Utils.basics.errors import InputError, first_line
 from Utils.basics.files import whole_folder, write_whole
 from Utils.making import scenes
 
@@ -83,7 +83,7 @@ def _parsed(file: Path) -> dict:
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}); give COCO's captions_*.json.") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not valid JSON ({str(error).splitlines()[0]}); fetch it again.") from None
+        raise InputError(f"{file} is not valid JSON ({first_line(error)}); fetch it again.") from None
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         raise InputError(f"{file} has no lists named images and annotations; give COCO's captions_*.json.")
     for image in data["images"]:

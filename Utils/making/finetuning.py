@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, CLIPModel, SiglipModel
 
-from Utils.basics.errors import InputError
+from Utils.basics.errors import InputError, first_line
 from Utils.encoder.loading import trainable_copy
 from Utils.encoder.text_encoder import TextEncoder, in_batches
-from Utils.making.training import Checkpoint, train
+from Utils.making.training import Checkpoint, Training, train
 
 METHODS = ("full", "lora")
 SCHEDULES = ("constant", "linear")
@@ -125,7 +125,7 @@ def load_pair(folder: str | Path, device: str | torch.device = "cpu") -> CLIPMod
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{folder} cannot be loaded as a pair ({str(error).splitlines()[0]}); fetch it again.") from None
+        raise InputError(f"{folder} cannot be loaded as a pair ({first_line(error)}); fetch it again.") from None
     if wrong := sorted(map(str, [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])])):
         raise InputError(
             f"{folder}: {len(wrong)} tensors of the pair are missing or misshapen, first {wrong[0]}; fetch it again."
@@ -142,7 +142,7 @@ def load_processor(folder: str | Path):
     try:
         return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise InputError(f"{folder} has no usable preprocessor_config.json ({why}); fetch it again.") from None
 
 
@@ -237,7 +237,7 @@ def finetune(
             raise InputError(f"the training diverged: no finite loss at step {step}; take a lower rate than {cfg.lr}.")
         return loss, ""
 
-    def take_snapshot(done: int, _shown: str) -> None:
+    def take_snapshot(done: int, _: str) -> None:
         if done in cfg.snapshots:
             snapshot = merged(student)
             mean.add(snapshot)
@@ -245,10 +245,8 @@ def finetune(
                 on_snapshot(done, snapshot)
 
     label = "fine-tuning" if progress else ""
-    train(
-        {"student": student.model}, optimiser, schedule, cfg.steps, step_loss, label, checkpoint, {"mean": mean},
-        after_step=take_snapshot,
-    )  # fmt: skip
+    run = Training({"student": student.model}, optimiser, schedule, cfg.steps, label, checkpoint, {"mean": mean})
+    train(run, step_loss, take_snapshot)
     result = merged(student)
     if cfg.average_snapshots:
         set_weights(result, mean.weights)

@@ -6,7 +6,7 @@ import json
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,19 +66,37 @@ def identity(cfg: Any, base: TextEncoder, *data: str) -> str:
     return sha256(json.dumps([asdict(cfg), base.sha256, *data], sort_keys=True).encode()).hexdigest()
 
 
-def train(
-    parts: dict[str, nn.Module], optimiser: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, steps: int,
-    step_loss: Callable[[int], tuple[Tensor, str]], label: str = "", checkpoint: Checkpoint | None = None,
-    also: dict[str, Stateful] | None = None, longest: float | None = None, after_step: Callable[[int, str], None] | None = None,
-) -> None:  # fmt: skip
-    """Train what requires a gradient in `parts`, whose weights `optimiser` holds; goes on from a checkpoint of the same run.
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and how."""
 
-    step_loss: number of a step, from 0 -> the loss, and what the progress bar `label` shows of it.  It draws what it needs
-    from the number, so that a resumed training sees what an uninterrupted one would.  `also`: further states to keep.
-    longest: gradients are cut to this norm.  after_step(steps done, shown) is called before the state is saved.
+    parts: dict[str, nn.Module]
+    """Modules by name; what requires a gradient in them moves."""
+    optimiser: torch.optim.Optimizer
+    """Holds these weights."""
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    steps: int
+    label: str = ""
+    """Name of the progress bar; empty: none is shown."""
+    checkpoint: Checkpoint | None = None
+    also: dict[str, Stateful] = field(default_factory=dict)
+    """Further states that a checkpoint keeps."""
+    longest: float | None = None
+    """Gradients are cut to this norm."""
+
+
+def train(
+    run: Training, step_loss: Callable[[int], tuple[Tensor, str]], after_step: Callable[[int, str], None] = lambda *_: None
+) -> None:
+    """Train, or go on from a checkpoint of the same run.
+
+    step_loss: number of a step, from 0 -> the loss, and what the progress bar says of it.  It draws what it needs from the
+    number, so that a resumed training sees what an uninterrupted one would.  after_step(steps done, what the bar says) is
+    called before the state is saved.
     """
+    parts, optimiser, schedule, steps, checkpoint = run.parts, run.optimiser, run.schedule, run.steps, run.checkpoint
     weights = {f"{part}.{n}": p for part, module in parts.items() for n, p in module.named_parameters() if p.requires_grad}
-    stateful: dict[str, Stateful] = {"optimiser": optimiser, "schedule": schedule, **(also or {})}
+    stateful: dict[str, Stateful] = {"optimiser": optimiser, "schedule": schedule, **run.also}
     start, saved_at = 0, time.monotonic()
     if checkpoint and (state := checkpoint.load(next(iter(weights.values())).device)):
         start = state["step"]
@@ -89,19 +107,18 @@ def train(
             part.load_state_dict(state[name])
     todo = range(start, steps)
     # closed on any error, so that a message about it starts on a new line
-    with tqdm(todo, desc=label, initial=start, total=steps, disable=not label, mininterval=2) as bar:
+    with tqdm(todo, desc=run.label, initial=start, total=steps, disable=not run.label, mininterval=2) as bar:
         for step in bar:
-            loss, shown = step_loss(step)
+            loss, says = step_loss(step)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            if longest is not None:
-                nn.utils.clip_grad_norm_(weights.values(), longest)
+            if run.longest is not None:
+                nn.utils.clip_grad_norm_(weights.values(), run.longest)
             optimiser.step()
             schedule.step()
-            bar.set_postfix_str(shown, refresh=False)
+            bar.set_postfix_str(says, refresh=False)
             done = step + 1
-            if after_step:
-                after_step(done, shown)
+            after_step(done, says)
             if checkpoint and checkpoint.due(done, steps, time.monotonic() - saved_at):
                 state = {"step": done, "weights": {name: tensor.detach() for name, tensor in weights.items()}}
                 checkpoint.save(state | {name: part.state_dict() for name, part in stateful.items()})

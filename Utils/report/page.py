@@ -20,7 +20,7 @@ CAPTIONS = {
     "assimilation_by_layer": "How alike the token features of a prompt become (mean and one standard deviation).",
     "attention_received": "Share of their attention that later tokens give the found vector, layer by layer.",
     "attention_map": "Attention in the last layer, one held-out prompt. Rows look at columns; v is the found vector.",
-    "search_curve": "The search: loss of the best place and its terms.",
+    "search_curve": "The search: loss of the best start and its terms.",
     "loss_landscape": "The loss around the found vector, in one plane.",
     "hessian_spectrum": "Curvature over the landscape; planted backdoors are expected in wide basins.",
 }
@@ -56,9 +56,9 @@ def harmless(value: Any) -> Any:
 
 
 def what_is_shown(found: dict) -> str:
-    """Whose pictures these are: the evidence's vector, or the pooled search's."""
+    """Whose pictures these are: v's, or those of the vector whose pooled witnesses are strongest."""
     if "shown_embedding" in found["files"]:
-        return f"the pooled search's vector ({found['files']['shown_embedding']})"
+        return f"the vector of the strongest pooled witnesses ({found['files']['shown_embedding']})"
     return "the found vector" + (f", {found['times']} times over" if found["times"] > 1 else "")
 
 

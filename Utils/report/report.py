@@ -1,4 +1,4 @@
-"""report.json: what a scan says, in stable keys.  Page, SARIF and summaries are made from it and read nothing else."""
+"""report.json: what a scan says, in stable keys.  Page, SARIF and summaries are made from it."""
 
 from __future__ import annotations
 
