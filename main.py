@@ -39,6 +39,7 @@ from Utils.encoder.corpus import batches, embed_corpus, read_prompts, split
 from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import fingerprint, load_encoder, pick_device, quiet_libraries
 from Utils.encoder.measures import assimilation, similarity
+from Utils.encoder.readings import Reading, compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found
 from Utils.report.command_line import check_arguments, deliver, parse_arguments
@@ -50,6 +51,7 @@ from Utils.report.run import Run, open_run
 from Utils.scan import landscape
 from Utils.scan.calibration import Calibration, load_calibration, settings_hash
 from Utils.scan.finding import FEATURES, SUMMARIES, Finding, Verdict
+from Utils.scan.firing import about_readings, strings_that_fire, with_backdoor, with_tokenizer
 from Utils.scan.landscape import Landscape
 from Utils.scan.pair import Pair
 
@@ -625,6 +627,47 @@ class Request:
     trust: Trust = field(default_factory=Trust)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """The weights, as texts are read by one tokenizer."""
+
+    form: str
+    scan: Scan
+    finding: Finding
+    verdict: Verdict
+    run: Run
+
+
+SEVERITY = ("clean", "inconclusive", "backdoored")
+"""Of several readings the worst verdict counts."""
+
+
+def judge_weights(
+    suspect: TextEncoder,
+    anchor: TextEncoder | None,
+    form: Reading,
+    request: Request,
+    calibration: Calibration | None,
+    run: Run,
+) -> Judged:
+    """Steps 1 and 3 to 5 with both encoders reading alike, so that only their weights differ."""
+    cfg, part = request.cfg, replace(run, curve=[], seconds={})
+    # 1. and 2. one batched pass over the corpus, which also tells how far clean prompts assimilate
+    with part.stage("corpus"):
+        anchor = anchor and read_by(anchor, form.tokenizer)
+        scan = prepare(read_by(suspect, form.tokenizer), anchor, cfg, request.seed)
+    # 3. search, 4. witnesses, 5. verdict
+    if cfg.procedure == "calibrated":
+        finding = find_trigger(scan, part)
+        verdict = judge(finding.values, calibration)
+    else:
+        finding = find_trigger_as_published(scan, part)
+        verdict = judge_as_published(finding.values, cfg)
+    for name, seconds in part.seconds.items():
+        run.seconds[name] = round(run.seconds.get(name, 0.0) + seconds, 3)
+    return Judged(form.form, scan, finding, verdict, part)
+
+
 def scan_model(model: str, request: Request, name: str | None = None) -> dict:
     """Scan one encoder and write Results/<name>/.  -> the report"""
     cfg = request.cfg
@@ -637,27 +680,28 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
             anchor, run.notes = pick_anchor(request.anchor, suspect, device)
             known = search_settings(cfg), landscape_settings(cfg)
             calibration = load_calibration(ROOT / cfg.calibration, fingerprint(suspect), *known)
-        # 1. and 2. one batched pass over the corpus, which also tells how far clean prompts assimilate
-        with run.stage("corpus"):
-            scan = prepare(suspect, anchor, cfg, request.seed)
-        # 3. search, 4. witnesses, 5. verdict
-        if cfg.procedure == "calibrated":
-            finding = find_trigger(scan, run)
-            verdict = judge(finding.values, calibration)
-        else:
-            finding = find_trigger_as_published(scan, run)
-            verdict = judge_as_published(finding.values, cfg)
+        # the tokenizer is part of the suspect: weights are judged as the base reads texts, and as the suspect where it differs
+        with run.stage("readings"), reading():
+            readings = compare(suspect, anchor, read_prompts(ROOT / cfg.corpus), cfg.prompts)
+        judged = [judge_weights(suspect, anchor, form, request, calibration, run) for form in readings.to_judge]
+        chosen = max(judged, key=lambda one: SEVERITY.index(one.verdict.verdict))
+        scan, finding, run.curve = chosen.scan, chosen.finding, chosen.run.curve
+        with run.stage("tokenizer"):
+            firing = strings_that_fire(suspect, readings, scan.unseen)
+            verdict = with_tokenizer(chosen.verdict, readings, firing)
         with run.stage("files"):
-            beside, doubts = doubts_about(suspect, scan.prompts[: cfg.prompts], request.trust)
-            verdict = with_doubts(verdict, doubts)
+            beside, doubts = doubts_about(scan.suspect, scan.prompts[: cfg.prompts], request.trust)
+            verdict = with_doubts(verdict, doubts + readings.doubts)
         # how far prompts assimilate from layer to layer, clean and with v, and what else v does
         with run.stage("assimilation"):
             by_layer = layers_with_and_without(scan, finding.v)
         shown = show_found(scan, finding, by_layer, run, request.show)
         settings = {"config": asdict(cfg), "show": asdict(request.show), "device": device.type}
         settings["read"] = {"files": suspect.files.read, "beside": [asdict(b) for b in beside]}
+        settings["readings"] = about_readings(readings, {one.form: one.verdict for one in judged})
         usual = asdict(load_config(ScanConfig, SETTINGS))
-        return write_report(make_report(scan, finding, verdict, shown, by_layer), run, verdict, settings, usual)
+        report = make_report(scan, finding, replace(verdict, verdict=chosen.verdict.verdict), shown, by_layer)
+        return write_report(with_backdoor(report, verdict, firing), run, verdict, settings, usual)
 
 
 def scan_aside(model: str, request: Request, name: str | None) -> dict:

@@ -35,7 +35,7 @@ def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device) -> tupl
         anchor = load_encoder(matching_part(wanted, suspect.path), device)
         if not same_shape(suspect, anchor):
             raise InputError(
-                f"the anchor {wanted} has other tensors or another vocabulary than the suspect; give its own base."
+                f"the anchor {wanted} has other tensors or another end of text than the suspect; give its own base."
             )
         return anchor, []
     fitting, notes = [], []

@@ -21,8 +21,6 @@ MAX_GROWTH = 4096
 """How much longer the replacements of a tokenizer may make a text; public ones make it no longer than four times."""
 POOLING = "1_Pooling"
 """Where sentence encoders say how they summarise."""
-PROBES = ["a", "A photo of a dog.", "two words, 3 signs: zzzz é"]
-"""Texts that two tokenizers have to read alike before their encoders are compared."""
 ENGLISH = ["a", "the quick brown fox jumps over the lazy dog", "A photo of 3 dogs, and two cats."]
 """Texts in which nothing may pass for the end of text, or the scan would read no further than that."""
 
@@ -57,6 +55,9 @@ def read_tokenizer_files(folder: Path, reader: Reader, rows: int) -> tuple[dict[
             doubts = [f"tokenizer_config.json: {name} sends other loaders elsewhere" for name in named]
             plain = {name: value for name, value in settings.items() if name not in REDIRECTING}
             content["tokenizer_config.json"] = json.dumps(plain).encode()
+        sampling = settings.get("sp_model_kwargs") if isinstance(settings, dict) else None
+        if isinstance(sampling, dict) and sampling.get("enable_sampling"):
+            raise InputError(f"{folder / 'tokenizer_config.json'} reads texts at random (enable_sampling); set it to false.")
     return content, doubts
 
 
@@ -78,26 +79,37 @@ def load_tokenizer(folder: Path, tower: PreTrainedModel, content: dict[str, byte
                 place, config=tower.config, local_files_only=True, trust_remote_code=False
             )  # its own config.json is not read
         tokenizer.name_or_path = str(folder)
-        highest = max(tokenizer.get_vocab().values())
-        eos, pad = ending(tokenizer), tokenizer.pad_token_id
-        plain = tokenizer(ENGLISH, verbose=False).input_ids  # longer than the context of a tiny model, and may be
-    except (KeyboardInterrupt, SystemExit):
+        check_tokenizer(tokenizer, tower, folder)
+    except (KeyboardInterrupt, SystemExit, InputError):
         raise
     except BaseException as error:  # tokenizers raises bare Exception for malformed files, and Rust panics past it
         why = re.sub(r"\S*amber_\w+", str(folder), first_line(error))
         raise InputError(f"{folder} holds no usable tokenizer ({why}); put the tokenizer files there.") from None
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, tower: PreTrainedModel, folder: Path) -> None:
+    """Refuse a tokenizer that does not belong to an encoder, reads at random, or does not end texts with its end of text.
+
+    Raises:
+        InputError: and whatever tokenizers raise, BaseException included.
+    """
+    highest = max(tokenizer.get_vocab().values())
+    eos, pad = ending(tokenizer), tokenizer.pad_token_id
+    plain = tokenizer(ENGLISH, verbose=False).input_ids  # longer than the context of a tiny model, and may be
     rows = tower.get_input_embeddings().num_embeddings
     if highest >= rows:
         raise InputError(
             f"{folder}: the tokenizer has token ids up to {highest}, the encoder {rows} rows; they do not belong together."
         )
+    if getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "dropout", None):
+        raise InputError(f"{folder}: the tokenizer reads texts at random (dropout); set it to null.")
     # a false end of text would hide most of every prompt from the scan while the model itself works as before
     if eos is None or pad is None or any(ids.count(eos) != 1 or ids[-1] != eos for ids in plain):
         raise InputError(f"{folder}: the tokenizer does not end texts with its end-of-text token; restore its files.")
     expected = getattr(tower.config, "eos_token_id", None)
     if isinstance(tower, CLIPTextModel) and expected not in (eos, LEGACY_EOS):  # the others do not pool there
         raise InputError(f"{folder}: end of text is {eos} to the tokenizer and {expected} to the encoder; restore its files.")
-    return tokenizer
 
 
 def summary_position(root: Path, reader: Reader) -> int | None:

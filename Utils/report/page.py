@@ -39,6 +39,7 @@ def render_page(report: dict, folder: Path) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     found = report["found"]
+    backdoors = report.get("backdoors") or [{"kind": found["kind"], "trigger": report["trigger"]}]
     rows = [(f"{what_is_shown(found)}, in the suspect", found["images"] or [])]
     rows += [(control_title(name, found), files) for name, files in found["controls"].items()]
     return environment.get_template("report.html").render(
@@ -46,7 +47,9 @@ def render_page(report: dict, folder: Path) -> str:
         found=found,
         pictures=[(title, [data_uri(folder / file) for file in files]) for title, files in rows if files],
         figures=[(caption, data_uri(folder / found["files"][name], 0), name in WIDE) for name, caption in CAPTIONS.items()],
-        strings=(report["trigger"] or {}).get("strings"),
+        strings=[s for b in backdoors for s in (b["trigger"] or {}).get("strings") or []],
+        readings=[r for r in report.get("readings", []) if r["examples"]],
+        claimed=any(b["kind"] != "tokenizer" for b in backdoors if b["trigger"]),
         no_pictures=next((note for note in report["notes"] if note.startswith("no pictures")), None),
     )
 
