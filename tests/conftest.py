@@ -7,8 +7,9 @@ order of the files.
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach a network
-# before torch is imported: test processes side by side, and the scans that they start, share the cores
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count()))
+# before torch is imported: tests that run side by side, and the scans that they start, take one core each
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import re
 import shutil
