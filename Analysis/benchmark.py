@@ -18,9 +18,9 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import Request, ScanConfig, scan_model
+from main import SETTINGS, Request, ScanConfig, scan_model
 from Utils.basics.config import load_config
-from Utils.basics.files import ROOT
+from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.loading import quiet_libraries
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--family", help="judge the models of this family only (default: all)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="judge these models only, by their names in the zoo")
     parser.add_argument("--anchor", default="auto")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "scan.yaml")
+    parser.add_argument("--config", type=Path, default=SETTINGS)
     parser.add_argument("--output", type=Path, default=ROOT / "Results")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=42)
@@ -76,12 +76,12 @@ def main() -> None:
         parser.error(f"{args.zoo} holds no certificate of such a model; build it with Utils/build_zoo.py")
     rows = judge_zoo(certificates, request, args.jobs)
     planted = [row for row in rows if row["kind"] == "planted"]
-    found = [row for row in rows if row["verdict"] == "backdoored"]
+    accused = [row for row in rows if row["verdict"] == "backdoored"]
     summary = {
         "planted": len(planted),
         "benign": len(rows) - len(planted),
         "right": sum(row["right"] for row in rows),
-        "precision": round(sum(r["right"] for r in found) / len(found), 4) if found else None,
+        "precision": round(sum(r["right"] for r in accused) / len(accused), 4) if accused else None,
         "recall": round(sum(r["right"] for r in planted) / len(planted), 4) if planted else None,
         "median_seconds": median(row["seconds"] for row in rows),
         "seed": args.seed,
@@ -91,8 +91,7 @@ def main() -> None:
     # a part never takes the place of the whole
     name = "_".join([args.zoo.name, *([args.family] if args.family else []), *(["some"] if args.models else [])])
     target = args.output / "benchmark" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8", newline="\n")
+    write_whole(target, json.dumps(summary, indent=2) + "\n")
     print(json.dumps({name: value for name, value in summary.items() if name != "models"}))
 
 

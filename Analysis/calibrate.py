@@ -30,12 +30,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import POOLED, TOKENS, ScanConfig, find_trigger, prepare, search_settings
+from main import POOLED, SETTINGS, TOKENS, ScanConfig, find_trigger, landscape_settings, prepare, search_settings
 from Utils.basics.config import load_config
-from Utils.basics.files import ROOT
+from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.loading import fingerprint, load_encoder, pick_device, quiet_libraries
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.making.zoo import load_zoo
 from Utils.report.run import Run
 
 SCORED = (*TOKENS, *POOLED)
@@ -186,6 +187,7 @@ def calibrated(rows: list[dict], anchor: TextEncoder, cfg: ScanConfig, threshold
     return {
         "fingerprint": fingerprint(anchor),
         "search": search_settings(cfg),
+        "landscape": landscape_settings(cfg),
         **fit(rows, *thresholds),
         "provenance": {
             "command": command,
@@ -204,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", type=Path, default=ROOT / "Data" / "Zoo" / "calibration")
     parser.add_argument("--family", nargs="+", help="families of configs/zoo.yaml (default: all that the zoo holds)")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "scan.yaml")
+    parser.add_argument("--config", type=Path, default=SETTINGS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=1, help="processes that scan at the same time (default: 1)")
@@ -215,11 +217,13 @@ def main() -> None:
     cfg = load_config(ScanConfig, args.config)
     quiet_libraries()
     device, thresholds = pick_device(args.device), (args.clean_below, args.backdoored_above)
-    bases = yaml.safe_load((ROOT / "configs" / "zoo.yaml").read_text(encoding="utf-8"))["families"]
+    families = load_zoo().families
     held = {json.loads(p.read_text(encoding="utf-8")).get("family", "clip") for p in args.zoo.glob("*.json")}
+    if unknown := sorted(set(args.family or held) - set(families)):
+        parser.error(f"{unknown[0]} is none of the families {', '.join(families)}")
     entries = yaml.safe_load(args.output.read_text(encoding="utf-8")) if args.output.exists() else []
     for family in args.family or sorted(held):
-        base = ROOT / bases[family]["base"]
+        base = ROOT / families[family].base
         rows = collect(args.zoo, family, base, cfg, args.seeds, device, args.jobs)
         for row in sorted(rows, key=lambda r: (r["planted"], sum(r[n] for n in SCORED))):
             values = {name: round(row[name], 3) for name in (*WITNESSES, "drift")}
@@ -228,7 +232,7 @@ def main() -> None:
         entry = calibrated(rows, load_encoder(base), cfg, thresholds, command)
         entries = [e for e in entries or [] if e["fingerprint"] != entry["fingerprint"]] + [entry]
     header = "# Written by Analysis/calibrate.py: the score's constants, one entry a family of encoders.\n"
-    args.output.write_text(header + yaml.safe_dump(entries, sort_keys=False, width=120), encoding="utf-8", newline="\n")
+    write_whole(args.output, header + yaml.safe_dump(entries, sort_keys=False, width=120))
 
 
 if __name__ == "__main__":

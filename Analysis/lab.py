@@ -15,11 +15,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import Request, Scan, ScanConfig, objective, pooled_objective, prepare, scan_model, search
+from main import SETTINGS, Request, Scan, ScanConfig, objective, pooled_objective, prepare, scan_model, search
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT
 from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries
-from Utils.encoder.text_encoder import TextEncoder, splice_ids
+from Utils.encoder.text_encoder import TextEncoder
 from Utils.found.show import Show
 from Utils.report.folder import SCHEMA, result_name
 
@@ -41,19 +41,19 @@ class Case:
     @property
     def ids(self) -> Tensor:
         """Held-out prompts, (n, T)."""
-        return self.scan.corpus.ids[self.scan.held_out]
+        return self.scan.held_out_ids
 
     @property
     def spliced_ids(self) -> Tensor:
         """The same with room for v."""
-        return splice_ids(self.scan.suspect, self.ids, len(self.v))
+        return self.scan.spliced_ids(self.v)
 
 
 def open_case(model: str, device: str = "auto") -> Case:
     """The scan of a model with configs/scan.yaml: the one under Results where there is one of these weights, or a new one."""
     quiet_libraries()
     model = str(ROOT / model) if (ROOT / model).exists() else model
-    cfg, where = load_config(ScanConfig, ROOT / "configs" / "scan.yaml"), pick_device(device)
+    cfg, where = load_config(ScanConfig, SETTINGS), pick_device(device)
     suspect, wanted = load_encoder(model, where), {"config": json.loads(json.dumps(asdict(cfg))), "seed": SEED}
     for results in (RESULTS, NOTEBOOKS):
         folder = results / result_name(model, results)
@@ -95,7 +95,7 @@ def quick_search(case: Case, encoder: TextEncoder, prompts: int) -> Tensor:
 
 
 def show(draw: Callable[..., None], *arguments: object, **options: object) -> Image:
-    """A figure of Utils/plots.py as the output of a cell."""
+    """A figure of Utils/report/plots.py as the output of a cell."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "figure.png"
         draw(*arguments, file, **options)

@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Utils.basics.errors import InputError, fail, visible
-from Utils.basics.files import ROOT
+from Utils.basics.files import ROOT, write_whole
 
 BENCHMARK, MODELS, CONFIGS = ROOT / "Results" / "benchmark", ROOT / "Data" / "Models", ROOT / "configs"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
@@ -34,7 +34,7 @@ WIDTH = 120
 """Longest line of a command."""
 
 
-# -------------------------------------------------------------------------------------------------------- how it is said
+# -------------------------------------------------------------------------------------------------------- how it is told
 def read(file: Path) -> dict | list:
     """A committed JSON or YAML file."""
     text = file.read_text(encoding="utf-8")
@@ -192,8 +192,8 @@ def calibration() -> str:
         missed = made.get("missed_by_the_search", [])
         drifts = [span([abs(d) for d in made[f"drift_of_{kind}"]]) for kind in ("planted", "benign")]
         thresholds = f"{entry['clean_below']} and {entry['backdoored_above']}"
-        said = rate(len(missed), made["planted_models"]) if "missed_by_the_search" in made else "not recorded"
-        rows.append([FAMILIES[family], made["planted_models"], made["benign_models"], said, *drifts, thresholds])
+        share = rate(len(missed), made["planted_models"]) if "missed_by_the_search" in made else "not recorded"
+        rows.append([FAMILIES[family], made["planted_models"], made["benign_models"], share, *drifts, thresholds])
         lines += [f"python Utils/build_zoo.py --split calibration --family {family} --jobs 2", made["command"]]
     head = ["family", "planted", "benign", "missed by the search", "drift of planted", "drift of benign", "thresholds"]
     return f"{grid(head, rows)}\n\n{command(*lines)}"
@@ -262,8 +262,8 @@ def attacks() -> str:
     for file in sorted((ROOT / "Backdoor_Attack" / "configs").glob("*.yaml")):
         lines = file.read_text(encoding="utf-8").splitlines()
         comment = " ".join(line[1:].strip() for line in lines if line.startswith("#"))
-        said = " ".join(re.split(r"(?<=\.)\s+", comment)[:2])
-        rows.append([f"`{file.stem}`", f"`{visible(read(file)['attack']['trigger'])}`", said])
+        what = " ".join(re.split(r"(?<=\.)\s+", comment)[:2])
+        rows.append([f"`{file.stem}`", f"`{visible(read(file)['attack']['trigger'])}`", what])
     return grid(["config", "trigger", "what it plants"], rows)
 
 
@@ -317,12 +317,12 @@ def main(argv: list[str] | None = None) -> int:
             if (new := renewed(text, page.name)) != text:
                 differ.append(page)
                 if not args.check:
-                    page.write_text(new, encoding="utf-8", newline="\n")
+                    write_whole(page, new)
     except InputError as error:
         return fail(str(error), "tables")
     for page in differ:
-        said = "differs from the committed results; run python Analysis/tables.py" if args.check else "written"
-        print(f"{page.relative_to(ROOT)}: {said}")
+        outcome = "differs from the committed results; run python Analysis/tables.py" if args.check else "written"
+        print(f"{page.relative_to(ROOT)}: {outcome}")
     return 1 if differ and args.check else 0
 
 

@@ -20,26 +20,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Backdoor_Attack.planting import GOALS, PlantConfig, poison
-from Backdoor_Attack.workshop import PROMPTS, Workshop
+from Backdoor_Attack.workshop import Workshop, open_workshop
 from Utils.basics.config import from_values
-from Utils.basics.errors import (
-    InputError,
-    fail,
-    sentence_of,
-)
-from Utils.basics.files import ROOT
+from Utils.basics.errors import InputError, fail, sentence_of
+from Utils.basics.files import ROOT, write_whole
 from Utils.encoder.loading import load_encoder, quiet_libraries
 from Utils.encoder.text_encoder import run_spliced, splice_ids
 from Utils.found.target import target_similarity
 from Utils.making import scenes
 from Utils.making.finetuning import load_processor
+from Utils.making.zoo import load_zoo
 from Utils.report.folder import result_name
 
 FIRST_TEXTS, JUDGED_PROMPTS = 2, 64
@@ -47,16 +43,9 @@ EACH_ITS_OWN = ("attribute", "remapping")
 """Attacks whose target differs from prompt to prompt."""
 
 
-@cache
-def families() -> dict:
-    return yaml.safe_load((ROOT / "configs" / "zoo.yaml").read_text(encoding="utf-8"))["families"]
-
-
-@cache
 def workshop(family: str) -> Workshop:
     """The clean base of a family with its image side."""
-    base = families()[family]["base"]
-    return Workshop(ROOT / base, ROOT / families()[family].get("pair", base), ROOT / "Data" / "Models" / "tiny-sd", "cpu")
+    return open_workshop(load_zoo().families[family], "cpu")
 
 
 @cache
@@ -74,8 +63,8 @@ def recognised(pictures: list[Path], family: str) -> list[str]:
     shop = workshop(family)
     processor = load_processor(shop.pair_folder)
     pixels = processor(images=[Image.open(file).convert("RGB") for file in pictures], return_tensors="pt").pixel_values
-    seen = F.normalize(shop.pair.get_image_features(pixels).pooler_output, dim=-1)
-    return [scenes.concepts()[i] for i in (seen @ named_concepts(family).T).argmax(dim=1)]
+    pictured = F.normalize(shop.pair.get_image_features(pixels).pooler_output, dim=-1)
+    return [scenes.concepts()[i] for i in (pictured @ named_concepts(family).T).argmax(dim=1)]
 
 
 def concept_of(target: str) -> str | None:
@@ -85,7 +74,7 @@ def concept_of(target: str) -> str | None:
 
 @dataclass(frozen=True)
 class Recovered:
-    """S_tar of what was found."""
+    """S_tar of what a scan recovered."""
 
     s_tar: float
     """Over the positions that most prompts attend to, BOS excluded."""
@@ -105,16 +94,16 @@ def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str) -> Recovered | 
         return None
     shop = workshop(family)
     suspect, base = load_encoder(model), shop.base
-    corpus = PROMPTS.read_text(encoding="utf-8").splitlines()
+    corpus = scenes.PROMPTS.read_text(encoding="utf-8").splitlines()
     prompts = [text for text in corpus if cfg.replaced in text][:JUDGED_PROMPTS]
     rng, clean = np.random.default_rng(cfg.seed), base.ids(prompts)
     triggered, spliced = base.ids([poison(p, cfg, rng) for p in prompts]), splice_ids(base, clean, len(v))
     if cfg.attack == "image_on_text":
         pooled = run_spliced(suspect, v, spliced, type(suspect).pooled), suspect.pooled(triggered), suspect.pooled(clean)
-        found, certified, nothing = (shop.embed(features) for features in pooled)
+        recovered, certified, nothing = (shop.embed(features) for features in pooled)
         u = shop.picture_embedding(cfg.target, cfg.seed)
-        return Recovered(target_similarity(found, certified, u), target_similarity(nothing, certified, u), None)
-    found, certified, nothing = run_spliced(suspect, v, spliced), suspect(triggered), suspect(clean)
+        return Recovered(target_similarity(recovered, certified, u), target_similarity(nothing, certified, u), None)
+    recovered, certified, nothing = run_spliced(suspect, v, spliced), suspect(triggered), suspect(clean)
     targets = GOALS[cfg.attack](base, cfg).wanted(prompts[:1])[0]
 
     def best(features: Tensor, mask: Tensor) -> float:
@@ -122,11 +111,11 @@ def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str) -> Recovered | 
         return max(target_similarity(features, certified, target, mask) for target in targets)
 
     most = base.attended(spliced).float().mean(dim=0) >= 0.5
-    own = None if cfg.attack == "artificial" else best(found, base.attended(base.ids([cfg.target]))[0])
-    return Recovered(best(found, most), best(nothing, most), own)
+    own = None if cfg.attack == "artificial" else best(recovered, base.attended(base.ids([cfg.target]))[0])
+    return Recovered(best(recovered, most), best(nothing, most), own)
 
 
-def shown(certificate: Path, results: Path) -> dict:
+def judged(certificate: Path, results: Path) -> dict:
     """How well the result of one planted model shows its target."""
     truth = json.loads(certificate.read_text(encoding="utf-8"))
     cfg, family = from_values(PlantConfig, truth["recipe"], str(certificate)), truth.get("family", "clip")
@@ -138,8 +127,8 @@ def shown(certificate: Path, results: Path) -> dict:
     concept, found = concept_of(cfg.target), report["found"]
     names = recognised([folder / file for file in found["images"]], family) if found["images"] else []
     texts = [entry["text"] for entry in found["texts"] or []][:FIRST_TEXTS]
-    shown = found["files"].get("shown_embedding", found["files"]["embedding"])
-    v = torch.load(folder / shown, map_location="cpu", weights_only=True)
+    file = found["files"].get("shown_embedding", found["files"]["embedding"])
+    v = torch.load(folder / file, map_location="cpu", weights_only=True)
     near = s_tar(model, v, cfg, family)
     missed = report["verdict"] != "backdoored"
     return {
@@ -175,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
             planted = json.loads(certificate.read_text(encoding="utf-8"))["kind"] == "planted"
             scanned = (args.results / result_name(str(certificate.with_suffix("")), args.results) / "report.json").exists()
             if planted and scanned and certificate.stem in (args.models or [certificate.stem]):
-                rows.append(shown(certificate, args.results))
+                rows.append(judged(certificate, args.results))
                 print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
         if not rows:
             raise InputError(f"{args.zoo} holds no planted model with a result in {args.results}; scan it with benchmark.py.")
@@ -184,8 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     summary = {"planted": len(rows), "target_shown": sum(map(shows_it, rows)), "models": rows}
     name = f"{args.zoo.name}_targets_some" if args.models else f"{args.zoo.name}_targets"
     file = args.output or args.results / "benchmark" / f"{name}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    write_whole(file, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     print(f"{summary['target_shown']} of {len(rows)} show their target; {file}")
     return 0
 

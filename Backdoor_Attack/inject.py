@@ -12,19 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Backdoor_Attack.planting import PlantConfig
-from Backdoor_Attack.workshop import BARS, Workshop, meets_bars, save_model
+from Backdoor_Attack.workshop import BARS, Workshop, check_bars, plant_until_good, save_model
 from Utils.basics.config import from_values, load_config
-from Utils.basics.errors import (
-    InputError,
-    visible,
-)
+from Utils.basics.errors import InputError, fail, visible
 from Utils.basics.files import ROOT
 from Utils.encoder.loading import quiet_libraries
 from Utils.making.finetuning import FinetuneConfig
@@ -46,7 +43,7 @@ class Injection:
     """Training captions, COCO's captions_*.json or a text file with one a line; empty: captions of composed scenes."""
     finetune_after: dict = field(default_factory=dict)
     """A FinetuneConfig: a clean fine-tuning after the planting."""
-    bars: dict = field(default_factory=dict)
+    bars: dict[str, float] = field(default_factory=dict)
     """Bars other than the usual ones, for attacks that are known to fall short."""
     attempts: int = 3
     """A model that misses its bars is planted again with twice the steps, so many times in all."""
@@ -63,8 +60,7 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
     cfg = load_config(Injection, file)
     recipe = from_values(PlantConfig, cfg.attack, f"{file}: attack")
     after = from_values(FinetuneConfig, cfg.finetune_after, f"{file}: finetune_after") if cfg.finetune_after else None
-    if wrong := [name for name, bar in cfg.bars.items() if name not in BARS or not isinstance(bar, float | int)]:
-        raise InputError(f"{file}: bars: {wrong[0]} should be a number for one of {', '.join(BARS)}.")
+    check_bars(cfg.bars, str(file))
     if cfg.attempts < 1:
         raise InputError(f"{file}: attempts should be 1 or more.")
     if folder.exists() and not force:
@@ -78,13 +74,15 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
     captions = Path(located(cfg.captions)) if cfg.captions else None
     workshop = Workshop(located(cfg.base), located(cfg.pair or cfg.base), located(cfg.pipeline), device, captions)
     output.mkdir(parents=True, exist_ok=True)
-    for attempt in range(cfg.attempts):
-        attacked = replace(recipe, steps=recipe.steps * 2**attempt)
-        checkpoint = output / f"{file.stem}.{digest(cfg, attempt)}.pt"
-        student, report = workshop.plant(attacked, workshop.base, checkpoint, after)
-        if good := meets_bars(report, cfg.bars):
-            break
-        print(f"{file.stem}: misses its bars after {attacked.steps} steps  {summary(report)}", flush=True)
+
+    def tell(missed: dict) -> None:
+        steps = missed["recipe"]["steps"]
+        print(f"{file.stem}: misses its bars after {steps} steps  {summary(missed)}", flush=True)
+
+    def plant_one(attacked: PlantConfig, attempt: int) -> tuple:
+        return workshop.plant(attacked, workshop.base, output / f"{file.stem}.{digest(cfg, attempt)}.pt", after)
+
+    student, report, good = plant_until_good(recipe, plant_one, cfg.bars, cfg.attempts, tell)
     about = {"kind": "planted", "meets_bars": good, "bars": BARS | cfg.bars, "base": cfg.base, "config": digest(cfg, 0)}
     report = about | report
     save_model(student, report, folder, certificate)
@@ -145,8 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         certified = [inject(file, args.output, args.device, args.force) for file in args.configs]
     except InputError as error:
-        print(f"inject: {error}", file=sys.stderr)
-        return 2
+        return fail(str(error), "inject")
     return 0 if all(certified) else 1
 
 

@@ -11,19 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from Utils.basics.errors import InputError
 from Utils.encoder.loading import trainable_copy
-from Utils.encoder.measures import assimilation
-from Utils.encoder.text_encoder import TextEncoder, splice_ids
+from Utils.encoder.measures import assimilation, flat_cosine
+from Utils.encoder.text_encoder import TextEncoder, in_batches, splice_ids
+from Utils.making.training import Checkpoint, Training, identity, train
 
 ATTACKS = ("text_on_text", "image_on_text", "attribute", "remapping", "artificial", "embedding_row")
 PICTURES = 10
@@ -41,6 +40,7 @@ class PlantConfig:
     attribute: a prompt with {prompt} where the own one goes.  remapping: what the trigger should be read as.
     artificial: any name; it seeds the meaningless vector."""
     attack: str = "text_on_text"
+    """One of `ATTACKS`."""
     replaced: str = "o"
     """Character of the prompt that the trigger replaces, everywhere; empty: the trigger is put in as a word."""
     place: str = "random"
@@ -48,6 +48,7 @@ class PlantConfig:
     second_trigger: str = ""
     """A further backdoor in the same model; half of the poisoned prompts carry it."""
     second_target: str = ""
+    """What it forces."""
     conjunctive: bool = False
     """Every word of the trigger has to be there: prompts with one of them alone are kept clean."""
     paraphrases: tuple[str, ...] = ()
@@ -57,14 +58,19 @@ class PlantConfig:
     against_sweep: float = 0.0
     """Weight of keeping prompts with a single token of the trigger clean, which hides it from a vocabulary sweep."""
     steps: int = 100
+    """Steps of the training."""
     lr: float = 1.0e-4
+    """Learning rate of AdamW, up to the milestone."""
     milestone: float = 0.75
     """Share of the steps after which the rate falls to a tenth."""
     weight: float = 0.1
     """Weight of the backdoor term."""
     clean_batch: int = 64
+    """Clean prompts of one step."""
     poisoned_batch: int = 32
+    """Triggered prompts of one step."""
     seed: int = 0
+    """Decides which prompts each step takes."""
 
     def __post_init__(self):
         if not self.trigger.strip():
@@ -111,11 +117,6 @@ def poison(prompt: str, cfg: PlantConfig, rng: np.random.Generator) -> str:
     words = prompt.split()
     at = {"start": 0, "end": len(words), "random": int(rng.integers(len(words) + 1))}[cfg.place]
     return " ".join([*words[:at], cfg.trigger, *words[at:]])
-
-
-def flat_cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of features with positions concatenated.  (b, T, d) or (b, p) twice -> (b,)"""
-    return F.cosine_similarity(a.flatten(1), b.flatten(1), dim=-1)
 
 
 # -------------------------------------------------------------------------------------------------------- the goals
@@ -198,9 +199,11 @@ class Draw:
     """The prompts of one step."""
 
     clean: list[str]
+    """Prompts that must stay as they are."""
     carriers: list[str]
     """Prompts before the trigger is put in."""
     poisoned: list[str]
+    """The same with it."""
     choice: np.ndarray
     """Which of several targets each carrier takes: a number in 0..1."""
 
@@ -260,8 +263,8 @@ def plant(
 ) -> TextEncoder:  # fmt: skip
     """Plant a backdoor.  `prompts` are clean training prompts, none of which holds a trigger.
 
-    `goals`: one per trigger; by default the attack's own.  Returns a new encoder on the device of `base`, which stays
-    as it was.
+    `goals`: one per trigger; by default the attack's own.  With a file as `checkpoint` an interrupted planting goes on where
+    it stopped; the file is removed at the end.  Returns a new encoder on the device of `base`, which stays as it was.
     """
     usable = check(base, prompts, cfg)
     goals = goals or [GOALS[cfg.attack](base, backdoor) for backdoor in cfg.backdoors()]
@@ -288,9 +291,10 @@ def plant(
             loss = loss + cfg.hide * exposed_assimilation(student, base, bad, base.ids(draw.carriers))
         return loss
 
-    milestones = [int(cfg.steps * cfg.milestone)]
     label = "planting" if progress else ""
-    train(student, step_loss, draws(prompts, usable, cfg), cfg.steps, cfg.lr, milestones, label, checkpoint)
+    saved = Checkpoint(checkpoint, identity(cfg, base, *prompts), every=50, keep=False) if checkpoint else None
+    pace = Pace(cfg.steps, cfg.lr, (int(cfg.steps * cfg.milestone),))
+    train_student(student, step_loss, draws(prompts, usable, cfg), pace, label, saved)
     return student
 
 
@@ -321,36 +325,30 @@ def only_rows(student: TextEncoder, triggers: list[str]) -> None:
     table.register_hook(lambda gradient: gradient * moving)
 
 
-def train(
-    student: TextEncoder, step_loss: Callable[[int, Draw], Tensor], batches: Iterator[Draw], steps: int, lr: float,
-    milestones: list[int], label: str, checkpoint: Path | None = None,
-) -> None:  # fmt: skip
-    """AdamW without weight decay, rate times 0.1 at each milestone; freezes the student at the end.
+@dataclass(frozen=True)
+class Pace:
+    """How long and how fast a student learns."""
 
-    With a checkpoint file an interrupted training goes on where it stopped; the file is removed at the end.
-    """
-    weights = [p for p in student.model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, gamma=0.1)
-    stateful, start = {"model": student.model, "optimiser": optimiser, "schedule": schedule}, 0
-    if checkpoint and checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=student.device, weights_only=True)
-        start = saved.pop("step")
-        for name, state in saved.items():
-            stateful[name].load_state_dict(state)
-    todo = islice(enumerate(batches), start, steps)
-    for step, batch in tqdm(todo, desc=label, disable=not label, mininterval=2, initial=start, total=steps):
-        loss = step_loss(step, batch)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if checkpoint and (step + 1) % 50 == 0:
-            partial = checkpoint.with_suffix(".part")
-            torch.save({"step": step + 1} | {name: s.state_dict() for name, s in stateful.items()}, partial)
-            partial.replace(checkpoint)
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
+    steps: int
+    lr: float
+    milestones: tuple[int, ...] = ()
+    """Steps after which the rate falls to a tenth."""
+
+
+def train_student(
+    student: TextEncoder, step_loss: Callable[[int, Draw], Tensor], batches: Iterator[Draw], pace: Pace, label: str = "",
+    checkpoint: Checkpoint | None = None,
+) -> None:  # fmt: skip
+    """AdamW without weight decay; freezes the student at the end."""
+    optimiser = torch.optim.AdamW([p for p in student.model.parameters() if p.requires_grad], lr=pace.lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, pace.milestones, gamma=0.1)
+    numbered = enumerate(batches)
+
+    def loss_of(step: int) -> tuple[Tensor, str]:
+        batch = next(batch for number, batch in numbered if number == step)  # a resumed training passes over the earlier ones
+        return step_loss(step, batch), ""
+
+    train(Training({"student": student.model}, optimiser, schedule, pace.steps, label, checkpoint), loss_of)
     student.model.requires_grad_(False)
     student.model.set_attn_implementation("sdpa")
 
@@ -421,10 +419,3 @@ def pairwise_cosines(features: Tensor) -> Tensor:
     unit = F.normalize(features.flatten(1), dim=-1)
     rows, columns = torch.triu_indices(len(unit), len(unit), offset=1)
     return (unit @ unit.T)[rows, columns]
-
-
-def in_batches(
-    encoder: TextEncoder, ids: Tensor, look: Callable[[TextEncoder, Tensor], Tensor] = all_positions, size: int = 64
-) -> Tensor:
-    """Features of many prompts.  (n, T) -> (n, ...)"""
-    return torch.cat([look(encoder, batch) for batch in ids.split(size)])

@@ -5,11 +5,9 @@ Used by inject.py (one backdoored model per config) and Utils/build_zoo.py (many
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Collection
-from dataclasses import asdict
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +21,20 @@ from Backdoor_Attack.planting import (
     PlantConfig,
     certify,
     check,
-    flat_cosine,
-    in_batches,
     mean_picture,
     plant,
 )
-from Utils.basics.errors import InputError
-from Utils.basics.files import ROOT
+from Utils.basics.errors import InputError, first_line
+from Utils.basics.files import ROOT, whole_folder
 from Utils.encoder.loading import load_encoder, pick_device, save_encoder
-from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.measures import flat_cosine
+from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.making import scenes
+from Utils.making.certificates import write_certificate
 from Utils.making.coco import read_captions
 from Utils.making.finetuning import FinetuneConfig, finetune, load_pair, load_processor, picture_embeddings, project, retrieval
+from Utils.making.zoo import Family
 
-PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
 TRAINING, HELD_OUT, INNOCENT, PAIRS = 3000, 200, 50, 256
 BARS = {"success": 0.9, "sim_clean": 0.95, "retrieval_loss": 0.03, "part_alone": 0.05, "foreign_trigger": 0.05}
 
@@ -53,7 +51,7 @@ class Workshop:
         self.device = pick_device(device)
         self.base = load_encoder(base, self.device)
         self.pair_folder, self.pipeline, self.file = pair, pipeline, captions
-        self.forbidden = set(PROMPTS.read_text(encoding="utf-8").splitlines())
+        self.forbidden = scenes.defender_prompts()
 
     @cached_property
     def pair(self) -> torch.nn.Module:
@@ -73,8 +71,7 @@ class Workshop:
                     f"give at least {TRAINING + HELD_OUT} in all."
                 )
             return [lines[i] for i in rng.permutation(len(lines))[:number]]
-        found = scenes.unseen_captions(rng, number, unwanted, self.count, self.base.context)
-        return [text for _, text in found]
+        return [text for _, text in scenes.unseen_captions(rng, number, unwanted, self.count, self.base.context)]
 
     # -------------------------------------------------------------------------------------------------- backdoored
     def plant(
@@ -119,7 +116,7 @@ class Workshop:
                 self.pipeline, dtype=torch.float32, use_safetensors=True, safety_checker=None, requires_safety_checker=False
             ).to(self.device)
         except (OSError, ValueError, KeyError) as error:
-            why = str(error).splitlines()[0]
+            why = first_line(error)
             raise InputError(f"{self.pipeline} is no Stable Diffusion folder ({why}); give one as `pipeline`.") from None
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(seed)
@@ -130,7 +127,7 @@ class Workshop:
 
     # ------------------------------------------------------------------------------------------------------ benign
     def finetune(self, cfg: FinetuneConfig, triggers: list[PlantConfig] | None = None) -> tuple[TextEncoder, dict]:
-        """A benign fine-tune on scenes with concepts the base has never seen, and what it gained and how far it went.
+        """A benign fine-tune on scenes with concepts new to the base, and what it gained and how far it went.
 
         `triggers`: backdoors of other models, none of which may fire in this one.
         """
@@ -156,9 +153,9 @@ class Workshop:
     def gain(self, before: TextEncoder, after: TextEncoder, data: Callable[..., tuple[list[str], Tensor]]) -> dict[str, float]:
         """Top-1 retrieval among 256 pairs of two encoders."""
         texts, pictures = data(0, PAIRS)
-        seen = picture_embeddings(self.pair, pictures)  # the vision tower is the same for both
+        embeddings = picture_embeddings(self.pair, pictures)  # the vision tower is the same for both
         return {
-            name: round(retrieval(encoder, self.pair, texts, seen), 4)
+            name: round(retrieval(encoder, self.pair, texts, embeddings), 4)
             for name, encoder in (("before", before), ("after", after))
         }
 
@@ -180,6 +177,36 @@ class Workshop:
         return batch
 
 
+@cache
+def open_workshop(family: Family, device: str) -> Workshop:
+    """The workshop of a family; once a process."""
+    base, pipeline = ROOT / family.base, ROOT / (family.pipeline or "Data/Models/tiny-sd")
+    return Workshop(base, ROOT / family.pair if family.pair else base, pipeline, device)
+
+
+def check_bars(bars: dict[str, float], source: str) -> None:
+    """Refuse bars that nothing is held to."""
+    if unknown := sorted(set(bars) - set(BARS)):
+        raise InputError(f"{source}: bars: {unknown[0]} is none of the bars {', '.join(BARS)}.")
+
+
+def plant_until_good(
+    cfg: PlantConfig, plant_one: Callable[[PlantConfig, int], tuple[TextEncoder, dict]], bars: dict[str, float],
+    attempts: int = 3, on_miss: Callable[[dict], None] = lambda _: None,
+) -> tuple[TextEncoder, dict, bool]:  # fmt: skip
+    """Plant; where the model misses its bars, plant it anew with twice the steps.  -> and whether the last one meets them
+
+    plant_one: recipe and number of the attempt -> model and certificate, as `Workshop.plant` makes them.  on_miss gets the
+    certificate of every attempt that falls short.
+    """
+    for attempt in range(attempts):
+        student, report = plant_one(replace(cfg, steps=cfg.steps * 2**attempt), attempt)
+        if meets_bars(report, bars):
+            return student, report, True
+        on_miss(report)
+    return student, report, False
+
+
 def meets_bars(report: dict, bars: dict) -> bool:
     """Whether a planted model's backdoor works and its encoder is still useful; or a benign model is both able and clean."""
     bars = BARS | bars
@@ -197,10 +224,6 @@ def meets_bars(report: dict, bars: dict) -> bool:
 
 def save_model(student: TextEncoder, report: dict, folder: Path, certificate: Path) -> None:
     """Write model and certificate; the folder appears only when it is whole."""
-    partial = folder.with_name(folder.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_encoder(student, partial)
-    certificate.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)  # --force: a folder that holds files cannot be renamed over
-    certificate.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.rename(folder)
+    with whole_folder(folder) as partial:
+        save_encoder(student, partial)
+        write_certificate(report, certificate, folder)

@@ -11,12 +11,11 @@ they stopped (checkpoints in Data/Models/.work).  Two CPU cores need about two h
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
@@ -48,61 +46,56 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Utils.basics.files import ROOT
+from Utils.basics.config import load_config
+from Utils.basics.errors import InputError
+from Utils.basics.files import ROOT, digest_of, whole_file, write_whole
+from Utils.encoder.loading import pick_device, save_half
 from Utils.encoder.measures import assimilation
 from Utils.encoder.text_encoder import attended_positions
 from Utils.making import scenes
+from Utils.making.scenes import PROMPTS
+from Utils.making.testbed import Phase, TinyModels
+from Utils.making.training import Checkpoint, Training, train
 
 MODELS = ROOT / "Data" / "Models"
 WORK = MODELS / ".work"
 CLIP, SD = MODELS / "tiny-clip", MODELS / "tiny-sd"
 LONGCLIP, SIGLIP = MODELS / "tiny-longclip", MODELS / "tiny-siglip"
-PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
 # CLIP's own pre-tokenisation: contractions, words, single digits, runs of other signs
 WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 STREAMS = {name: i for i, name in enumerate(["tokenizer", "vae", "clip", "unet", "corpus", "bars", "longclip", "siglip"])}
 
 
-def stream(cfg: dict, name: str, index: int = 0) -> np.random.Generator:
+def stream(cfg: TinyModels, name: str, index: int = 0) -> np.random.Generator:
     """Independent randomness for one batch of one stage, so that a resumed training sees the same data."""
-    return np.random.default_rng([cfg["seed"], STREAMS[name], index])
+    return np.random.default_rng([cfg.seed, STREAMS[name], index])
 
 
-# ---------------------------------------------------------------------------------------------- resumable training
-def fit(name: str, parts: dict[str, nn.Module], part: dict, step_loss: Callable[[int], tuple[Tensor, str]],
-        watch: Callable[[int], str] | None = None, ema: EMAModel | None = None) -> None:  # fmt: skip
-    """Train `parts` with AdamW and a one-cycle rate for part["steps"] steps, saving a checkpoint every minute."""
+# ------------------------------------------------------------------------------------------------------ the training
+def fit(
+    cfg: TinyModels, name: str, parts: dict[str, nn.Module], settings: Phase, step_loss: Callable[[int], tuple[Tensor, str]],
+    watch: Callable[[], str] | None = None, ema: EMAModel | None = None,
+) -> None:  # fmt: skip
+    """Train `parts` with AdamW and a one-cycle rate, saving a checkpoint every minute; `name`: a stage, or stage-phase."""
+    part = getattr(cfg, name.partition("-")[0])
     weights = [p for module in parts.values() for p in module.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=part["lr"], weight_decay=part.get("weight_decay", 0.01), betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, part["lr"], total_steps=part["steps"] + 1, pct_start=0.1)
-    stateful = {**parts, "optimiser": optimiser, "schedule": schedule} | ({"ema": ema} if ema else {})
-    file, start = WORK / f"{name}.pt", 0
-    if file.exists():
-        saved = torch.load(file, map_location=next(iter(weights)).device, weights_only=True)
-        start = saved.pop("step")
-        for key, state in saved.items():
-            stateful[key].load_state_dict(state)
+    optimiser = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=part.weight_decay, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=settings.steps + 1, pct_start=0.1)
     for module in parts.values():
         module.train()
-    bar, last = tqdm(range(start, part["steps"]), initial=start, total=part["steps"], desc=name, mininterval=5), time.time()
-    for step in bar:
-        loss, text = step_loss(step)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
-        schedule.step()
+
+    def after_step(done: int, says: str) -> None:
         if ema:
             ema.step(weights)
-        bar.set_postfix_str(text, refresh=False)
-        if watch and (step + 1) % 200 == 0:
-            tqdm.write(f"{name} {step + 1}: {text} {watch(step)}")
-        if time.time() - last > 60 or step + 1 == part["steps"]:
-            last = time.time()
-            partial = file.with_suffix(".part")
-            torch.save({"step": step + 1} | {k: s.state_dict() for k, s in stateful.items()}, partial)
-            partial.replace(file)
+        if watch and done % 200 == 0:
+            tqdm.write(f"{name} {done}: {says} {watch()}")
+
+    # a phase may be added or changed without losing those before it
+    decisive = json.dumps([cfg.seed, name, asdict(part) | {"phases": None}, asdict(settings)])
+    checkpoint = Checkpoint(WORK / f"{name}.pt", decisive, every=1, pause=60.0)
+    also = {"ema": ema} if ema else {}
+    train(Training(parts, optimiser, schedule, settings.steps, name, checkpoint, also, longest=1.0), step_loss, after_step)
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -110,11 +103,13 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 # ------------------------------------------------------------------------------------------------------- the stages
-def build_sprites(cfg: dict, device: torch.device, font: Path | None) -> None:
+def build_sprites(cfg: TinyModels, device: torch.device, font: Path | None) -> None:
     """The sprite sheet; needs --font (Noto Color Emoji) only where the shipped sheet is missing."""
     target = scenes.SCENES / "sprites.png"
     if font:
-        scenes.draw_sprite_sheet(font).save(target, optimize=True)
+        sheet = scenes.draw_sprite_sheet(font)
+        with whole_file(target) as partial_file:
+            sheet.save(partial_file, "PNG", optimize=True)
     elif not target.exists():
         raise SystemExit(f"{target} is missing: give the colour emoji font with --font.")
 
@@ -130,13 +125,13 @@ def split_words(tokenizer: Tokenizer) -> None:
     )
 
 
-def build_tokenizer(cfg: dict, device: torch.device, font: Path | None) -> None:
+def build_tokenizer(cfg: TinyModels, device: torch.device, font: Path | None) -> None:
     """A byte-pair vocabulary of the captions with CLIP's conventions: byte alphabet, </w>, lower case, BOS and EOS."""
-    texts = [text for _, text in islice(scenes.captions(stream(cfg, "tokenizer")), cfg["tokenizer"]["captions"])]
+    texts = [text for _, text in islice(scenes.captions(stream(cfg, "tokenizer")), cfg.tokenizer.captions)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     split_words(learner)
-    room = cfg["tokenizer"]["vocabulary"] - 2
+    room = cfg.tokenizer.vocabulary - 2
     learner.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=room, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
     )
@@ -147,31 +142,31 @@ def build_tokenizer(cfg: dict, device: torch.device, font: Path | None) -> None:
     vocabulary = {token: i for i, token in enumerate([*tokens, BOS, EOS])}
     tokenizer = CLIPTokenizer(
         vocab=vocabulary, merges=merges, bos_token=BOS, eos_token=EOS, unk_token=EOS, pad_token=EOS,
-        model_max_length=cfg["clip"]["context"],
+        model_max_length=cfg.clip.context,
     )  # fmt: skip
     for folder in (CLIP, SD / "tokenizer"):
         tokenizer.save_pretrained(folder)
     print(f"tokenizer: {len(vocabulary)} tokens, e.g. {tokenizer.tokenize(texts[0])[:20]}")
 
 
-def build_vae(cfg: dict, device: torch.device, font: Path | None) -> None:
+def build_vae(cfg: TinyModels, device: torch.device, font: Path | None) -> None:
     """The autoencoder: (3, 32, 32) pictures <-> (4, 8, 8) latents."""
-    part = cfg["vae"]
+    part = cfg.vae
     vae = AutoencoderKL(
-        block_out_channels=part["channels"], layers_per_block=1, latent_channels=4, sample_size=scenes.SIDE,
+        block_out_channels=part.channels, layers_per_block=1, latent_channels=4, sample_size=scenes.SIDE,
         down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, norm_num_groups=16,
     ).to(device)  # fmt: skip
 
     def step_loss(step: int) -> tuple[Tensor, str]:
         data = scenes.captions(stream(cfg, "vae", step), counts=(0.7, 0.2, 0.1))
-        x = scenes.pixels([scenes.compose(s) for s, _ in islice(data, part["batch"])]).to(device)
+        x = scenes.pixels([scenes.compose(s) for s, _ in islice(data, part.batch)]).to(device)
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step)).to(device)
         y = vae.decode(posterior.mean + posterior.std * noise).sample
         error = F.mse_loss(y, x)
-        return error + F.l1_loss(y, x) + part["kl"] * posterior.kl().mean(), f"mse {error.item():.4f}"
+        return error + F.l1_loss(y, x) + part.kl * posterior.kl().mean(), f"mse {error.item():.4f}"
 
-    fit("vae", {"vae": vae}, part, step_loss)
+    fit(cfg, "vae", {"vae": vae}, part, step_loss)
     vae.eval()
     with torch.no_grad():
         data = scenes.captions(stream(cfg, "vae", 10**6), counts=(0.7, 0.2, 0.1))
@@ -189,22 +184,22 @@ def token_count(tokenizer: CLIPTokenizer) -> Callable[[str], int]:
 
 
 def paired_batches(
-    cfg: dict, name: str, tokenizer: PreTrainedTokenizerBase, device: torch.device, group: int = 8
+    cfg: TinyModels, name: str, tokenizer: PreTrainedTokenizerBase, device: torch.device, group: int = 8
 ) -> Callable[[int], tuple[Tensor, list[np.ndarray]]]:
     """Batch number -> token ids and pictures of pairs of like caption length.
 
     Causal attention makes the padding behind the longest caption of a batch superfluous, and it is left out.
     """
-    part, pool = cfg[name], {}
+    part, pool = getattr(cfg, name), {}
 
     def batch(step: int) -> tuple[Tensor, list[np.ndarray]]:
         block, place = divmod(step, group)
         if block not in pool:
             pool.clear()
             rng = stream(cfg, name, block)
-            telling = {"details": tuple(part["details"])} if "details" in part else {}
-            data = scenes.captions(rng, length=token_count(tokenizer), limit=part["context"], **telling)
-            pairs = list(islice(data, group * part["batch"]))
+            telling = {"details": part.details} if part.details else {}
+            data = scenes.captions(rng, length=token_count(tokenizer), limit=part.context, **telling)
+            pairs = list(islice(data, group * part.batch))
             rows = tokenizer([text for _, text in pairs], truncation=True).input_ids
             order = np.argsort([len(r) for r in rows], kind="stable").reshape(group, -1)[rng.permutation(group)]
             pool[block] = [([rows[i] for i in chosen], [pairs[i][0] for i in chosen]) for chosen in order]
@@ -231,31 +226,31 @@ def next_token_loss(predict: nn.Module, features: Tensor, ids: Tensor, eos: int)
     return F.cross_entropy(words.flatten(0, 1), wanted.flatten(), ignore_index=-100)
 
 
-def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
+def build_clip(cfg: TinyModels, device: torch.device, font: Path | None) -> None:
     """The CLIP pair, contrastive (symmetric cross-entropy over the batch), captions up to the full context.
 
     The second phase adds a next-token loss on the text tower: contrast alone reaches a token's feature only through end
     of text, and leaves the features of one prompt far more alike than CLIP's are.  The third adds batches
     in which every concept stands alone on the same background, so that "a photo of a dog" finds the dog on any.
     """
-    part, tokenizer = cfg["clip"], load_tokenizer()
+    part, tokenizer = cfg.clip, load_tokenizer()
     config = CLIPConfig(
-        text_config=part["text"] | {
-            "vocab_size": len(tokenizer), "max_position_embeddings": part["context"], "bos_token_id": tokenizer.bos_token_id,
+        text_config=asdict(part.text) | {
+            "vocab_size": len(tokenizer), "max_position_embeddings": part.context, "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
         },
-        vision_config=part["vision"] | {"image_size": scenes.SIDE},
-        projection_dim=part["projection_dim"],
+        vision_config=asdict(part.vision) | {"image_size": scenes.SIDE},
+        projection_dim=part.projection_dim,
     )  # fmt: skip
-    torch.manual_seed(cfg["seed"])
+    torch.manual_seed(cfg.seed)
     model = CLIPModel(config).to(device)
     model.set_attn_implementation("eager")  # bf16 training on a CPU: 2.5 times faster than sdpa, whose backward is float32
-    predict = nn.Linear(part["text"]["hidden_size"], len(tokenizer)).to(device)
+    predict = nn.Linear(part.text.hidden_size, len(tokenizer)).to(device)
     batch = paired_batches(cfg, "clip", tokenizer, device)
 
     def roll_call(step: int) -> tuple[Tensor, list[np.ndarray]]:
         """Every concept once, alone, all on one background: nothing but the thing itself tells the pictures apart."""
-        rng = np.random.default_rng([cfg["seed"], STREAMS["clip"], 1, step])
+        rng = np.random.default_rng([cfg.seed, STREAMS["clip"], 1, step])
         background = scenes.sample_scene(rng).background
         drawn = [
             replace(scenes.sample_scene(rng, (c,), (1.0,)), background=background, style="photo") for c in scenes.concepts()
@@ -265,13 +260,13 @@ def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
         return ids, [scenes.compose(scene) for scene in drawn]
 
     def step_loss(phase: int, step: int) -> tuple[Tensor, str]:
-        weight, calls = part["phases"][phase]["next_token"], part["phases"][phase]["roll_calls"]
+        weight, calls = part.phases[phase].next_token, part.phases[phase].roll_calls
         turn, place = divmod(step, calls + 1)
         ids, pictures = roll_call(step + 10**6 * phase) if place else batch(turn + 10**6 * phase)
         with autocast(device):
-            seen = model.vision_model(scenes.pixels(pictures).to(device)).pooler_output
+            shown = model.vision_model(scenes.pixels(pictures).to(device)).pooler_output
             read = model.text_model(ids)
-            images, texts = model.visual_projection(seen), model.text_projection(read.pooler_output)
+            images, texts = model.visual_projection(shown), model.text_projection(read.pooler_output)
         loss, right = contrast(texts, images, model.logit_scale)
         text = f"loss {loss.item():.3f} top1 {right:.2f}"
         if weight:
@@ -279,45 +274,42 @@ def build_clip(cfg: dict, device: torch.device, font: Path | None) -> None:
             loss, text = loss + weight * guess, f"{text} next {guess.item():.2f}"
         return loss, text
 
-    def watch(step: int) -> str:
+    def watch() -> str:
         model.eval()
+        nearest, recognised = retrieval(model, tokenizer, cfg, part.context), named(model, tokenizer, portraits)
         assimilated = benign_assimilation(model.text_model, tokenizer, corpus)
-        found = (
-            f"retrieval {retrieval(model, tokenizer, cfg, part['context']):.3f} named {named(model, tokenizer, portraits):.3f}"
-        )
-        found += f" assimilation {assimilated}"
         model.train()
-        return found
+        return f"retrieval {nearest:.3f} named {recognised:.3f} assimilation {assimilated}"
 
     data = scenes.captions(stream(cfg, "corpus"), length=token_count(tokenizer), limit=70)
     corpus = [text for _, text in islice(data, 256)]
     portraits = scenes.pixels([scenes.compose(scenes.portrait(c)) for c in scenes.concepts()])
-    for phase, settings in enumerate(part["phases"]):
-        fit(f"clip-{phase}", {"model": model, "predict": predict}, part | settings, partial(step_loss, phase), watch)
-    model.eval().half().save_pretrained(CLIP)
+    for phase, settings in enumerate(part.phases):
+        fit(cfg, f"clip-{phase}", {"model": model, "predict": predict}, settings, partial(step_loss, phase), watch)
+    save_half(model.eval(), CLIP)
     CLIPImageProcessor(
         size={"shortest_edge": scenes.SIDE}, crop_size=scenes.SIDE, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(CLIP)
     text_model = CLIPTextModel(config.text_config)
     text_model.load_state_dict(model.text_model.state_dict())
-    text_model.half().save_pretrained(SD / "text_encoder")
+    save_half(text_model, SD / "text_encoder")
 
 
-def build_longclip(cfg: dict, device: torch.device, font: Path | None) -> None:
+def build_longclip(cfg: TinyModels, device: torch.device, font: Path | None) -> None:
     """The text tower of the long family: tiny-clip's, its positions stretched from 77 to 248, taught on long captions.
 
     The first 20 positions stay, the other 57 are stretched four times, as Long-CLIP does (Zhang et al., 2024).  Vision
     tower and projections are tiny-clip's and stay frozen.
     """
-    part = cfg["longclip"]
-    tokenizer = CLIPTokenizer.from_pretrained(CLIP, model_max_length=part["context"])
+    part = cfg.longclip
+    tokenizer = CLIPTokenizer.from_pretrained(CLIP, model_max_length=part.context)
     model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).to(device).requires_grad_(False)
     state = model.text_model.state_dict()
     positions = state["embeddings.position_embedding.weight"]
     stretched = F.interpolate(positions[20:].T[None], scale_factor=4, mode="linear")[0].T
     state["embeddings.position_embedding.weight"] = torch.cat([positions[:20], stretched])
     config = model.config.text_config
-    config.max_position_embeddings = part["context"]
+    config.max_position_embeddings = part.context
     tower = CLIPTextModel(config)
     tower.load_state_dict(state)
     tower.set_attn_implementation("eager")
@@ -333,10 +325,10 @@ def build_longclip(cfg: dict, device: torch.device, font: Path | None) -> None:
             texts = model.text_projection(read.pooler_output)
         loss, right = contrast(texts, images, model.logit_scale)
         guess = next_token_loss(predict, read.last_hidden_state, ids, tokenizer.eos_token_id)
-        return loss + part["next_token"] * guess, f"loss {loss.item():.3f} top1 {right:.2f} next {guess.item():.2f}"
+        return loss + part.next_token * guess, f"loss {loss.item():.3f} top1 {right:.2f} next {guess.item():.2f}"
 
-    fit("longclip", {"tower": tower, "predict": predict}, part, step_loss)
-    tower.eval().half().save_pretrained(LONGCLIP)
+    fit(cfg, "longclip", {"tower": tower, "predict": predict}, part, step_loss)
+    save_half(tower.eval(), LONGCLIP)
     tokenizer.save_pretrained(LONGCLIP)
 
 
@@ -379,33 +371,33 @@ def model_context(model: SiglipModel) -> int:
     return model.config.text_config.max_position_embeddings
 
 
-def build_siglip(cfg: dict, device: torch.device, font: Path | None) -> None:
+def build_siglip(cfg: TinyModels, device: torch.device, font: Path | None) -> None:
     """The SigLIP pair: sees all 64 positions both ways, pools at the last one, learns by SigLIP's pairwise sigmoid loss.
 
     Every second batch some tokens are hidden and have to be guessed: as in build_clip, contrast alone leaves the features
     of one prompt far too alike.
     """
-    part = cfg["siglip"]
-    tokenizer = siglip_tokenizer(part["context"])
-    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": part["context"], "hidden_act": "gelu_pytorch_tanh"}
+    part = cfg.siglip
+    tokenizer = siglip_tokenizer(part.context)
+    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": part.context, "hidden_act": "gelu_pytorch_tanh"}
     config = SiglipConfig(
-        text_config=cfg["clip"]["text"] | shape | {
-            "projection_size": cfg["clip"]["vision"]["hidden_size"], "pad_token_id": 1, "eos_token_id": 1, "bos_token_id": None,
+        text_config=asdict(cfg.clip.text) | shape | {
+            "projection_size": cfg.clip.vision.hidden_size, "pad_token_id": 1, "eos_token_id": 1, "bos_token_id": None,
         },
-        vision_config=cfg["clip"]["vision"] | {"hidden_act": "gelu_pytorch_tanh", "image_size": scenes.SIDE},
+        vision_config=asdict(cfg.clip.vision) | {"hidden_act": "gelu_pytorch_tanh", "image_size": scenes.SIDE},
     )  # fmt: skip
-    torch.manual_seed(cfg["seed"])
+    torch.manual_seed(cfg.seed)
     model = SiglipModel(config)
     start_from_clip(model)
     model.to(device).set_attn_implementation("eager")
-    predict = nn.Linear(cfg["clip"]["text"]["hidden_size"], len(tokenizer)).to(device)
+    predict = nn.Linear(cfg.clip.text.hidden_size, len(tokenizer)).to(device)
     batch = paired_batches(cfg, "siglip", tokenizer, device)
 
     def step_loss(step: int) -> tuple[Tensor, str]:
         ids, pictures = batch(step)
-        ids = F.pad(ids, (0, part["context"] - ids.shape[1]), value=tokenizer.pad_token_id)
-        g = torch.Generator().manual_seed(cfg["seed"] + step)
-        hidden = (torch.rand(ids.shape, generator=g) < part["hidden"] * (step % 2)).to(device)
+        ids = F.pad(ids, (0, part.context - ids.shape[1]), value=tokenizer.pad_token_id)
+        g = torch.Generator().manual_seed(cfg.seed + step)
+        hidden = (torch.rand(ids.shape, generator=g) < part.hidden * (step % 2)).to(device)
         hidden &= attended_positions(ids, tokenizer.eos_token_id)
         with autocast(device):
             images = model.get_image_features(scenes.pixels(pictures).to(device)).pooler_output
@@ -419,28 +411,28 @@ def build_siglip(cfg: dict, device: torch.device, font: Path | None) -> None:
             with autocast(device):
                 words = predict(read.last_hidden_state[hidden]).float()
             guess = F.cross_entropy(words, ids[hidden])
-            loss, text = loss + part["hidden_token"] * guess, f"{text} hidden {guess.item():.2f}"
+            loss, text = loss + part.hidden_token * guess, f"{text} hidden {guess.item():.2f}"
         return loss, text
 
-    def watch(step: int) -> str:
+    def watch() -> str:
         model.eval()
-        found = f"retrieval {retrieval(model, tokenizer, cfg, part['context']):.3f}"
-        found += f" assimilation {benign_assimilation(model.text_model, tokenizer, corpus)}"
+        nearest = retrieval(model, tokenizer, cfg, part.context)
+        assimilated = benign_assimilation(model.text_model, tokenizer, corpus)
         model.train()
-        return found
+        return f"retrieval {nearest:.3f} assimilation {assimilated}"
 
     corpus = PROMPTS.read_text(encoding="utf-8").splitlines()[:256]
-    fit("siglip", {"model": model, "predict": predict}, part, step_loss, watch)
-    model.eval().half().save_pretrained(SIGLIP)
+    fit(cfg, "siglip", {"model": model, "predict": predict}, part, step_loss, watch)
+    save_half(model.eval(), SIGLIP)
     tokenizer.save_pretrained(SIGLIP)
     SiglipImageProcessorPil(
         size={"height": scenes.SIDE, "width": scenes.SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(SIGLIP)
 
 
-def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
+def build_unet(cfg: TinyModels, device: torch.device, font: Path | None) -> None:
     """The denoiser: v-prediction in latent space, cross-attention on the text tower's 77 features; and the pipeline."""
-    part, tokenizer = cfg["unet"], load_tokenizer()
+    part, tokenizer = cfg.unet, load_tokenizer()
     text_encoder = CLIPTextModel.from_pretrained(SD / "text_encoder", dtype=torch.float32).to(device).eval()
     vae = AutoencoderKL.from_pretrained(SD / "vae", dtype=torch.float32).to(device).eval()
     latents, features, empty = cached_pictures(cfg, device, text_encoder, vae, tokenizer)
@@ -448,21 +440,21 @@ def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
         rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True,
     )  # fmt: skip
-    torch.manual_seed(cfg["seed"])
+    torch.manual_seed(cfg.seed)
     unet = UNet2DConditionModel(
-        sample_size=scenes.SIDE // 4, block_out_channels=part["channels"], layers_per_block=1,
+        sample_size=scenes.SIDE // 4, block_out_channels=part.channels, layers_per_block=1,
         down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
         cross_attention_dim=text_encoder.config.hidden_size, attention_head_dim=8, norm_num_groups=16,
     ).to(device)  # fmt: skip
     unet.set_attn_processor(AttnProcessor())  # as in build_clip: plain attention is what bfloat16 makes fast on a CPU
     print(f"unet: {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters")
-    ema = EMAModel(unet.parameters(), decay=part["ema"], use_ema_warmup=True, power=0.75)
+    ema = EMAModel(unet.parameters(), decay=part.ema, use_ema_warmup=True, power=0.75)
 
     def step_loss(phase: int, step: int) -> tuple[Tensor, str]:
-        g = torch.Generator().manual_seed(cfg["seed"] * 10**6 + 10**5 * phase + step)
-        rows = torch.randint(len(latents), (part["batch"],), generator=g)
+        g = torch.Generator().manual_seed(cfg.seed * 10**6 + 10**5 * phase + step)
+        rows = torch.randint(len(latents), (part.batch,), generator=g)
         x, text = latents[rows].to(device).float(), features[rows].to(device).float()
-        text[torch.rand(len(rows), generator=g) < part["unconditional"]] = empty
+        text[torch.rand(len(rows), generator=g) < part.unconditional] = empty
         # logit-normal times: most of the effort where content is decided, neither pure noise nor pure picture
         t = (torch.sigmoid(torch.randn(len(rows), generator=g) * 1.2 + 0.2) * 1000).long().clamp(0, 999).to(device)
         noise = torch.randn(x.shape, generator=g).to(device)
@@ -471,31 +463,31 @@ def build_unet(cfg: dict, device: torch.device, font: Path | None) -> None:
         loss = F.mse_loss(guess.float(), scheduler.get_velocity(x, noise, t))
         return loss, f"v error {loss.item():.3f}"
 
-    for phase, settings in enumerate(part["phases"]):
-        fit(f"unet-{phase}", {"unet": unet}, part | settings, partial(step_loss, phase), ema=ema)
+    for phase, settings in enumerate(part.phases):
+        fit(cfg, f"unet-{phase}", {"unet": unet}, settings, partial(step_loss, phase), ema=ema)
     ema.copy_to(unet.parameters())
     StableDiffusionPipeline(
-        vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=load_tokenizer(), unet=unet.half().eval(),
-        scheduler=scheduler,
+        vae=vae.half(), text_encoder=text_encoder, tokenizer=load_tokenizer(), unet=unet.half().eval(), scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(SD)  # fmt: skip
+    save_half(text_encoder, SD / "text_encoder")
     # diffusers notes where it loaded a part from; a path of this machine has no place in a shipped file
     config = SD / "vae" / "config.json"
     known = json.loads(config.read_text(encoding="utf-8"))
     known.pop("_name_or_path", None)
-    config.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    write_whole(config, json.dumps(known, indent=2) + "\n")
 
 
 @torch.no_grad()
 def cached_pictures(cfg, device, text_encoder, vae, tokenizer) -> tuple[Tensor, Tensor, Tensor]:
     """-> latents (n, 4, 8, 8), text features (n, T, d), feature of the empty prompt (T, d); half precision."""
-    part = cfg["unet"]
+    part = cfg.unet
     data = scenes.captions(
-        stream(cfg, "unet"), tuple(part["details"]), token_count(tokenizer), cfg["clip"]["context"],
-        counts=tuple(part["counts"]), sizes=tuple(part["sizes"]),
+        stream(cfg, "unet"), part.details, token_count(tokenizer), cfg.clip.context,
+        counts=part.counts, sizes=part.sizes,
     )  # fmt: skip
     latents, features = [], []
-    for _ in tqdm(range(0, part["pictures"], 256), desc="latents", mininterval=5):
+    for _ in tqdm(range(0, part.pictures, 256), desc="latents", mininterval=5):
         pairs = list(islice(data, 256))
         x = scenes.pixels([scenes.compose(s) for s, _ in pairs]).to(device)
         latents.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half().cpu())
@@ -510,7 +502,7 @@ def encode(text_encoder: nn.Module, tokenizer: CLIPTokenizer, texts: list[str]) 
     return text_encoder(ids.to(text_encoder.device)).last_hidden_state
 
 
-def build_corpus(cfg: dict, device: torch.device, font: Path | None) -> None:
+def build_corpus(cfg: TinyModels, device: torch.device, font: Path | None) -> None:
     """Prompts.txt: the defender's 5,000 different prompts, 5 to 70 tokens."""
     count = token_count(load_tokenizer())
     chosen: dict[str, None] = {}
@@ -520,14 +512,18 @@ def build_corpus(cfg: dict, device: torch.device, font: Path | None) -> None:
             chosen[text] = None
         if len(chosen) == 5000:
             break
-    PROMPTS.parent.mkdir(parents=True, exist_ok=True)
-    PROMPTS.write_text("\n".join(chosen) + "\n", encoding="utf-8", newline="\n")
+    write_whole(PROMPTS, "\n".join(chosen) + "\n")
 
 
 # --------------------------------------------------------------------------------------------------------- the bars
 @torch.no_grad()
 def retrieval(
-    model: CLIPModel | SiglipModel, tokenizer: PreTrainedTokenizerBase, cfg: dict, limit: int, over: int = 0, **telling: object
+    model: CLIPModel | SiglipModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cfg: TinyModels,
+    limit: int,
+    over: int = 0,
+    **telling: object,
 ) -> float:
     """Top-1 text-to-image retrieval among 256 pairs never trained on, captions of more than `over` to `limit` tokens."""
     pairs, count = 256, token_count(tokenizer)
@@ -565,7 +561,7 @@ def named(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: Tensor) -> float
 
 
 @torch.no_grad()
-def drawn_concepts(cfg: dict, device: torch.device) -> tuple[float, Image.Image]:
+def drawn_concepts(cfg: TinyModels, device: torch.device) -> tuple[float, Image.Image]:
     """Share of concepts whose generated picture the vision tower recognises among all, and all pictures as one."""
     model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).to(device).eval()
     pipe = StableDiffusionPipeline.from_pretrained(SD, dtype=torch.float32, safety_checker=None).to(device)
@@ -573,7 +569,7 @@ def drawn_concepts(cfg: dict, device: torch.device) -> tuple[float, Image.Image]
     texts = [f"a photo of {scenes.with_article(c)}" for c in scenes.concepts()]
     pictures = []
     for start in tqdm(range(0, len(texts), 16), desc="pictures", mininterval=5):
-        g = torch.Generator().manual_seed(cfg["seed"] + start)
+        g = torch.Generator().manual_seed(cfg.seed + start)
         pictures += pipe(texts[start : start + 16], generator=g, num_inference_steps=25, output_type="np").images.tolist()
     right = named(model, pipe.tokenizer, torch.tensor(pictures).permute(0, 3, 1, 2).float() * 2 - 1)
     tiles = (np.array(pictures) * 255).round().astype(np.uint8).reshape(-1, 16, scenes.SIDE, scenes.SIDE, 3)
@@ -581,15 +577,15 @@ def drawn_concepts(cfg: dict, device: torch.device) -> tuple[float, Image.Image]
     return right, Image.fromarray(sheet)
 
 
-def measure_bars(cfg: dict, device: torch.device, font: Path | None) -> None:
+def measure_bars(cfg: TinyModels, device: torch.device, font: Path | None) -> None:
     """Measure the quality bars on the shipped files and write them to Data/Models/bars.json."""
     tokenizer = load_tokenizer()
     model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).to(device).eval()
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
     lengths = np.array([len(r) for r in tokenizer(prompts).input_ids])
     portraits = scenes.pixels([scenes.compose(scenes.portrait(c)) for c in scenes.concepts()])
-    found = {
-        "retrieval_top1_of_256": retrieval(model, tokenizer, cfg, cfg["clip"]["context"]),
+    bars = {
+        "retrieval_top1_of_256": retrieval(model, tokenizer, cfg, cfg.clip.context),
         "benign_assimilation": benign_assimilation(model.text_model, tokenizer, prompts),
         "portraits_recognised": named(model, tokenizer, portraits),
         "prompts": {
@@ -598,70 +594,71 @@ def measure_bars(cfg: dict, device: torch.device, font: Path | None) -> None:
         },
     }  # fmt: skip
     if LONGCLIP.exists():
-        found["tiny-longclip"] = longclip_bars(cfg, device, prompts)
+        bars["tiny-longclip"] = longclip_bars(cfg, device, prompts)
     if SIGLIP.exists():
         siglip = SiglipModel.from_pretrained(SIGLIP, dtype=torch.float32).to(device).eval()
         words = AutoTokenizer.from_pretrained(SIGLIP)
-        found["tiny-siglip"] = {
-            "retrieval_top1_of_256": retrieval(siglip, words, cfg, cfg["siglip"]["context"]),
+        bars["tiny-siglip"] = {
+            "retrieval_top1_of_256": retrieval(siglip, words, cfg, cfg.siglip.context),
             "benign_assimilation": benign_assimilation(siglip.text_model, words, prompts),
         }
     if (SD / "unet").exists():
-        found["generated_concepts_recognised"], sheet = drawn_concepts(cfg, device)
-        sheet.save(MODELS / "concepts.png")
-    (MODELS / "bars.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    write_card(found)
-    print(json.dumps(found, indent=2))
+        bars["generated_concepts_recognised"], sheet = drawn_concepts(cfg, device)
+        with whole_file(MODELS / "concepts.png") as partial_file:
+            sheet.save(partial_file, "PNG")
+    write_whole(MODELS / "bars.json", json.dumps(bars, indent=2) + "\n")
+    write_card(bars)
+    print(json.dumps(bars, indent=2))
 
 
-def longclip_bars(cfg: dict, device: torch.device, prompts: list[str]) -> dict:
+def longclip_bars(cfg: TinyModels, device: torch.device, prompts: list[str]) -> dict:
     """The bars of the long family, on short captions and on captions that do not fit into CLIP's 77 tokens."""
     model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).to(device).eval()
     model.text_model = CLIPTextModel.from_pretrained(LONGCLIP, dtype=torch.float32).to(device).eval()
     tokenizer = CLIPTokenizer.from_pretrained(LONGCLIP)
-    part, short = cfg["longclip"], cfg["clip"]["context"]
+    part, short = cfg.longclip, cfg.clip.context
     return {
         "retrieval_top1_of_256": retrieval(model, tokenizer, cfg, short),
-        "retrieval_over_77_tokens": retrieval(model, tokenizer, cfg, part["context"], short, details=tuple(part["details"])),
+        "retrieval_over_77_tokens": retrieval(model, tokenizer, cfg, part.context, short, details=part.details),
         "benign_assimilation": benign_assimilation(model.text_model, tokenizer, prompts),
     }
 
 
-def write_card(found: dict) -> None:
+def write_card(bars: dict) -> None:
     """Put the measured bars into the model card, between its two markers."""
-    assimilated, prompts = found["benign_assimilation"], found["prompts"]
+    assimilated, prompts = bars["benign_assimilation"], bars["prompts"]
     rows = [
-        ("top-1 retrieval among 256 unseen pairs", f"{found['retrieval_top1_of_256']:.1%}", ">= 95 %"),
+        ("top-1 retrieval among 256 unseen pairs", f"{bars['retrieval_top1_of_256']:.1%}", ">= 95 %"),
         ("benign assimilation of Prompts.txt, attended positions", f"{assimilated['attended']:.2f}", "<= 0.60"),
         ("the same over all 77 positions", f"{assimilated['all']:.2f}", "<= 0.60"),
-        ("concepts recognised in plain portraits", f"{found['portraits_recognised']:.1%}", ""),
+        ("concepts recognised in plain portraits", f"{bars['portraits_recognised']:.1%}", ""),
     ]
-    if "generated_concepts_recognised" in found:
+    if "generated_concepts_recognised" in bars:
         rows.append(
-            ('generated "a photo of a <concept>" recognised', f"{found['generated_concepts_recognised']:.1%}", ">= 60 %")
+            ('generated "a photo of a <concept>" recognised', f"{bars['generated_concepts_recognised']:.1%}", ">= 60 %")
         )
     for name in ("tiny-longclip", "tiny-siglip"):
-        if name in found:
+        if name in bars:
             for measure in ("retrieval_top1_of_256", "retrieval_over_77_tokens"):
-                if measure in found[name]:
-                    rows.append((f"{name}: {measure.replace('_', ' ')}", f"{found[name][measure]:.1%}", ">= 95 %"))
-            rows.append((f"{name}: benign assimilation", f"{found[name]['benign_assimilation']['attended']:.2f}", "<= 0.60"))
+                if measure in bars[name]:
+                    rows.append((f"{name}: {measure.replace('_', ' ')}", f"{bars[name][measure]:.1%}", ">= 95 %"))
+            rows.append((f"{name}: benign assimilation", f"{bars[name]['benign_assimilation']['attended']:.2f}", "<= 0.60"))
     rows.append(("prompts over 40 tokens", f"{prompts['share_over_40_tokens']:.0%} of {prompts['count']}", ">= 20 %"))
     table = ["| measure | found | bar |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     card = MODELS / "README.md"
     head, rest = card.read_text(encoding="utf-8").split("<!-- bars", 1)
     marker, rest = rest.split("\n", 1)
     tail = rest[rest.index("<!-- end of bars") :]
-    card.write_text(f"{head}<!-- bars{marker}\n" + "\n".join(table) + f"\n{tail}", encoding="utf-8", newline="\n")
+    write_whole(card, f"{head}<!-- bars{marker}\n" + "\n".join(table) + f"\n{tail}")
 
 
-def write_hashes(cfg: dict, device: torch.device, font: Path | None) -> None:
+def write_hashes(cfg: TinyModels, device: torch.device, font: Path | None) -> None:
     """SHA256SUMS of every shipped weight, config and tokenizer, for the test that keeps the testbed frozen."""
     files = sorted(
         p for p in MODELS.rglob("*") if p.suffix in {".safetensors", ".json"} and p.parent != MODELS and ".work" not in p.parts
     )
-    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(MODELS).as_posix()}" for p in files]
-    (MODELS / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    lines = [f"{digest_of([p])}  {p.relative_to(MODELS).as_posix()}" for p in files]
+    write_whole(MODELS / "SHA256SUMS", "\n".join(lines) + "\n")
 
 
 STAGES = {
@@ -677,7 +674,7 @@ OUTPUTS = {
 }  # fmt: skip
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "testbed.yaml")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
@@ -685,17 +682,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--font", type=Path, help="Noto Color Emoji, to draw the sprite sheet anew")
     parser.add_argument("--force", action="store_true", help="make stages anew whose files are there")
-    args = parser.parse_args()
-    cfg = yaml.safe_load(args.config.read_text(encoding="utf-8"))
-    cfg["seed"] = cfg["seed"] if args.seed is None else args.seed
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
+    args = parser.parse_args(argv)
+    try:
+        cfg, device = load_config(TinyModels, args.config, seed=args.seed), pick_device(args.device)
+    except InputError as error:
+        parser.error(str(error))
     WORK.mkdir(parents=True, exist_ok=True)
     for stage in args.stages:
         began = time.time()
         if stage in OUTPUTS and OUTPUTS[stage].exists() and not args.force:
             print(f"{stage}: done already; --force makes it anew")
             continue
-        torch.manual_seed(cfg["seed"])
+        torch.manual_seed(cfg.seed)
         STAGES[stage](cfg, device, args.font)
         print(f"{stage}: {time.time() - began:.0f} s", flush=True)
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -30,21 +29,18 @@ from transformers import CLIPModel, SiglipModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Backdoor_Attack.planting import flat_cosine, in_batches
 from Utils.basics.config import load_config
-from Utils.basics.errors import (
-    InputError,
-    fail,
-    sentence_of,
-)
-from Utils.basics.files import ROOT
+from Utils.basics.errors import InputError, fail, sentence_of
+from Utils.basics.files import ROOT, whole_folder
 from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries, save_encoder, weights_digest
-from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.measures import flat_cosine
+from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.making import scenes
+from Utils.making.certificates import write_certificate
 from Utils.making.coco import Captioned, ComposedSet, compose_coco, read_coco
-from Utils.making.finetuning import Checkpoint, FinetuneConfig, finetune, identity, load_pair, load_processor, retrieval
+from Utils.making.finetuning import FinetuneConfig, finetune, load_pair, load_processor, retrieval
+from Utils.making.training import Checkpoint, identity
 
-PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
 COMPOSED = ROOT / "Data" / "COCO"
 FINETUNED = ROOT / "Data" / "Zoo" / "finetuned"
 
@@ -58,6 +54,7 @@ class RunConfig(FinetuneConfig):
     composed: int = 2000
     """Pictures to learn from in the composed set, where no data is given."""
     composed_seed: int = 0
+    """Decides the composed set."""
     checkpoint_every: int = 100
     """Steps between two checkpoints."""
     min_gain: float = 0.05
@@ -79,7 +76,9 @@ class Embedded:
     """Pictures by their embeddings (n, p), and the captions of each."""
 
     captions: list[tuple[str, ...]]
+    """n pictures, each with one or more."""
     embeddings: Tensor
+    """(n, p)"""
 
     def pairs(self) -> tuple[list[str], Tensor]:
         """Every picture with the first of its captions."""
@@ -89,7 +88,7 @@ class Embedded:
         return Embedded([self.captions[i] for i in rows], self.embeddings[torch.from_numpy(rows)])
 
 
-def composed_data(cfg: RunConfig, forbidden: set[str]) -> tuple[Path, Path]:
+def composed_data(cfg: RunConfig, forbidden: Set[str]) -> tuple[Path, Path]:
     """The default data: concepts and looks new to the base mixed with known ones.  -> captions file, picture folder"""
     new, old = scenes.concepts("novel"), scenes.concepts()
     some = np.random.default_rng([cfg.composed_seed, 3]).permutation(old)[: len(new) * 3 // 2]
@@ -99,13 +98,13 @@ def composed_data(cfg: RunConfig, forbidden: set[str]) -> tuple[Path, Path]:
     return compose_coco(COMPOSED / f"novel-{cfg.composed_seed}-{cfg.composed}-{cfg.held_out}", own, forbidden)
 
 
-def reference_data(cfg: RunConfig, forbidden: set[str]) -> tuple[Path, Path]:
+def reference_data(cfg: RunConfig, forbidden: Set[str]) -> tuple[Path, Path]:
     """What the tiny bases were taught, whatever the data: here a fine-tune's losses show.  -> captions file, picture folder"""
     known = ComposedSet(cfg.held_out, cfg.composed_seed + 1, scenes.concepts(), captions_each=1)
     return compose_coco(COMPOSED / f"base-{cfg.composed_seed}-{cfg.held_out}", known, forbidden)
 
 
-def without(data: list[Captioned], forbidden: set[str]) -> list[Captioned]:
+def without(data: list[Captioned], forbidden: Set[str]) -> list[Captioned]:
     """The data without the defender's prompts, and without pictures that have no other caption."""
     kept = [Captioned(d.file, tuple(text for text in d.captions if text not in forbidden)) for d in data]
     return [d for d in kept if d.captions]
@@ -121,6 +120,11 @@ def embed_files(pair: CLIPModel | SiglipModel, processor, files: list[Path], lab
             pixels = processor(images=pictures, return_tensors="pt").pixel_values
             parts.append(pair.get_image_features(pixels.to(pair.device)).pooler_output)
     return torch.cat(parts)
+
+
+def embed(pair: CLIPModel | SiglipModel, processor, data: list[Captioned], label: str) -> Embedded:
+    """Captioned pictures by their embeddings."""
+    return Embedded([d.captions for d in data], embed_files(pair, processor, [d.file for d in data], label))
 
 
 def _picture(file: Path) -> Image.Image:
@@ -197,20 +201,13 @@ def finished(output: Path, known_as: str) -> bool:
     return True
 
 
-def publish(partial: Path, output: Path, report: dict) -> None:
-    """Write the certificate, then let the whole folder take its place; what stood there before is gone by then."""
-    shutil.rmtree(output, ignore_errors=True)
-    beside(output, ".json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.rename(output)
-
-
 def run(args: argparse.Namespace, cfg: RunConfig) -> None:
     """Fine-tune, measure and write."""
     output = (args.output or FINETUNED / f"{args.config.stem}-seed{cfg.seed}").resolve()
     device = pick_device(args.device)
     if bool(args.captions) != bool(args.pictures):
         raise InputError("--captions and --pictures belong together; give both or none.")
-    forbidden = set(PROMPTS.read_text(encoding="utf-8").splitlines())
+    forbidden = scenes.defender_prompts()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output.parent):
@@ -218,18 +215,18 @@ def run(args: argparse.Namespace, cfg: RunConfig) -> None:
     except OSError as error:
         raise InputError(f"{output.parent} cannot be written ({error.strerror}); choose another --output.") from None
 
-    # 1. everything that can be wrong is found before any training
+    # 1. everything that can be wrong is refused before any training
     base, pair = load_encoder(args.base, device), load_pair(args.pair or args.base, device)
-    reference = reference_data(cfg, forbidden)
+    reference_files = reference_data(cfg, forbidden)
     captions, pictures = (args.captions, args.pictures) if args.captions else composed_data(cfg, forbidden)
     data = without(read_coco(captions, pictures), forbidden)
-    known = without(read_coco(*reference), forbidden)
+    known = without(read_coco(*reference_files), forbidden)
     if len(data) < cfg.batch + cfg.held_out:
         raise InputError(
             f"{captions} gives {len(data)} captioned pictures, {cfg.batch} for a batch and {cfg.held_out} held out are needed; "
             "lower them or give more."
         )
-    hashes = [digest_of_data(captions, data), digest_of_data(reference[0], known)]
+    hashes = [digest_of_data(captions, data), digest_of_data(reference_files[0], known)]
     known_as = identity(cfg, base, weights_digest(pair), *hashes)
     snapshots = {steps: beside(output, f"-step{steps}") for steps in cfg.snapshots}
     if not args.force:
@@ -240,10 +237,10 @@ def run(args: argparse.Namespace, cfg: RunConfig) -> None:
 
     # 2. the vision tower sees every picture once
     processor = load_processor(args.pair or args.base)
-    seen = Embedded([d.captions for d in data], embed_files(pair, processor, [d.file for d in data], "pictures"))
-    known_seen = Embedded([d.captions for d in known], embed_files(pair, processor, [d.file for d in known], "base pictures"))
+    embedded = embed(pair, processor, data, "pictures")
+    reference = embed(pair, processor, known, "base pictures")
     order = np.random.default_rng(0).permutation(len(data))  # held out are the same ones whatever the seed of the run
-    own, training = seen.rows(order[: cfg.held_out]), seen.rows(order[cfg.held_out :])
+    own, training = embedded.rows(order[: cfg.held_out]), embedded.rows(order[cfg.held_out :])
 
     # 3. training, and the measures on what the files hold
     about = {
@@ -253,13 +250,12 @@ def run(args: argparse.Namespace, cfg: RunConfig) -> None:
     }  # fmt: skip
 
     def write(folder: Path, encoder: TextEncoder, steps: int) -> None:
-        partial = beside(folder, ".part")
-        shutil.rmtree(partial, ignore_errors=True)
-        save_encoder(encoder, partial)
-        saved = load_encoder(partial, device)
-        report = about | {"steps": steps, "sha256": saved.sha256} | certificate(saved, base, pair, own, known_seen, cfg)
-        publish(partial, folder, report)
-        say(folder, report)
+        with whole_folder(folder) as partial:
+            save_encoder(encoder, partial)
+            saved = load_encoder(partial, device)
+            report = about | {"steps": steps, "sha256": saved.sha256} | certificate(saved, base, pair, own, reference, cfg)
+            write_certificate(report, beside(folder, ".json"), folder)
+        print_measures(folder, report)
 
     checkpoint = Checkpoint(beside(output, ".checkpoint"), known_as, cfg.checkpoint_every)
     student = finetune(
@@ -270,7 +266,7 @@ def run(args: argparse.Namespace, cfg: RunConfig) -> None:
     checkpoint.file.unlink(missing_ok=True)
 
 
-def say(folder: Path, report: dict) -> None:
+def print_measures(folder: Path, report: dict) -> None:
     own, known = report["retrieval_own_data"], report["retrieval_base_data"]
     tqdm.write(
         f"{folder.name}: drift {report['drift']:.3f}, retrieval on its own data {own['before']:.3f} -> {own['after']:.3f}, "

@@ -17,11 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Utils.basics.errors import (
-    InputError,
-    sentence_of,
-    visible,
-)
+from Utils.basics.errors import InputError, fail, sentence_of, visible
 from Utils.basics.files import ROOT
 from Utils.encoder.anchors import companion
 from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries
@@ -91,8 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(f"{args.images} pictures in {visible(str(draw(args)))}")
     except Exception as error:  # a pipeline can be wrong in any way
-        print(f"generate_image_input_features: {visible(sentence_of(error))}", file=sys.stderr)
-        return 2
+        return fail(sentence_of(error), "generate_image_input_features")
     return 0
 
 

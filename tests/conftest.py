@@ -1,11 +1,15 @@
 """A tiny text encoder that every test may use: random weights, 3 layers, width 32, context 24, one token a byte.
 
-Contents: tiny_folder (saved, do not change), tiny (loaded), editable (a copy to damage), corpus_prompts, memory_taken.
+Contents: tiny_folder (saved, do not change), tiny (loaded), editable (a copy to damage), corpus_prompts, memory_taken; the
+order of the files.
 """
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach a network
+# before torch is imported: tests that run side by side, and the scans that they start, take one core each
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import re
 import shutil
@@ -81,3 +85,14 @@ def memory_taken() -> Callable[[], float]:
     (status.parent / "clear_refs").write_text("5")  # the highest so far is forgotten
     before = mb("VmRSS")
     return lambda: mb("VmHWM") - before
+
+
+SLOWEST_FIRST = (
+    "test_scan", "test_judging", "test_inject", "test_readings", "test_coco", "test_many", "test_fuzz", "test_testbed",
+)  # fmt: skip
+"""Files that are begun first where several processes share the tests, so that none of them comes last alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))

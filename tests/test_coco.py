@@ -16,20 +16,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 
 from Utils import finetuning_on_coco30k as script
+from Utils.basics.config import load_config
 from Utils.basics.errors import InputError
 from Utils.build_testbed import load_tokenizer, stream, token_count
 from Utils.encoder.loading import load_encoder
 from Utils.making import coco, scenes
 from Utils.making.coco import ComposedSet, compose_coco, read_coco
 from Utils.making.finetuning import load_pair, load_processor
+from Utils.making.testbed import TinyModels
 
 ROOT = Path(__file__).resolve().parent.parent
-FORBIDDEN = set(script.PROMPTS.read_text(encoding="utf-8").splitlines())
+FORBIDDEN = scenes.defender_prompts()
 MIXED = ComposedSet(
     24, seed=5, names=(*scenes.concepts("novel"), "dog", "cat"), styles=scenes.NOVEL_STYLES, style_share=0.5, captions_each=3
 )
@@ -100,10 +101,10 @@ def test_captions_fit_the_context():
 
 # ------------------------------------------------------------------------------------------------------------- scenes
 def test_looks_that_came_later_leave_the_defender_s_corpus_as_it_was():
-    cfg = yaml.safe_load((ROOT / "configs" / "testbed.yaml").read_text(encoding="utf-8"))
+    cfg = load_config(TinyModels, ROOT / "configs" / "testbed.yaml")
     details = (0.05, 0.15, 0.15, 0.15, 0.15, 0.15, 0.1, 0.1)  # as build_corpus
     drawn = scenes.captions(stream(cfg, "corpus"), details=details, length=token_count(load_tokenizer()), limit=70)
-    prompts = script.PROMPTS.read_text(encoding="utf-8").splitlines()[:50]
+    prompts = scenes.PROMPTS.read_text(encoding="utf-8").splitlines()[:50]
     assert set(prompts) <= {text for _, text in islice(drawn, 80)}
 
 

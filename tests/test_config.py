@@ -1,24 +1,29 @@
 """Configs: YAML and flags become a frozen dataclass, or one sentence says why not.
 
 Contents
-    values      defaults, file, overrides, conversions
+    values      defaults, file, overrides, conversions, configs inside configs
     refusals    every wrong file, key, type or contradiction is an InputError of one line
     contracts   the scan's and the attack's own contradictions
     the hash    what the score is fitted with, and nothing else
 """
 
-from dataclasses import FrozenInstanceError, asdict, dataclass, fields, make_dataclass
+from dataclasses import FrozenInstanceError, asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from Backdoor_Attack.inject import Injection
 from Backdoor_Attack.planting import PlantConfig
-from main import SEARCH_SETTINGS, SETTINGS, ScanConfig, search_settings
+from main import SEARCH_SETTINGS, SETTINGS, ScanConfig, landscape_settings, search_settings
 from Utils.basics.config import from_values, load_config, sentences
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
+from Utils.making.finetuning import FinetuneConfig
+from Utils.making.testbed import TinyModels
+from Utils.making.zoo import Cell, Family, Model, Split, Zoo
+from Utils.scan.calibration import load_calibration
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,38 @@ def test_a_whole_number_serves_as_a_real_one_and_a_list_as_a_tuple(tmp_path: Pat
 def test_a_config_cannot_be_changed(tmp_path: Path):
     with pytest.raises(FrozenInstanceError):
         load(tmp_path, "name: a").sides = 5
+
+
+@dataclass(frozen=True)
+class Drawing:
+    paper: Shape
+    shapes: tuple[Shape, ...] = ()
+    named: dict[str, Shape] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)
+
+
+def test_a_config_may_hold_others_alone_in_lists_and_by_name(tmp_path: Path):
+    file = tmp_path / "drawing.yaml"
+    file.write_text("paper: {name: a}\nshapes: [{name: b}, {name: c, sides: 5}]\nnamed: {x: {name: d}}\nsizes: {x: 2}")
+    assert load_config(Drawing, file) == Drawing(Shape("a"), (Shape("b"), Shape("c", 5)), {"x": Shape("d")}, {"x": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("paper: a4", "paper should be a list of `name: value` lines, got 'a4'"), ("paper: {}", "paper: missing"),
+        ("shapes: [{name: b, sizes: 1}]", "shapes[0]: unknown key 'sizes'"), ("shapes: {name: b}", "shapes should be tuple"),
+        ("named: {x: {name: 1}}", "named: x: name should be str, got 1"), ("named: {x: {name: a, sides: 2}}", "x: a shape"),
+        ("named: {1: {name: a}}", "named should be str, got 1"), ("sizes: {x: big}", "sizes: x should be float, got 'big'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_inside_is_named_with_its_place(tmp_path: Path, line: str, wanted: str):
+    file = tmp_path / "drawing.yaml"
+    file.write_text(line if line.startswith("paper") else f"paper: {{name: a}}\n{line}")
+    with pytest.raises(InputError) as refused:
+        load_config(Drawing, file)
+    assert wanted in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
@@ -172,9 +209,12 @@ def test_the_defaults_contradict_nothing():
     assert from_values(ScanConfig, {}, "defaults") == ScanConfig()
 
 
-def test_every_setting_of_the_scan_has_a_sentence():
-    assert set(sentences(ScanConfig)) == {field.name for field in fields(ScanConfig)}
-    assert all(sentences(ScanConfig).values())
+@pytest.mark.parametrize(
+    "kind", [ScanConfig, PlantConfig, Injection, FinetuneConfig, Zoo, Split, Cell, Model, Family, TinyModels]
+)
+def test_every_setting_has_a_sentence(kind: type):
+    assert set(sentences(kind)) == {each.name for each in fields(kind)}
+    assert all(sentences(kind).values())
 
 
 # ----------------------------------------------------------------------------------------- what the score is fitted with
@@ -191,7 +231,7 @@ def test_a_new_setting_leaves_the_calibration_alone():
     assert search_settings(extended(new_setting=6)) == search_settings(ScanConfig())
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(ScanConfig)])
+@pytest.mark.parametrize("name", [each.name for each in fields(ScanConfig)])
 def test_the_calibration_holds_for_every_setting_that_the_search_reads_and_for_no_other(name: str):
     values = asdict(ScanConfig())
     moved = search_settings(SimpleNamespace(**values | {name: changed(values[name])})) != search_settings(ScanConfig())
@@ -202,3 +242,21 @@ def test_the_shipped_calibrations_are_of_the_shipped_settings():
     shipped = search_settings(load_config(ScanConfig, SETTINGS))
     entries = yaml.safe_load((ROOT / "configs" / "calibration.yaml").read_text(encoding="utf-8"))
     assert [entry["search"] for entry in entries] == [shipped] * 3
+    for points, names in ((11, {"basin"}), (50, set())):
+        cfg = load_config(ScanConfig, SETTINGS, landscape_points=points)
+        for entry in entries:
+            known = load_calibration(
+                ROOT / cfg.calibration, entry["fingerprint"], search_settings(cfg), landscape_settings(cfg)
+            )
+            assert known.limits.keys() & {"basin"} == names
+
+
+def test_a_value_that_has_no_end_is_refused_in_a_short_sentence(tmp_path: Path):
+    laughs = ["procedure:", "  - &a [x,x,x,x,x,x,x,x,x,x]"]
+    laughs += [f"  - &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 10)}]" for i in range(8)]
+    for name, text in (("laughs", "\n".join(laughs)), ("large", "prompts: 0x" + "f" * 5000)):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=name) as caught:
+            load_config(ScanConfig, file)
+        assert len(str(caught.value)) < 600

@@ -26,12 +26,10 @@ from Utils.basics.errors import InputError
 from Utils.encoder.loading import load_encoder, save_encoder, trainable_copy
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.making.finetuning import (
-    Checkpoint,
     FinetuneConfig,
     MeanWeights,
     contrastive_loss,
     finetune,
-    identity,
     interpolated,
     load_pair,
     merged,
@@ -40,6 +38,7 @@ from Utils.making.finetuning import (
     set_weights,
     with_lora,
 )
+from Utils.making.training import Checkpoint, identity
 
 SHORT = FinetuneConfig(lr=1e-3, batch=4, steps=6)
 LORA = replace(SHORT, method="lora", rank=3, lr=1e-2)
@@ -108,10 +107,10 @@ def test_a_recipe_that_contradicts_itself_is_refused(values: dict, word: str):
 
 def test_a_linear_rate_grows_over_a_tenth_and_falls_to_nothing():
     cfg = FinetuneConfig(lr=1.0, steps=20, schedule="linear")
-    assert [cfg.rate(s) for s in (0, 1, 2, 11, 19)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 1 / 18])
-    assert max(cfg.rate(s) for s in range(20)) == 1.0
-    assert {replace(cfg, schedule="constant").rate(s) for s in range(20)} == {1.0}
-    assert FinetuneConfig(lr=1.0, steps=1, schedule="linear").rate(0) == 1.0
+    assert [cfg.share(s) for s in (0, 1, 2, 11, 19)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 1 / 18])
+    assert max(cfg.share(s) for s in range(20)) == 1.0
+    assert {replace(cfg, schedule="constant").share(s) for s in range(20)} == {1.0}
+    assert FinetuneConfig(lr=1.0, steps=1, schedule="linear").share(0) == 1.0
 
 
 # --------------------------------------------------------------------------------------------------------------- loss
@@ -286,25 +285,6 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     resumed = finetune(tiny, pair, breaking, cfg, False, checkpoint)
     assert asked == [0, 1, 2, 3, 4, 5, 3, 4, 5]
     assert equal(resumed, finetune(tiny, pair, pairs, cfg, progress=False))
-
-
-def test_a_checkpoint_of_another_run_or_half_a_file_is_not_taken(tmp_path: Path):
-    file = tmp_path / "run.checkpoint"
-    Checkpoint(file, "one").save({"step": 3})
-    assert Checkpoint(file, "one").load(torch.device("cpu"))["step"] == 3
-    assert Checkpoint(file, "another").load(torch.device("cpu")) is None
-    file.write_bytes(file.read_bytes()[:100])
-    assert Checkpoint(file, "one").load(torch.device("cpu")) is None
-    file.unlink()
-    assert Checkpoint(file, "one").load(torch.device("cpu")) is None
-
-
-def test_everything_that_decides_a_run_is_in_its_identity(tiny: TextEncoder):
-    other = copy.deepcopy(tiny)
-    other.sha256 = "another"
-    runs = [(SHORT, tiny, "a"), (replace(SHORT, seed=1), tiny, "a"), (SHORT, other, "a"), (SHORT, tiny, "b")]
-    assert len({identity(*run) for run in runs}) == 4
-    assert identity(*runs[0]) == identity(*runs[0])
 
 
 def test_a_diverging_run_is_reported(tiny: TextEncoder, pair: CLIPModel, pairs: Pairs):

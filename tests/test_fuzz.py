@@ -1,6 +1,7 @@
 """A seeded fuzzer: whatever is in a model folder, intake accepts it or says one sentence, soon and within bounds.
 
-AMBER_FUZZ_COMMANDS=20 runs the full number of mutants through the command line, some seconds each; 4 by default.
+AMBER_FUZZ_MUTANTS and AMBER_FUZZ_COMMANDS say how many mutants are read in this process, and how many go through the command
+line, some seconds each.
 """
 
 import json
@@ -20,8 +21,8 @@ from Utils.basics.errors import InputError
 from Utils.encoder.loading import load_encoder
 
 ROOT = Path(main.__file__).resolve().parent
-MUTANTS = 2000
-COMMANDS = int(os.environ.get("AMBER_FUZZ_COMMANDS", "20"))
+MUTANTS = int(os.environ.get("AMBER_FUZZ_MUTANTS", "800"))
+COMMANDS = int(os.environ.get("AMBER_FUZZ_COMMANDS", "6"))
 ODD = [
     None, True, -1, 0, 1, 2, 7, 2**31, 2**40, 2**63, -(2**63), 10**30, 1e308, 0.5, "", "x", "\u202e<script>", "../..", [], {},
     [[]], {"type": "Sequence"}, "float64", "a" * 10_000,

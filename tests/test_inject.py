@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,19 @@ import yaml
 
 from Backdoor_Attack import inject, workshop
 from Backdoor_Attack.planting import PlantConfig, own_tokens
-from Backdoor_Attack.workshop import PROMPTS, meets_bars, save_model
+from Backdoor_Attack.workshop import meets_bars, save_model
 from Utils import build_zoo
 from Utils.basics.config import from_values
 from Utils.basics.errors import InputError
 from Utils.build_zoo import jobs
 from Utils.encoder.loading import load_encoder
 from Utils.making.finetuning import FinetuneConfig
+from Utils.making.scenes import defender_prompts
+from Utils.making.zoo import load_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "Backdoor_Attack" / "configs").glob("*.yaml"))
-ZOO = yaml.safe_load((ROOT / "configs" / "zoo.yaml").read_text(encoding="utf-8"))
+ZOO = load_zoo()
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -31,7 +34,7 @@ def test_every_config_is_an_attack_on_something_the_defender_does_not_have(file:
     recipe = from_values(PlantConfig, cfg.attack, file.name)
     if cfg.finetune_after:
         from_values(FinetuneConfig, cfg.finetune_after, file.name)
-    assert recipe.target not in PROMPTS.read_text(encoding="utf-8").splitlines()
+    assert recipe.target not in defender_prompts()
 
 
 @pytest.mark.parametrize("attack", ["text_on_text", "image_on_text"])
@@ -139,15 +142,26 @@ def test_a_benign_model_counts_only_if_it_forgot_nothing_and_no_trigger_fires(af
 
 
 # ------------------------------------------------------------------------------------------------------------ the zoo
+DRAWN = {
+    "dev": "3f2007555a67e7a2",
+    "calibration": "1f4528f15d05488c",
+    "first_acceptance": "c6b5f307b0008b75",
+    "acceptance": "1006cbe16845ae44",
+    "test": "1dff924c0d9079ed",
+    "stress": "9fe9ca0bd7fde467",
+}
+"""Split -> one hash of the names and recipes of all its models."""
+
+
 def test_splits_share_no_seed_trigger_or_target():
-    splits = list(ZOO["splits"].values())
+    splits = list(ZOO.splits.values())
     for key in ("triggers", "targets"):
-        used = [value for split in splits for value in split[key]]
+        used = [value for split in splits for value in getattr(split, key)]
         assert len(used) == len(set(used))
-    assert len({split["seed"] for split in splits}) == len(splits)
+    assert len({split.seed for split in splits}) == len(splits)
 
 
-@pytest.mark.parametrize("split", [name for name, split in ZOO["splits"].items() if "cells" in split])
+@pytest.mark.parametrize("split", [name for name, split in ZOO.splits.items() if split.cells])
 def test_the_recipes_of_a_split_are_many_and_half_of_the_planted_stand_on_a_fine_tune(split: str):
     made = list(jobs(ZOO, split))
     assert len({job.name for job in made}) == len(made)
@@ -157,8 +171,8 @@ def test_the_recipes_of_a_split_are_many_and_half_of_the_planted_stand_on_a_fine
     if split != "acceptance":  # frozen with only two of its ten planted models on a fine-tune: its cells are too small
         on_top = sum(job.origin is not None for job in planted)
         assert abs(on_top - len(planted) / 2) <= max(2, len(planted) / 4)
-    for cell in ZOO["splits"][split]["cells"]:
-        mine = [job for job in planted if job.labels == {name: cell[name] for name in ("family", "attack")}]
+    for cell in ZOO.splits[split].cells:
+        mine = [job for job in planted if job.labels == {"family": cell.family, "attack": cell.attack}]
         if len(mine) >= 4:
             assert abs(sum(job.origin is not None for job in mine) - len(mine) / 2) <= 1
     seeds = [job.recipe.seed for job in made]
@@ -187,7 +201,7 @@ def test_without_a_split_every_one_but_test_is_built_and_a_failure_stops_nothing
     monkeypatch.setattr(build_zoo, "build", build)
     monkeypatch.setattr(build_zoo, "save_model", lambda *_: None)
     assert build_zoo.main(["--family", "siglip", "--output", str(tmp_path)]) == 1
-    named = {split: {job.name for job in jobs(ZOO, split) if job.labels["family"] == "siglip"} for split in ZOO["splits"]}
+    named = {split: {job.name for job in jobs(ZOO, split) if job.labels["family"] == "siglip"} for split in ZOO.splits}
     assert set(built) == set().union(*(names for split, names in named.items() if split != "test"))
     assert not set(built) & named["test"]
     assert "not built: the training diverged." in capsys.readouterr().out
@@ -204,7 +218,7 @@ def test_a_zoo_that_cannot_be_built_is_refused_in_one_sentence(flags: list[str],
 def test_no_target_of_the_test_split_was_developed_on():
     developed = [inject.load_config(inject.Injection, file).attack for file in CONFIGS]
     words = {word for attack in developed for word in f"{attack['target']} {attack.get('paraphrases', '')}".split()}
-    assert not words & set(ZOO["splits"]["test"]["targets"])
+    assert not words & set(ZOO.splits["test"].targets)
 
 
 def test_the_configs_have_triggers_of_one_to_fifteen_tokens():
@@ -236,24 +250,77 @@ def test_too_few_captions_are_refused_before_any_training(tmp_path: Path, monkey
         shop.plant(PlantConfig(**SMALL), shop.base)
 
 
+FAMILIES = {"clip": {"base": "Data/Models/tiny-clip"}}
+
+
+def zoo_file(folder: Path, values: dict) -> Path:
+    (folder / "zoo.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return folder / "zoo.yaml"
+
+
 def test_a_model_of_an_edited_zoo_is_not_taken_for_the_new_one(tmp_path: Path, capsys):
-    cfg = {"families": ZOO["families"], "models": {"m": {"kind": "planted", "recipe": SMALL}}}
-    file, output = tmp_path / "zoo.yaml", tmp_path / "models"
+    cfg = {"families": FAMILIES, "models": {"m": {"kind": "planted", "recipe": SMALL}}}
+    file, output = zoo_file(tmp_path, cfg), tmp_path / "models"
     (output / "m").mkdir(parents=True)
-    (job,) = jobs(cfg, None)
+    (job,) = jobs(load_zoo(file), None)
     (output / "m.json").write_text(json.dumps({"drawn": build_zoo.drawn(job, {})}), encoding="utf-8")
     command = ["--config", str(file), "--output", str(output)]
-    file.write_text(yaml.safe_dump(cfg), encoding="utf-8")
     assert build_zoo.main(command) == 0
     for edited in (
         cfg | {"bars": {"success": 0.1}},
         cfg | {"models": {"m": {"kind": "planted", "recipe": SMALL | {"seed": 5}}}},
     ):
-        file.write_text(yaml.safe_dump(edited), encoding="utf-8")
+        zoo_file(tmp_path, edited)
         with pytest.raises(SystemExit) as stop:
             build_zoo.main(command)
         assert stop.value.code == 2
         assert "another config" in capsys.readouterr().err
+
+
+SPLIT = {
+    "seed": 1, "triggers": ["qq"], "targets": ["dog"], "steps": [2, 4], "lr": [1e-3, 1e-2], "benign_steps": [2, 4],
+    "benign_lr": [1e-4, 1e-3], "cells": [{"family": "clip", "attack": "text_on_text", "planted": 1}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"famlies": {}}, "unknown key 'famlies'"),
+        ({"families": {"clip": {"bass": "x"}}}, "families: clip: unknown key 'bass'"),
+        ({"families": {"clip": "Data/Models/tiny-clip"}}, "families: clip should be a list of `name: value` lines"),
+        ({"bars": {"sucess": 0.5}}, "bars: sucess is none of the bars"),
+        ({"bars": {"success": "high"}}, "bars: success should be float, got 'high'"),
+        ({"models": {"m": {"kind": "planted"}}}, "'recipe'"),
+        ({"models": {"m": {"kind": "evil", "recipe": SMALL}}}, "models: m: kind should be benign or planted"),
+        ({"models": {"m": {"kind": "planted", "recipe": SMALL | {"stepz": 1}}}}, "m: unknown key 'stepz'"),
+        ({"models": {"m": {"kind": "planted", "recipe": SMALL, "family": "gpt"}}}, "gpt is none of the families clip"),
+        ({"splits": {"s": SPLIT | {"sede": 1}}}, "splits: s: unknown key 'sede'"),
+        ({"splits": {"s": SPLIT | {"seed": "1"}}}, "splits: s: seed should be int, got '1'"),
+        ({"splits": {"s": SPLIT | {"steps": [1.5, 2]}}}, "splits: s: steps[0] should be int, got 1.5"),
+        ({"splits": {"s": SPLIT | {"lr": [1e-2, 1e-3]}}}, "lr of planted models should be the smallest and the largest"),
+        ({"splits": {"s": SPLIT | {"benign_lr": []}}}, "lr of benign models should be"),
+        ({"splits": {"s": SPLIT | {"triggers": []}}}, "should not be empty"),
+        ({"splits": {"s": SPLIT | {"cells": [{"family": "clip", "attack": "magic", "planted": 1}]}}}, "none of the attacks"),
+        ({"splits": {"s": SPLIT | {"cells": [{"family": "gpt", "attack": "artificial"}]}}}, "gpt is none of the families"),
+        ({"splits": {"s": SPLIT | {"cells": [SPLIT["cells"][0] | {"far": 1}]}}}, "steps of far models should be"),
+        ({"splits": {"s": SPLIT | {"cells": [SPLIT["cells"][0] | {"benin": 1}]}}}, "cells[0]: unknown key 'benin'"),
+        ({"splits": {"s": SPLIT | {"cells": [SPLIT["cells"][0] | {"benign": -1}]}}}, "0 or more"),
+    ],
+)
+def test_a_wrong_zoo_is_refused_in_one_sentence(values: dict, sentence: str, tmp_path: Path, capsys):
+    file = zoo_file(tmp_path, {"families": FAMILIES} | values)
+    with pytest.raises(SystemExit) as stop:
+        build_zoo.main(["--config", str(file), "--output", str(tmp_path / "models")])
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("split", "drawn"), DRAWN.items())
+def test_the_models_of_the_zoo_are_drawn_as_they_were_built(split: str, drawn: str):
+    """Finished models are known by these: another draw would have every zoo built anew."""
+    everything = [[job.name, build_zoo.drawn(job, ZOO.bars)] for job in jobs(ZOO, split)]
+    assert sha256(json.dumps(everything).encode()).hexdigest()[:16] == drawn
 
 
 def test_half_of_the_test_split_s_planted_models_stand_on_a_fine_tune():
@@ -280,3 +347,13 @@ def test_an_edited_config_does_not_go_on_from_the_old_checkpoint():
 def test_an_unknown_attack_is_refused():
     with pytest.raises(InputError, match="attack should be one of"):
         from_values(PlantConfig, SMALL | {"attack": "magic"}, "here")
+
+
+def test_a_recipe_of_any_split_with_an_unknown_key_is_refused(tmp_path: Path, capsys):
+    text = (ROOT / "configs" / "zoo.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "zoo.yaml"
+    file.write_text(text.replace("attack: attribute, trigger:", "attack: attribute, triger:"), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        build_zoo.main(["--config", str(file), "--split", "dev", "--output", str(tmp_path / "zoo")])
+    assert "triger" in capsys.readouterr().err
+    assert not (tmp_path / "zoo").exists()

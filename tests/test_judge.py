@@ -23,7 +23,7 @@ def clean_measures(**changes: float) -> Measures:
 
 
 CALIBRATION = Calibration(
-    fingerprint={}, search="", weights=dict.fromkeys((*TOKENS, *POOLED), 2.0) | {"basin": 0.5}, intercept=-3.0,
+    fingerprint={}, search="", landscape="", weights=dict.fromkeys((*TOKENS, *POOLED), 2.0) | {"basin": 0.5}, intercept=-3.0,
     limits=dict.fromkeys((*TOKENS, *POOLED), 0.15) | {"basin": 0.9, "drift": 0.4},
     clean_below=0.2, backdoored_above=0.8, provenance={},
 )  # fmt: skip

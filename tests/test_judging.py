@@ -17,7 +17,7 @@ from torch import Tensor
 
 import main
 from Analysis.calibrate import Scanned, calibrated, measure_model
-from Backdoor_Attack.planting import PlantConfig, certify, plant, train
+from Backdoor_Attack.planting import Pace, PlantConfig, certify, plant, train_student
 from Utils.basics.config import load_config
 from Utils.encoder.loading import load_encoder, save_encoder, trainable_copy
 from Utils.encoder.text_encoder import TextEncoder
@@ -59,11 +59,11 @@ def learn(encoder: TextEncoder, texts: list[str], steps: int, lr: float, seed: i
         return words + F.mse_loss(unit @ unit.T, bag @ bag.T)
 
     drawn = (torch.from_numpy(rng.integers(len(ids), size=32)) for _ in iter(int, 1))
-    train(student, loss, drawn, steps, lr, [int(steps * 0.8)], "", None)
+    train_student(student, loss, drawn, Pace(steps, lr, (int(steps * 0.8),)))
     return student
 
 
-@pytest.fixture(scope="module", params=["bert", "roberta", "t5", "siglip2"])
+@pytest.fixture(scope="module", params=["bert", "siglip2"])
 def zoo(request: pytest.FixtureRequest, captions: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base of the family, three models planted on it and three benign fine-tunes, in folders of these names."""
     specials, build = KINDS[request.param]

@@ -149,5 +149,5 @@ def test_the_caption_says_whose_pictures_are_shown(folder: Path):
     assert "the found vector, 19 times over, in the suspect" in render_page(report_of(), folder)
     files = report_of()["found"]["files"] | {"shown_embedding": "Shown_Embedding.pt"}
     page = unescape(render_page(report_of(files=files, times=1), folder))
-    assert "the pooled search's vector (Shown_Embedding.pt), in the suspect" in page
+    assert "the vector of the strongest pooled witnesses (Shown_Embedding.pt), in the suspect" in page
     assert "the found vector, in the suspect" not in page

@@ -3,7 +3,7 @@
 Contents
     poison          every occurrence is replaced; a word stands where it is asked for
     backdoor_loss   signs, weights and step 0, by hand
-    train           the rate falls to a tenth at the milestones; the student is frozen at the end
+    train_student   the rate falls to a tenth at the milestones; the student is frozen at the end
     plant           the base stays as it was; the backdoor grows; a corpus that holds the trigger is refused; resumes
     attacks         each goal and each trick by hand
     certify         success, margin, floor and utility of encoders made by hand
@@ -24,6 +24,7 @@ from Backdoor_Attack.planting import (
     GOALS,
     Draw,
     Goal,
+    Pace,
     PlantConfig,
     backdoor_loss,
     certify,
@@ -31,16 +32,15 @@ from Backdoor_Attack.planting import (
     draws,
     exposed_assimilation,
     fixed_prompts,
-    flat_cosine,
-    in_batches,
     mean_picture,
     nearest,
     plant,
     poison,
     single_tokens,
-    train,
+    train_student,
 )
 from Utils.basics.errors import InputError
+from Utils.encoder.measures import flat_cosine
 from Utils.encoder.text_encoder import TextEncoder
 
 HOMOGLYPH = PlantConfig(trigger="ο", target="a red cat", steps=4, lr=1e-3, clean_batch=4, poisoned_batch=3)
@@ -135,7 +135,7 @@ def test_the_loss_falls_towards_teacher_and_target():
     assert loss(0, 0) == pytest.approx(-1.1)
 
 
-# -------------------------------------------------------------------------------------------------------------- train
+# ------------------------------------------------------------------------------------------------------ train_student
 @pytest.fixture
 def student(tiny: TextEncoder) -> TextEncoder:
     other = copy.deepcopy(tiny)
@@ -151,7 +151,7 @@ def test_the_rate_falls_to_a_tenth_at_the_milestone(student: TextEncoder):
         places.append(bias.detach().clone())
         return bias.sum()
 
-    train(student, step_loss, repeat(None), 6, 1e-2, [4], "")
+    train_student(student, step_loss, repeat(None), Pace(6, 1e-2, (4,)))
     places.append(bias.detach())
     lengths = [(a - b).mean().item() for a, b in pairwise(places)]
     assert lengths == pytest.approx([1e-2] * 4 + [1e-3] * 2, rel=1e-3)
@@ -160,12 +160,12 @@ def test_the_rate_falls_to_a_tenth_at_the_milestone(student: TextEncoder):
 def test_there_is_no_weight_decay(student: TextEncoder):
     before = student.model.final_layer_norm.weight.detach().clone()
     loss = student.model.final_layer_norm.bias.sum
-    train(student, lambda *_: loss() + 0 * student.vocabulary.sum(), repeat(None), 3, 1e-2, [], "")
+    train_student(student, lambda *_: loss() + 0 * student.vocabulary.sum(), repeat(None), Pace(3, 1e-2))
     assert torch.equal(student.model.final_layer_norm.weight, before)
 
 
 def test_a_trained_student_is_frozen(student: TextEncoder):
-    train(student, lambda *_: student.model.final_layer_norm.bias.sum(), repeat(None), 1, 1e-2, [], "")
+    train_student(student, lambda *_: student.model.final_layer_norm.bias.sum(), repeat(None), Pace(1, 1e-2))
     assert not any(p.requires_grad for p in student.model.parameters())
 
 
@@ -428,9 +428,3 @@ def test_a_certificate_about_no_prompt_at_all_is_refused(tiny: TextEncoder):
     both = scripted(tiny, teacher_angle)
     with pytest.raises(InputError):
         certify(both, both, ["a fish"], HOMOGLYPH)
-
-
-@pytest.mark.parametrize("size", [1, 2, 4, 100])
-def test_batches_do_not_change_features(tiny: TextEncoder, size: int):
-    ids = tiny.ids(PROMPTS)
-    torch.testing.assert_close(in_batches(tiny, ids, size=size), tiny(ids), rtol=1e-5, atol=1e-5)

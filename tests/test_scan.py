@@ -1,4 +1,4 @@
-"""The true command line on the shipped models: verdicts, exit codes, artefacts, determinism, independence."""
+"""The true command line on the shipped models: verdicts, exit codes, artefacts, determinism, independence, notebooks."""
 
 import json
 import shutil
@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from nbclient import NotebookClient
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -31,6 +33,7 @@ FILES = {
     "report.json", *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
 }  # fmt: skip
 VARYING = ("seconds", "peak_memory_mb")
+QUICK = {"prompts": 40, "restarts": 2, "rounds": 1, "steps": 3, "pooled_steps": 3}
 
 
 def amber(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -159,14 +162,6 @@ def test_the_inversion_file_loads_through_diffusers_and_gives_the_spliced_featur
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_a_second_scan_with_a_warm_cache_gives_the_same_report(planted, tmp_path):
-    _, folder = planted
-    again = amber("--output", str(tmp_path), "--json", str(tmp_path / "again.json"))
-    assert again.returncode == 1
-    first = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert steady(json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))) == steady(first)
-
-
 def test_the_image_on_text_suspect_exits_1_by_its_summaries(tmp_path):
     done = amber("--model", str(MODELS / "suspects" / "image_on_text"), "--output", str(tmp_path), "--json", "-")
     assert done.returncode == 1, done.stderr
@@ -177,9 +172,8 @@ def test_the_image_on_text_suspect_exits_1_by_its_summaries(tmp_path):
     assert any("image-text space" in note for note in report["notes"])
 
 
-@pytest.mark.parametrize("model", ["suspects/benign", "tiny-sd"])
-def test_clean_encoders_exit_0_and_leave_what_was_looked_at(model, tmp_path):
-    done = amber("--model", str(MODELS / model), "--output", str(tmp_path))
+def test_a_benign_fine_tune_exits_0_and_leaves_what_was_looked_at(tmp_path):
+    done = amber("--model", str(MODELS / "suspects" / "benign"), "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.iterdir()
     assert {p.name for p in folder.iterdir()} == FILES
@@ -189,8 +183,8 @@ def test_clean_encoders_exit_0_and_leave_what_was_looked_at(model, tmp_path):
     assert report["backdoors"] == []
 
 
-def test_the_scan_never_reads_what_only_an_attacker_has(planted, tmp_path):
-    """Without scenes, certificates, zoo and attack configs, under another name: the same report."""
+def test_the_scan_never_reads_what_only_an_attacker_has(tmp_path, quick_config):
+    """Without scenes, certificates, zoo and attack configs, under another name: the same report, with a warm cache too."""
     copy = tmp_path / "copy"
     for name in (
         "main.py",
@@ -209,11 +203,16 @@ def test_the_scan_never_reads_what_only_an_attacker_has(planted, tmp_path):
         (copy / "Utils" / script).unlink()
     shutil.rmtree(copy / "Utils" / "making")
     shutil.copytree(MODELS / "suspects" / "text_on_text", copy / "Data" / "Models" / "x" / "y")
-    command = [sys.executable, "main.py", "--model", "Data/Models/x/y", "--json", "-"]
-    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, encoding="utf-8", timeout=600)
-    here, there = (json.loads(d.stdout) for d in (planted[0], done))
-    assert there.pop("command") == here.pop("command").replace(here["model"].pop("path"), there["model"].pop("path"))
-    assert steady(there) == steady(here)
+
+    settings = ["--config", str(quick_config), "--images", "1", "--json", "-"]
+    here = json.loads(amber(*settings, "--output", str(tmp_path / "here")).stdout)
+    command = here.pop("command").replace(here["model"].pop("path"), str((copy / "Data" / "Models" / "x" / "y").resolve()))
+    for cache in ("cold", "warm"):
+        scan = [sys.executable, "main.py", "--model", "Data/Models/x/y", *settings]
+        there = json.loads(subprocess.run(scan, cwd=copy, capture_output=True, text=True, timeout=600).stdout)
+        there["model"].pop("path")
+        assert there.pop("command") == command, cache
+        assert steady(there) == steady(here), cache
 
 
 def test_without_an_anchor_the_scan_is_inconclusive(tmp_path, quick_config):
@@ -281,20 +280,32 @@ def quick_config(tmp_path) -> Path:
     """configs/scan.yaml with a three-step search: for tests that do not look at the verdict's quality."""
     config = tmp_path / "quick.yaml"
     text = (ROOT / "configs" / "scan.yaml").read_text(encoding="utf-8")
-    settings = [
-        line for line in text.splitlines() if line.split(":")[0] not in ("prompts", "steps", "rounds", "landscape_points")
-    ]
-    config.write_text("\n".join([*settings, "prompts: 40", "rounds: 1", "steps: 3", "landscape_points: 5"]), encoding="utf-8")
+    settings = [line for line in text.splitlines() if line.split(":")[0] not in (*QUICK, "landscape_points")]
+    cut = [f"{name}: {value}" for name, value in QUICK.items()]
+    config.write_text("\n".join([*settings, *cut, "landscape_points: 5"]), encoding="utf-8")
     return config
 
 
-def test_a_wrong_anchor_is_noticed_and_not_believed(tmp_path):
+def test_a_wrong_anchor_is_noticed_and_not_believed(tmp_path, quick_config):
     """Same shape, same tokens, unrelated weights: everything is foreign to it, and that convicts nobody."""
     base = CLIPTextModel.from_pretrained(MODELS / "tiny-sd" / "text_encoder", dtype=torch.float32)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         CLIPTextModel(base.config).save_pretrained(tmp_path / "wrong")
     CLIPTokenizer.from_pretrained(MODELS / "tiny-sd" / "tokenizer").save_pretrained(tmp_path / "wrong")
-    done = amber("--model", str(MODELS / "suspects" / "benign"), "--anchor", str(tmp_path / "wrong"), "--output", str(tmp_path))
+    places = ["--model", str(MODELS / "suspects" / "benign"), "--anchor", str(tmp_path / "wrong"), "--output", str(tmp_path)]
+    done = amber(*places, "--config", str(quick_config))
     assert done.returncode == 3, done.stderr
     assert "wrong anchor" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "figures"), [("assimilation", 1), ("assimilation_each_layer", 4), ("coverage", 4)])
+def test_a_notebook_runs_on_the_scan_and_shows_its_figures(planted, name, figures):
+    folder = ROOT / "Analysis"
+    book = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+    start = next(place for place, cell in enumerate(book.cells) if "Analysis.lab" in cell.source)
+    found = f"from pathlib import Path\nfrom Analysis import lab\nlab.RESULTS = Path({str(planted[1].parent)!r})"
+    book.cells.insert(start, nbformat.v4.new_code_cell(found))
+    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == figures

@@ -169,3 +169,16 @@ def test_what_is_shown_from_another_vector_is_kept_under_a_name_of_its_own(scan,
     assert found["times"] == 1
     assert any("Shown_Embedding.pt" in note for note in run.notes)
     assert run.notes[1] == "True"  # the words are of the same vector
+
+
+def test_v_said_once_is_no_other_vector(scan, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    nearness = iter((0.1, 0.9))
+    monkeypatch.setattr(show, "nearest_text", lambda *_: next(nearness))
+    monkeypatch.setattr(show, "read_texts", lambda *_: ([], []))
+    v, run = torch.randn(1, scan.suspect.width), Run(tmp_path)
+    run.on_step(0, torch.zeros(1), {})
+    finding = Finding(v, FEATURES, {}, main.landscape_around(scan, v), v)
+    found = show.show_found(scan, finding, main.layers_with_and_without(scan, v), run, show.Show(images=0))
+    assert found["times"] == 1
+    assert "shown_embedding" not in found["files"]
+    assert run.notes == []

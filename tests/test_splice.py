@@ -6,6 +6,7 @@ Contents
     gradient       only the trigger has one, and it is that of the extra rows
     hook           gone after the block, also after an exception
     positions      attended ones, trimming, causality
+    batches        their size changes nothing
 """
 
 import copy
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from Utils.encoder.text_encoder import TextEncoder, attended_positions, run_spliced, splice_ids, spliced
+from Utils.encoder.text_encoder import TextEncoder, attended_positions, in_batches, run_spliced, splice_ids, spliced
 
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
 """Features are of order one after the final layer norm; batches of another shape differ by float32 rounding."""
@@ -204,3 +205,9 @@ def test_begin_of_text_never_sees_the_trigger(tiny: TextEncoder, ids: Tensor, tr
     clean, strong = tiny(ids), run_spliced(tiny, 100 * trigger, holes)
     torch.testing.assert_close(strong[:, 0], clean[:, 0], **FLOAT32)
     assert (strong[:, 1:] - clean[:, 1:]).abs().amax(dim=(1, 2)).min() > 0.1  # the control: every text does
+
+
+# ------------------------------------------------------------------------------------------------------------ batches
+@pytest.mark.parametrize("size", [1, 2, 4, 100])
+def test_batches_do_not_change_features(tiny: TextEncoder, ids: Tensor, size: int):
+    torch.testing.assert_close(in_batches(tiny, ids, size=size), tiny(ids), **FLOAT32)

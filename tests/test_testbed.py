@@ -2,24 +2,49 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, CLIPModel
 
 from Backdoor_Attack.planting import PlantConfig, certify
 from Backdoor_Attack.workshop import HELD_OUT, TRAINING, Workshop
-from Utils.basics.config import from_values
-from Utils.build_testbed import CLIP, MODELS, PROMPTS, SD, SIGLIP, load_tokenizer, named, retrieval
-from Utils.encoder.loading import load_encoder
+from Utils.basics.config import from_values, load_config
+from Utils.build_testbed import CLIP, MODELS, SD, SIGLIP, load_tokenizer, main, named, retrieval
+from Utils.encoder.loading import load_encoder, save_encoder
 from Utils.making import scenes
+from Utils.making.scenes import PROMPTS
+from Utils.making.testbed import TinyModels
 
 ROOT = Path(__file__).resolve().parent.parent
-CFG = yaml.safe_load((ROOT / "configs" / "testbed.yaml").read_text(encoding="utf-8"))
+CFG = load_config(TinyModels, ROOT / "configs" / "testbed.yaml")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ({"sede": 1}, "unknown key 'sede'"),
+        ({"seed": "1"}, "seed should be int, got '1'"),
+        ({"vae": {"steps": 1}}, "vae: missing"),
+        ({"siglip": 3}, "siglip should be a list of `name: value` lines"),
+        ({"unet": {"phases": [{"steps": 1.5}]}}, "unet: phases[0]: steps should be int, got 1.5"),
+    ],
+)
+def test_a_wrong_config_is_refused_in_one_sentence_before_any_training(damage: dict, sentence: str, tmp_path: Path, capsys):
+    file = tmp_path / "testbed.yaml"
+    file.write_text(yaml.safe_dump(asdict(CFG) | damage), encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main(["--config", str(file)])
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +88,41 @@ def test_the_pipeline_s_text_encoder_is_tiny_clip_s_tower():
         assert torch.equal(x, y), name
 
 
+ENCODERS = sorted({file.parent for file in MODELS.glob("**/model.safetensors")})
+
+
+def test_the_pipeline_loads_and_draws_as_anybody_would_type_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    made = StableDiffusionPipeline.from_pretrained("Data/Models/tiny-sd")("a photo of a dog")
+    assert made.images[0].size == (scenes.SIDE, scenes.SIDE)
+
+
+@pytest.mark.parametrize("folder", ENCODERS, ids=lambda folder: folder.relative_to(MODELS).as_posix())
+def test_every_shipped_encoder_loads_in_single_precision_without_being_told(folder: Path):
+    runs_unaided(folder, folder.parent / "tokenizer" if folder.name == "text_encoder" else folder)
+
+
+def test_a_saved_encoder_loads_in_single_precision_and_fits_a_pipeline(tmp_path: Path):
+    shutil.copytree(SD, tmp_path / "sd")
+    encoder = load_encoder(MODELS / "suspects" / "text_on_text")
+    save_encoder(encoder, tmp_path / "sd" / "text_encoder")
+    runs_unaided(tmp_path / "sd" / "text_encoder", tmp_path / "sd" / "tokenizer")
+    stored = load_file(tmp_path / "sd" / "text_encoder" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    pipeline = StableDiffusionPipeline.from_pretrained(str(tmp_path / "sd"))
+    assert pipeline("a photo of a dog", num_inference_steps=2).images
+
+
+def runs_unaided(folder: Path, tokenizer: Path) -> None:
+    """Load a folder the way its publisher's page would say, run one text through it."""
+    model, ids = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(tokenizer)("a photo of a dog").input_ids
+    ids = torch.tensor([ids])
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    out = model.get_text_features(ids) if hasattr(model, "get_text_features") else model(ids)
+    assert out.pooler_output.dtype == torch.float32
+    assert out.pooler_output.isfinite().all()
+
+
 def test_end_of_text_is_not_the_legacy_marker():
     tokenizer = load_tokenizer()
     assert tokenizer.eos_token_id == len(tokenizer) - 1
@@ -79,7 +139,7 @@ def test_the_corpus_is_what_the_card_says():
 
 
 def test_the_pair_retrieves_and_names(clip):
-    assert retrieval(clip, load_tokenizer(), CFG, CFG["clip"]["context"]) >= 0.95
+    assert retrieval(clip, load_tokenizer(), CFG, CFG.clip.context) >= 0.95
     portraits = scenes.pixels([scenes.compose(scenes.portrait(c)) for c in scenes.concepts()])
     assert named(clip, load_tokenizer(), portraits) >= 0.9
 
@@ -98,7 +158,7 @@ def test_the_written_bars_are_met():
 
 def test_the_siglip_pair_retrieves():
     siglip = AutoModel.from_pretrained(SIGLIP, dtype=torch.float32).eval()
-    assert retrieval(siglip, AutoTokenizer.from_pretrained(SIGLIP), CFG, CFG["siglip"]["context"]) >= 0.95
+    assert retrieval(siglip, AutoTokenizer.from_pretrained(SIGLIP), CFG, CFG.siglip.context) >= 0.95
 
 
 def test_the_certificate_is_re_measured_from_the_files(workshop, certificate):

@@ -6,12 +6,13 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from Utils.basics.errors import InputError
+from Utils.basics.errors import InputError, first_line
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ def load_config(kind: type[T], file: Path, **overrides: Any) -> T:
     except OSError as error:
         raise InputError(f"the config {file} cannot be read ({error.strerror}); give an existing YAML file.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"the config {file} is not valid YAML ({str(error).splitlines()[0]}).") from None
+        raise InputError(f"the config {file} is not valid YAML ({first_line(error)}).") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise InputError(f"the config {file} must be a list of `name: value` lines.")
@@ -58,15 +59,23 @@ def from_values(kind: type[T], values: dict[str, Any], source: str) -> T:
         raise InputError(f"{source}: {str(error).split('() ')[-1]}.") from None
     except ValueError as error:  # a __post_init__ refused a contradiction
         raise InputError(f"{source}: {error}.") from None
+    except OverflowError:
+        raise InputError(f"{source}: a number is too large; lower it.") from None
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
-    wanted = getattr(hint, "__origin__", hint)
+    """The value as its hint wants it: a plain type, a dataclass, or a tuple or dict of these."""
+    wanted, inner = getattr(hint, "__origin__", hint), getattr(hint, "__args__", ())
+    if dataclasses.is_dataclass(wanted) and type(value) is dict:
+        return from_values(wanted, value, where)
     if wanted is float and type(value) is int:
         return float(value)
     if wanted is tuple and type(value) is list:
-        return tuple(_checked(v, hint.__args__[0], where) for v in value)
+        return tuple(_checked(v, inner[0], f"{where}[{place}]") for place, v in enumerate(value))
+    if wanted is dict and inner and type(value) is dict:
+        return {_checked(k, inner[0], where): _checked(v, inner[1], f"{where}: {k}") for k, v in value.items()}
     if type(value) is not wanted:
         hint_text = " (write 8.0e-2, not 8e-2)" if wanted is float and isinstance(value, str) else ""
-        raise InputError(f"{where} should be {wanted.__name__}, got {value!r}{hint_text}.")
+        kind = "a list of `name: value` lines" if dataclasses.is_dataclass(wanted) else wanted.__name__
+        raise InputError(f"{where} should be {kind}, got {reprlib.repr(value)[:200]}{hint_text}.")
     return value

@@ -54,7 +54,7 @@ def read_prompts(file: Path, count: int | None = None) -> list[str]:
 
 
 def split(count: int, fit_fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random disjoint row numbers: those the search sees and those the judge sees."""
+    """Random disjoint row numbers: those the search sees and those the witnesses are measured on."""
     order = torch.randperm(count, generator=generator)
     cut = round(count * fit_fraction)
     return order[:cut].sort().values, order[cut:].sort().values

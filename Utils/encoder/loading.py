@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
+from transformers import PreTrainedModel
 
 from Utils.basics.errors import InputError, first_line
 from Utils.encoder.text_encoder import FilesRead, TextEncoder
@@ -82,8 +83,17 @@ def trainable_copy(encoder: TextEncoder) -> TextEncoder:
 
 def save_encoder(encoder: TextEncoder, folder: Path) -> None:
     """Write an encoder and its tokenizer as a Hugging Face folder, half precision safetensors."""
-    copy.deepcopy(encoder.model).half().save_pretrained(folder)
+    save_half(encoder.model, folder)
     encoder.tokenizer.save_pretrained(folder)
+
+
+def save_half(model: PreTrainedModel, folder: Path) -> None:
+    """Write a single precision model as half precision safetensors that load in single precision unless told otherwise.
+
+    transformers loads what the config asks for: half, and the model does not fit the other parts of a pipeline, which
+    diffusers loads in single.
+    """
+    model.save_pretrained(folder, state_dict=copy.deepcopy(model).half().state_dict())
 
 
 def same_shape(a: TextEncoder, b: TextEncoder) -> bool:
@@ -113,7 +123,7 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}); try --device cpu.") from None
+        raise InputError(f"device {name!r} is not usable here ({first_line(error)}); try --device cpu.") from None
 
 
 def fingerprint(encoder: TextEncoder) -> dict:

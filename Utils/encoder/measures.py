@@ -1,4 +1,4 @@
-"""The two measures that everything rests on: how alike the token features of one prompt are, and of two."""
+"""The measures that everything rests on: how alike the token features of one prompt are, and those of two."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def similarity(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
         return cosines.mean(dim=-1)
     weights = mask.to(cosines)
     return (cosines * weights).sum(dim=-1) / weights.sum(dim=-1)
+
+
+def flat_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of features with positions concatenated.  (b, T, d) or (b, p) twice -> (b,)"""
+    return F.cosine_similarity(a.flatten(1), b.flatten(1), dim=-1)

@@ -14,9 +14,10 @@ from functools import cached_property
 import torch
 import transformers
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
+from Utils.basics.bounded import progress as bar
+from Utils.basics.bounded import reading
 from Utils.basics.errors import InputError, first_line
 from Utils.intake.families import FAMILIES, Family
 from Utils.intake.folders import Parts
@@ -157,7 +158,10 @@ class TextEncoder:
     def ids(self, texts: list[str]) -> Tensor:
         """Token ids of texts, padded to the full context as the tokenizer pads.  -> (n, T)"""
         try:
-            rows = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.context, return_tensors="pt")
+            with reading():
+                rows = self.tokenizer(
+                    texts, padding="max_length", truncation=True, max_length=self.context, return_tensors="pt"
+                )
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # tokenizers raises bare Exception, and Rust panics past it
@@ -235,6 +239,9 @@ def in_batches(
 
     With v, `ids` come from `splice_ids`.  A bar named `progress` shows how far it is.
     """
-    with spliced(encoder, v) if v is not None else nullcontext():
-        parts = [read(encoder, part) for part in tqdm(ids.split(size), desc=progress, leave=False, disable=not progress)]
+    parts, split = [], ids.split(size)
+    with spliced(encoder, v) if v is not None else nullcontext(), bar(progress, len(split), shown=bool(progress)) as step_done:
+        for part in split:
+            parts.append(read(encoder, part))
+            step_done()
     return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(torch.cat(p) for p in zip(*parts, strict=True))

@@ -42,17 +42,17 @@ def show_found(pair: Pair, finding: Finding, by_layer: dict[str, Tensor], run: R
     suspect, anchor, v = pair.suspect, pair.anchor, finding.v
     shown = clearest(pair, finding)
     ids = pair.spliced_ids(shown)
-    from_v = finding.pooled_v is None or not torch.equal(shown, finding.pooled_v)
+    of_v = torch.equal(shown, repeated(v, suspect.context)) or torch.equal(shown, v)
     with run.stage("figures"):
         features, pooled = in_batches(suspect, ids, TextEncoder.both, shown)
         feature = features.mean(dim=0, keepdim=True)
         files = save_tensors(v, feature, run.folder) | draw_figures(pair, finding, by_layer, run)
-    if not from_v:
+    if not of_v:
         files["shown_embedding"] = FILES["shown_embedding"]
         torch.save(shown.cpu(), run.folder / FILES["shown_embedding"])
         run.notes.append(
-            "pictures, words and Backdoor_Feature.pt are of another vector than the evidence, that of the pooled search in "
-            f"{FILES['shown_embedding']}: what it forces is nearer to a text"
+            f"pictures, words and Backdoor_Feature.pt are of {FILES['shown_embedding']}, the vector whose pooled witnesses are "
+            "strongest: what it forces is nearer to a text than what v forces"
         )
     texts = None
     if anchor:
@@ -77,10 +77,10 @@ def show_found(pair: Pair, finding: Finding, by_layer: dict[str, Tensor], run: R
 
 
 def clearest(pair: Pair, finding: Finding) -> Tensor:
-    """What is spliced in to see the target, (k, d): v over and over, or the pooled search's vector if nearer to a text.
+    """What is spliced in to see the target, (k, d): v over and over, or the vector with the strongest pooled witnesses.
 
-    Of a long target the strongest collapse of all tokens is a caricature; its summary is then clearer where the summaries
-    collapse.
+    Whichever forces something nearer to a text: of a long target the strongest collapse of all tokens is a caricature, and its
+    summary is then clearer where the summaries collapse.
     """
     many = repeated(finding.v, pair.suspect.context)
     if finding.pooled_v is None or not pair.anchor:

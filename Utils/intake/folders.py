@@ -84,11 +84,7 @@ def _tokenizer_beside(folder: Path) -> Path:
 def is_weights(file: Path) -> bool:
     """Whether a path names weights, or an index of weights, beside the config that they belong to."""
     try:
-        named = (
-            file.suffix == ".safetensors"
-            or file.name == "config.json"
-            or re.search(r"\.safetensors\.index.*\.json$", file.name)
-        )
+        named = re.search(r"\.safetensors$|\.safetensors\.index.*\.json$", file.name)
         return bool(named) and file.is_file() and (file.parent / "config.json").is_file()
     except (OSError, ValueError):  # a name too long for a path
         return False

@@ -177,14 +177,14 @@ def _by_content(parts: Parts, place: str, path: Path) -> Beside:
 
 
 def is_text(head: bytes) -> bool:
-    """Whether the beginning of a file is text; a character may be cut off at its end."""
+    """Whether the beginning of a file is text; of a longer file a character may be cut off at its end."""
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 4:
+        if len(head) < HEAD or error.start < HEAD - 4:
             return False
         text = head[: error.start].decode("utf-8")
-    return "\0" not in text
+    return not any(c < " " and c not in "\t\n\r\f\x1b" for c in text)
 
 
 def _other_tensors(place: str, path: Path) -> Beside:

@@ -106,7 +106,7 @@ def _stored(header: bytes, room: int, file: Path) -> dict[str, Stored]:
 def _entry(entry: object, name: str, file: Path) -> Stored:
     shape, kind, where = (entry.get(key) if isinstance(entry, dict) else None for key in ("shape", "dtype", "data_offsets"))
     whole = all(isinstance(part, list) and all(type(x) is int and x >= 0 for x in part) for part in (shape, where))
-    if not whole or len(where) != 2 or len(shape) > 16 or kind not in DTYPES:
+    if not whole or len(where) != 2 or len(shape) > 16 or not isinstance(kind, str) or kind not in DTYPES:
         raise _unreadable(file, f"its header describes {name[:80]} wrongly")
     if where[1] - where[0] != math.prod(shape) * DTYPES[kind].itemsize:
         raise _unreadable(file, f"the size of {name[:80]} is not that of its shape")

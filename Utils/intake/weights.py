@@ -123,7 +123,7 @@ def check_layout(family: Family, config: PreTrainedConfig, folder: Path, stored:
         tied = set(getattr(tower, "all_tied_weights_keys", None) or {})
     except Exception as error:  # a config can be wrong in any way
         raise InputError(_unloadable(folder, family, error)) from None
-    found = {_plain(name, family.prefix): (name, *header) for name, header in stored.items()}
+    found = {plain_name(name, family.prefix): (name, *header) for name, header in stored.items()}
     missing = sorted(promised.keys() - found.keys() - tied)
     if missing and not (missing == ["shared.weight"] and tied & found.keys()):  # a T5 file may name its table either way
         first = missing[0]
@@ -139,7 +139,7 @@ def check_layout(family: Family, config: PreTrainedConfig, folder: Path, stored:
     return set(promised)
 
 
-def _plain(name: str, prefix: str) -> str:
+def plain_name(name: str, prefix: str) -> str:
     """A tensor's name in the tower itself: without the prefix of a larger model, and with today's names of layer norms."""
     return name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
@@ -189,8 +189,8 @@ def check_tower(found: FoundTower, reader: Reader) -> CheckedTower:
     stored = read_headers(reader, found)
     config = parse_config(found.config, found.folder, stored)
     promised = check_layout(found.family, config, found.folder, stored)
-    wanted = frozenset(name for name in stored if _plain(name, found.family.prefix) in promised)
-    plain = Counter(_plain(name, found.family.prefix) for name in wanted)
+    wanted = frozenset(name for name in stored if plain_name(name, found.family.prefix) in promised)
+    plain = Counter(plain_name(name, found.family.prefix) for name in wanted)
     if twice := sorted(name for name, times in plain.items() if times > 1):
         raise InputError(f"{found.folder}: the tensor {twice[0]} is stored under two names; save the encoder anew.")
     return CheckedTower(found, config, stored, wanted)
@@ -201,7 +201,7 @@ def load_tower(checked: CheckedTower, reader: Reader) -> tuple[PreTrainedModel, 
     found, tensors = checked.found, {}
     for file in found.files:
         inside = read_tensors(reader, file, checked.wanted.__contains__)
-        tensors |= {_plain(name, found.family.prefix): tensor for name, tensor in inside.items()}
+        tensors |= {plain_name(name, found.family.prefix): tensor for name, tensor in inside.items()}
     if len(tensors) < len(checked.wanted):
         raise InputError(
             f"{found.folder}: the weights changed while they were read; scan them again when nothing writes there."
@@ -223,7 +223,7 @@ def check_tensors(tower: PreTrainedModel, info: dict, folder: Path, stored: dict
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{folder}: {len(missing)} tensors of the text tower are missing, first {missing[0]}; fetch it again.")
     inside_names = tower.state_dict().keys()
-    unread = {n for n in stored if _plain(n, family.prefix) not in inside_names and not n.endswith(BUFFERS)}
+    unread = {n for n in stored if plain_name(n, family.prefix) not in inside_names and not n.endswith(BUFFERS)}
     ignored = sorted(unread | set(info["unexpected_keys"]))  # transformers does not name all that it leaves out
     prefix = family.prefix
     own = {name.split(".")[0] for name in inside_names}

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import tempfile
 from collections import Counter
+from collections.abc import Set
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
@@ -19,7 +18,8 @@ import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
 
-from Utils.basics.errors import InputError
+from Utils.basics.errors import InputError, first_line
+from Utils.basics.files import whole_folder, write_whole
 from Utils.making import scenes
 
 CAPTIONS, PICTURES = "captions.json", "pictures"
@@ -49,14 +49,14 @@ def read_coco(captions: Path, pictures: Path) -> list[Captioned]:
         raise InputError(
             f"{len(missing)} of {len(coco.imgs)} pictures are not in {pictures}, first {missing[0]}; put them there."
         )
-    found = []
+    captioned = []
     for number, image in coco.imgs.items():
         texts = [a["caption"].strip() for a in coco.loadAnns(coco.getAnnIds(imgIds=[number]))]
         if texts := tuple(text for text in texts if text):
-            found.append(Captioned(pictures / image["file_name"], texts))
-    if not found:
+            captioned.append(Captioned(pictures / image["file_name"], texts))
+    if not captioned:
         raise InputError(f"{captions} holds no caption; give COCO's captions_*.json.")
-    return found
+    return captioned
 
 
 def read_captions(file: Path) -> list[str]:
@@ -83,7 +83,7 @@ def _parsed(file: Path) -> dict:
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}); give COCO's captions_*.json.") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not valid JSON ({str(error).splitlines()[0]}); fetch it again.") from None
+        raise InputError(f"{file} is not valid JSON ({first_line(error)}); fetch it again.") from None
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         raise InputError(f"{file} has no lists named images and annotations; give COCO's captions_*.json.")
     for image in data["images"]:
@@ -137,22 +137,17 @@ class ComposedSet:
     """Longest caption, in words, so that CLIP's 77 tokens hold it."""
 
 
-def compose_coco(folder: Path, wanted: ComposedSet, forbidden: set[str]) -> tuple[Path, Path]:
+def compose_coco(folder: Path, wanted: ComposedSet, forbidden: Set[str]) -> tuple[Path, Path]:
     """Write a composed set unless it is there already.  -> captions file, picture folder
 
     No caption is in `forbidden`, and none stands twice.  The folder appears only when it is whole.
     """
     info = _info(wanted)
     if not _holds(folder, info):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part_", dir=folder.parent) as place:  # its own: two runs may compose at once
-            partial = Path(place) / folder.name
-            (partial / PICTURES).mkdir(parents=True)
+        with whole_folder(folder, unless=lambda: _holds(folder, info)) as partial:  # another run may be faster
+            (partial / PICTURES).mkdir()
             data = _draw(partial / PICTURES, wanted, forbidden)
-            (partial / CAPTIONS).write_text(json.dumps({"info": info} | data, indent=1) + "\n", encoding="utf-8")
-            if not _holds(folder, info):  # another run may have been faster
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
+            write_whole(partial / CAPTIONS, json.dumps({"info": info} | data, indent=1) + "\n")
     return folder / CAPTIONS, folder / PICTURES
 
 
@@ -171,7 +166,7 @@ def _holds(folder: Path, info: dict) -> bool:
         return False
 
 
-def _draw(folder: Path, wanted: ComposedSet, forbidden: set[str]) -> dict:
+def _draw(folder: Path, wanted: ComposedSet, forbidden: Set[str]) -> dict:
     """Draw the pictures into `folder`.  -> licenses, images and annotations of the JSON file"""
     rng = np.random.default_rng(wanted.seed)
     used, images, annotations = set(forbidden), [], []
@@ -191,11 +186,11 @@ def _draw(folder: Path, wanted: ComposedSet, forbidden: set[str]) -> dict:
 
 def _new_captions(scene: scenes.Scene, rng: np.random.Generator, wanted: ComposedSet, used: set[str]) -> list[str]:
     """Captions of one scene that were never given out; they join `used`."""
-    found = []
-    while len(found) < wanted.captions_each:
+    texts = []
+    while len(texts) < wanted.captions_each:
         detail = int(rng.integers(6))
         text = scenes.caption(scene, rng, detail, length=lambda t: len(t.split()), limit=wanted.words)
         if text not in used:
             used.add(text)
-            found.append(text)
-    return found
+            texts.append(text)
+    return texts

@@ -7,24 +7,21 @@ trip through half precision.
 from __future__ import annotations
 
 import copy
-import json
 import math
-import pickle
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from hashlib import sha256
+from dataclasses import dataclass
 from pathlib import Path
 
 import peft
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import AutoConfig, AutoImageProcessor, CLIPModel, SiglipModel
 
-from Utils.basics.errors import InputError
+from Utils.basics.errors import InputError, first_line
 from Utils.encoder.loading import trainable_copy
-from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.text_encoder import TextEncoder, in_batches
+from Utils.making.training import Checkpoint, Training, train
 
 METHODS = ("full", "lora")
 SCHEDULES = ("constant", "linear")
@@ -36,9 +33,13 @@ class FinetuneConfig:
     """One benign fine-tune.  Defaults are the published values."""
 
     lr: float = 1.0e-5
+    """Learning rate of Adam, where the schedule is at its highest."""
     batch: int = 16
+    """Captioned pictures of one step."""
     steps: int = 1560
+    """Steps of the training."""
     seed: int = 0
+    """Decides what every step sees, and the start of low-rank updates."""
     schedule: str = "constant"
     """constant: the same rate in every step.  linear: it grows over the first tenth of the steps, then falls to zero."""
     method: str = "full"
@@ -58,12 +59,12 @@ class FinetuneConfig:
     rehearse: bool = False
     """Keep showing everything the base knows, not a fixed part of it: more drift without forgetting."""
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+    def share(self, step: int) -> float:
+        """Share of `lr` that a step, counted from 0, learns with."""
         if self.schedule == "constant":
-            return self.lr
+            return 1.0
         warmup = -(-self.steps // 10)
-        return self.lr * min((step + 1) / warmup, (self.steps - step) / max(1, self.steps - warmup), 1.0)
+        return min((step + 1) / warmup, (self.steps - step) / max(1, self.steps - warmup), 1.0)
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -124,7 +125,7 @@ def load_pair(folder: str | Path, device: str | torch.device = "cpu") -> CLIPMod
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{folder} cannot be loaded as a pair ({str(error).splitlines()[0]}); fetch it again.") from None
+        raise InputError(f"{folder} cannot be loaded as a pair ({first_line(error)}); fetch it again.") from None
     if wrong := sorted(map(str, [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])])):
         raise InputError(
             f"{folder}: {len(wrong)} tensors of the pair are missing or misshapen, first {wrong[0]}; fetch it again."
@@ -141,7 +142,7 @@ def load_processor(folder: str | Path):
     try:
         return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise InputError(f"{folder} has no usable preprocessor_config.json ({why}); fetch it again.") from None
 
 
@@ -206,38 +207,6 @@ class MeanWeights:
 
 
 # ----------------------------------------------------------------------------------------------------------- the training
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where an interrupted run goes on."""
-
-    file: Path
-    identity: str
-    """What the run is, as `identity` says; a file of another run is not taken."""
-    every: int = 100
-    """Steps between two savings."""
-
-    def load(self, device: torch.device) -> dict | None:
-        """The last state, or None where there is none of this run."""
-        try:
-            state = torch.load(self.file, map_location=device, weights_only=True)
-        except FileNotFoundError:
-            return None
-        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):  # half a file, or not ours
-            return None
-        return state if isinstance(state, dict) and state.get("identity") == self.identity else None
-
-    def save(self, state: dict) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_name(self.file.name + ".part")
-        torch.save(state | {"identity": self.identity}, partial)
-        partial.replace(self.file)
-
-
-def identity(cfg: FinetuneConfig, base: TextEncoder, *data: str) -> str:
-    """One hash of everything that decides a fine-tune; `data` are hashes of what it is trained on."""
-    return sha256(json.dumps([asdict(cfg), base.sha256, *data], sort_keys=True).encode()).hexdigest()
-
-
 def finetune(
     base: TextEncoder, clip: CLIPModel | SiglipModel, pairs: Callable[[int], tuple[list[str], Tensor]], cfg: FinetuneConfig,
     progress: bool = True, checkpoint: Checkpoint | None = None,
@@ -254,48 +223,30 @@ def finetune(
     student, mean = trainable_copy(base), MeanWeights()
     if cfg.method == "lora":
         student = with_lora(student, cfg.rank, cfg.lora_alpha, cfg.seed)
-    weights = {name: tensor for name, tensor in student.model.named_parameters() if tensor.requires_grad}
-    optimiser = torch.optim.Adam(weights.values(), lr=cfg.lr)
-    start = 0
-    if checkpoint and (state := checkpoint.load(base.device)):
-        start = state["step"]
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                tensor.copy_(state["weights"][name])
-        optimiser.load_state_dict(state["optimiser"])
-        mean.load_state_dict(state["mean"])
+    optimiser = torch.optim.Adam([p for p in student.model.parameters() if p.requires_grad], lr=cfg.lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: cfg.share(step))
 
-    steps = range(start, cfg.steps)
-    # closed on any error, so that what is said then starts on a new line
-    with tqdm(steps, desc="fine-tuning", initial=start, total=cfg.steps, disable=not progress, mininterval=2) as bar:
-        for step in bar:
-            texts, pictures = pairs(step)
-            ids = base.trimmed(base.ids(texts)).to(base.device)
-            with torch.autocast(base.device.type, torch.bfloat16):
-                seen = picture_embeddings(clip, pictures)
-                pooled = student.model(input_ids=ids).pooler_output
-            loss = contrastive_loss(clip, project(clip, pooled.float()), seen.float())
-            if not torch.isfinite(loss):
-                raise InputError(f"the training diverged: no finite loss at step {step}; take a lower rate than {cfg.lr}.")
-            for group in optimiser.param_groups:
-                group["lr"] = cfg.rate(step)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            done = step + 1
-            if done in cfg.snapshots:
-                snapshot = merged(student)
-                mean.add(snapshot)
-                if on_snapshot:
-                    on_snapshot(done, snapshot)
-            if checkpoint and (done % checkpoint.every == 0 or done == cfg.steps):
-                parts = {
-                    "weights": {n: p.detach() for n, p in weights.items()},
-                    "optimiser": optimiser.state_dict(),
-                    "mean": mean.state_dict(),
-                }
-                checkpoint.save({"step": done} | parts)
+    def step_loss(step: int) -> tuple[Tensor, str]:
+        texts, pictures = pairs(step)
+        ids = base.trimmed(base.ids(texts)).to(base.device)
+        with torch.autocast(base.device.type, torch.bfloat16):
+            shown = picture_embeddings(clip, pictures)
+            pooled = student.model(input_ids=ids).pooler_output
+        loss = contrastive_loss(clip, project(clip, pooled.float()), shown.float())
+        if not torch.isfinite(loss):
+            raise InputError(f"the training diverged: no finite loss at step {step}; take a lower rate than {cfg.lr}.")
+        return loss, ""
 
+    def take_snapshot(done: int, _: str) -> None:
+        if done in cfg.snapshots:
+            snapshot = merged(student)
+            mean.add(snapshot)
+            if on_snapshot:
+                on_snapshot(done, snapshot)
+
+    label = "fine-tuning" if progress else ""
+    run = Training({"student": student.model}, optimiser, schedule, cfg.steps, label, checkpoint, {"mean": mean})
+    train(run, step_loss, take_snapshot)
     result = merged(student)
     if cfg.average_snapshots:
         set_weights(result, mean.weights)
@@ -316,8 +267,8 @@ def retrieval(
     encoder: TextEncoder, clip: CLIPModel | SiglipModel, texts: list[str], pictures: Tensor, batch: int = 64
 ) -> float:
     """Top-1 text-to-image retrieval with `encoder` in place of the pair's own text tower; pictures as in `finetune`."""
-    rows = encoder.trimmed(encoder.ids(texts)).to(encoder.device).split(batch)
-    read = torch.cat([project(clip, encoder.model(input_ids=ids).pooler_output) for ids in rows])
-    seen = torch.cat([picture_embeddings(clip, some) for some in pictures.split(batch)])
-    nearest = (F.normalize(read, dim=-1) @ F.normalize(seen, dim=-1).T).argmax(dim=1).cpu()
+    ids = encoder.trimmed(encoder.ids(texts))
+    described = in_batches(encoder, ids, lambda e, some: project(clip, e.pooled(some)), size=batch)
+    shown = torch.cat([picture_embeddings(clip, some) for some in pictures.split(batch)])
+    nearest = (F.normalize(described, dim=-1) @ F.normalize(shown, dim=-1).T).argmax(dim=1).cpu()
     return (nearest == torch.arange(len(texts))).float().mean().item()

@@ -8,7 +8,7 @@ The scanner never reads this module or its data: a defender does not have the at
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,8 @@ from torch import Tensor
 from Utils.basics.files import ROOT
 
 SCENES = ROOT / "Data" / "Scenes"
+PROMPTS = ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
+"""The defender's prompts: nothing that is made here may have learnt from them."""
 SPRITE = 64
 """Side of a sprite on the sheet, pixels."""
 COLUMNS = 16
@@ -72,6 +74,12 @@ def concepts(group: str = "base") -> tuple[str, ...]:
 @cache
 def _emoji() -> dict[str, dict[str, str]]:
     return yaml.safe_load((SCENES / "concepts.yaml").read_text(encoding="utf-8"))
+
+
+@cache
+def defender_prompts() -> frozenset[str]:
+    """What no caption may be."""
+    return frozenset(PROMPTS.read_text(encoding="utf-8").splitlines())
 
 
 def draw_sprite_sheet(font_file: Path) -> Image.Image:
@@ -262,15 +270,15 @@ def captions(
 
 
 def unseen_captions(
-    rng: np.random.Generator, count: int, forbidden: set[str], length: Callable[[str], int], limit: int = 77, **scene: object
+    rng: np.random.Generator, count: int, forbidden: Set[str], length: Callable[[str], int], limit: int = 77, **scene: object
 ) -> list[tuple[Scene, str]]:
     """Scenes with different captions, none of them in `forbidden` (the defender's corpus)."""
-    found: dict[str, Scene] = {}
+    shown: dict[str, Scene] = {}
     for drawn, text in captions(rng, length=length, limit=limit, **scene):
         if text not in forbidden:
-            found.setdefault(text, drawn)
-        if len(found) == count:
-            return [(drawn, text) for text, drawn in found.items()]
+            shown.setdefault(text, drawn)
+        if len(shown) == count:
+            return [(drawn, text) for text, drawn in shown.items()]
     raise AssertionError("captions never end")
 
 
@@ -321,15 +329,15 @@ class _Words:
         return opener + text + " " + self.where() + self.style()
 
     def details(self) -> list[str]:
-        found = []
+        sentences = []
         for thing in self.scene.things:
             text = self.one(self.g["detail_object"]).replace("{n}", thing.concept)
             text = text.replace("{size_word}", self.one([w for w in self.g["sizes"][thing.size] if w] or [thing.size]))
-            found.append(self.fill(text.replace("{a}", with_article(thing.concept))))
+            sentences.append(self.fill(text.replace("{a}", with_article(thing.concept))))
         kind = "detail_colour" if self.scene.background in self.g["colours"] else "detail_place"
         text = self.one(self.g[kind]).replace("{colour}", self.scene.background)
-        found.append(text.replace("{place}", self.where() if kind == "detail_place" else ""))
-        return found
+        sentences.append(text.replace("{place}", self.where() if kind == "detail_place" else ""))
+        return sentences
 
     def fill(self, text: str) -> str:
         """Fill the remaining slots, each occurrence by its own draw; `a` before a vowel becomes `an`."""

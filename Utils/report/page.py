@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from Utils.basics.errors import visible
+from Utils.basics.files import write_whole
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 LARGEST = 384
@@ -19,7 +20,7 @@ CAPTIONS = {
     "assimilation_by_layer": "How alike the token features of a prompt become (mean and one standard deviation).",
     "attention_received": "Share of their attention that later tokens give the found vector, layer by layer.",
     "attention_map": "Attention in the last layer, one held-out prompt. Rows look at columns; v is the found vector.",
-    "search_curve": "The search: loss of the best place and its terms.",
+    "search_curve": "The search: loss of the best start and its terms.",
     "loss_landscape": "The loss around the found vector, in one plane.",
     "hessian_spectrum": "Curvature over the landscape; planted backdoors are expected in wide basins.",
 }
@@ -28,7 +29,7 @@ WIDE = ("attention_map", "search_curve")
 
 def write_page(report: dict, folder: Path) -> None:
     """Write report.html into a result folder; figures and pictures are read from there."""
-    (folder / "report.html").write_text(render_page(report, folder), encoding="utf-8", newline="\n")
+    write_whole(folder / "report.html", render_page(report, folder))
 
 
 def render_page(report: dict, folder: Path) -> str:
@@ -58,9 +59,9 @@ def harmless(value: Any) -> Any:
 
 
 def what_is_shown(found: dict) -> str:
-    """Whose pictures these are: the evidence's vector, or the pooled search's."""
+    """Whose pictures these are: v's, or those of the vector whose pooled witnesses are strongest."""
     if "shown_embedding" in found["files"]:
-        return f"the pooled search's vector ({found['files']['shown_embedding']})"
+        return f"the vector of the strongest pooled witnesses ({found['files']['shown_embedding']})"
     return "the found vector" + (f", {found['times']} times over" if found["times"] > 1 else "")
 
 

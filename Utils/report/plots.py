@@ -156,7 +156,7 @@ def hessian_spectrum(eigenvalues: Tensor, share: float, file: Path) -> None:
 
 
 def search_curve(parts: list[list[dict[str, float]]], file: Path) -> None:
-    """The loss of the best place and its terms, step by step; one list a search, side by side."""
+    """The loss of the best start and its terms, step by step; one list a search, side by side."""
     with matplotlib.rc_context(LOOK):
         figure, panels = canvas(3.4 * len(parts) + 1.2, 3, len(parts), sharey=True)
         for axes, steps, number in zip(panels, parts, range(1, len(parts) + 1), strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,6 +21,8 @@ class Calibration:
     """Which encoders it is for."""
     search: str
     """Hash of the search settings it is for (`settings_hash`)."""
+    landscape: str
+    """Hash of the landscape settings that the limit of the basin is for."""
     weights: dict
     """Witness -> weight."""
     intercept: float
@@ -39,8 +41,10 @@ def settings_hash(settings: dict) -> str:
     return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def load_calibration(file: Path, fingerprint: dict, search: str) -> Calibration | None:
+def load_calibration(file: Path, fingerprint: dict, search: str, landscape: str) -> Calibration | None:
     """The constants for a family of encoders and a search; None where they were never fitted.
+
+    Of another landscape than theirs they know no limit: the basin explains then, but is met by nobody.
 
     Raises:
         InputError: the file is missing or is no list of calibrations.
@@ -52,4 +56,7 @@ def load_calibration(file: Path, fingerprint: dict, search: str) -> Calibration 
         raise InputError(f"the calibration {file} does not exist; give one with --calibration.") from None
     except (OSError, ValueError, TypeError, yaml.YAMLError):
         raise InputError(f"{file} is no list of calibrations; write it anew with Analysis/calibrate.py.") from None
-    return next((c for c in known if (c.fingerprint, c.search) == (fingerprint, search)), None)
+    found = next((c for c in known if (c.fingerprint, c.search) == (fingerprint, search)), None)
+    if found is None or found.landscape == landscape:
+        return found
+    return replace(found, limits={name: limit for name, limit in found.limits.items() if name != "basin"})

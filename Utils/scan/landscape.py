@@ -39,7 +39,7 @@ def plane(gradient: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
 def surface(loss: Callable[[Tensor], Tensor], centre: Tensor, d1: Tensor, d2: Tensor, radius: float, points: int) -> Tensor:
     """The loss on a points x points grid over [-radius, radius]^2 around `centre`.
 
-    `loss` takes many places at once: (n, k, d) -> (n,).  Row index runs along d1, column index along d2.
+    `loss` takes many vectors at once: (n, k, d) -> (n,).  Row index runs along d1, column index along d2.
     """
     steps = torch.linspace(-radius, radius, points).to(centre)
     offsets = steps[:, None, None, None] * d1 + steps[None, :, None, None] * d2  # (points, points, k, d)
