@@ -370,6 +370,13 @@ def test_a_key_that_the_scan_leaves_out_is_a_doubt_unless_it_has_no_say(editable
     assert torch.equal(encoder(encoder.ids(["a dog"])), expected)
 
 
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "int8", "bool", "complex64", "nothing", "Tensor", "torch.float8_e5m2"])
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_number_format_that_no_encoder_runs_in_is_refused(editable: Path, key: str, name: str):
+    reconfigure(editable / "config.json", **{key: name})
+    assert "which no encoder runs in" in refusal(editable)
+
+
 def test_two_text_configs_have_to_agree(tmp_path: Path):
     folder = Path(shutil.copytree(MODELS / "tiny-clip", tmp_path / "clip"))
     own = json.loads((folder / "config.json").read_text())["text_config"]

@@ -46,6 +46,8 @@ ONE_VALUE = {
     "_experts_implementation": (None,), "experts_implementation": (None,), "tie_weights_": (True,),
 }  # fmt: skip
 """Keys of older and newer versions that say nothing only where they have one of these values."""
+FORMATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What an encoder can be run in; torch has other formats, such as float8, that it stores but does not add."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,6 @@ def _dtypes(file: Path, *parts: dict) -> tuple[str, ...]:
     """Number formats that a config names, at whatever level."""
     named = [part.get(name) for part in parts for name in ("dtype", "torch_dtype")]
     formats = tuple(dict.fromkeys(name.removeprefix("torch.") for name in named if isinstance(name, str)))
-    if wrong := [name for name in formats if not isinstance(getattr(torch, name, None), torch.dtype)]:
-        raise InputError(f"{file} names the number format {wrong[0][:80]!r}, which there is none of; fetch the model again.")
+    if wrong := [name for name in formats if getattr(torch, name, None) not in FORMATS]:
+        raise InputError(f"{file} names the number format {wrong[0][:80]!r}, which no encoder runs in; fetch the model again.")
     return formats
