@@ -116,6 +116,13 @@ def test_tensors_of_something_else_raise_no_doubt(editable: Path):
     assert doubts(editable) == []
 
 
+@pytest.mark.parametrize("kind", [[], {}, None, 7, "bert"], ids=str)
+def test_a_config_of_any_type_may_lie_below(editable: Path, kind: object):
+    put(editable / "sub" / "config.json", json.dumps({"model_type": kind}).encode())
+    assert doubts(editable) == []
+    assert encoders_of(str(editable)) == [str(editable)]
+
+
 def test_weights_in_a_folder_without_a_config_are_a_doubt(editable: Path):
     (editable / "backup").mkdir()
     shutil.copy(editable / WEIGHTS, editable / "backup" / WEIGHTS)

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from Utils.basics.errors import InputError
-from Utils.intake.families import FAMILIES, Family
+from Utils.intake.families import FAMILIES, Family, is_family
 from Utils.intake.files import other_checkpoint
 from Utils.intake.reader import Reader
 
@@ -78,7 +78,7 @@ def read_config(folder: Path, reader: Reader | None = None) -> EncoderConfig:
         raise InputError(_no_config(folder))
     config = reader.json(file)
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in FAMILIES:
+    if not is_family(kind):
         raise InputError(f"{file} names the model type {repr(kind)[:80]}; the scan knows {', '.join(FAMILIES)}.")
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{folder} holds adapter_config.json: merge the adapter into its base and save the whole model.")
