@@ -393,6 +393,22 @@ def test_two_text_configs_have_to_agree(tmp_path: Path):
     assert any("hidden_act" in doubt for doubt in doubts(folder))
 
 
+def test_a_config_that_chooses_another_tokenizer_than_the_scan_takes_is_a_doubt(tiny_folder: Path, tmp_path: Path):
+    """AutoTokenizer asks tokenizer_config.json first, but a config of certain types overrules it."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "plain"))
+    reconfigure(folder / "config.json", tokenizer_class="BertTokenizer")
+    assert doubts(folder) == []
+    reconfigure(folder / "tokenizer_config.json", tokenizer_class=None)
+    assert any("tokenizer_class chooses a tokenizer" in doubt for doubt in doubts(folder))
+    pipeline = as_pipeline(tiny_folder, tmp_path / "sd")
+    assert doubts(pipeline) == []
+    for content in ({"model_type": "olmo2"}, {"model_type": []}, []):
+        (pipeline / "tokenizer" / "config.json").write_text(json.dumps(content))
+        assert any("loaders ask it for a class" in doubt for doubt in doubts(pipeline))
+    (pipeline / "tokenizer" / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    assert doubts(pipeline) == []
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_a_key_that_stands_twice_is_refused(editable: Path, name: str):
     text = (editable / name).read_text()
