@@ -384,6 +384,12 @@ def test_a_number_format_that_no_encoder_runs_in_is_refused(editable: Path, key:
     assert "which no encoder runs in" in refusal(editable)
 
 
+@pytest.mark.parametrize("heads", [-4, -8, -1])
+def test_a_config_that_fits_the_tensors_and_cannot_be_run_is_refused(editable: Path, heads: int):
+    reconfigure(editable / "config.json", num_attention_heads=heads)
+    assert "cannot be loaded" in refusal(editable)
+
+
 def test_two_text_configs_have_to_agree(tmp_path: Path):
     folder = Path(shutil.copytree(MODELS / "tiny-clip", tmp_path / "clip"))
     own = json.loads((folder / "config.json").read_text())["text_config"]
