@@ -44,6 +44,11 @@ PROMPTS = ["a photo of a dog", "two birds"]
 TEXTS = [*PROMPTS, "", "A  DOG's 12 caf\u00e9s, e\u0301! <|endoftext|> x", " </s> [SEP] \u200bdog\n" + "aeiou " * 9]
 
 
+@pytest.fixture(scope="module")
+def bases(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_bases(tiny_folder, tmp_path_factory.mktemp("bases"))
+
+
 # ------------------------------------------------------------------------------------------------------------- the oracle
 def outcome(model: Path) -> tuple[str, list[str]]:
     """What the scan says of a model, and how other loaders disagree with it on what it accepted.
@@ -140,17 +145,17 @@ def try_mutants(bases: list[str], place: str, numbers: list[int]) -> dict:
 
 
 # -------------------------------------------------------------------------------------------------------------- in process
-def test_every_mutant_is_refused_with_one_sentence_or_loads_to_the_same_everywhere(tiny_folder: Path, tmp_path: Path):
+def test_every_mutant_is_refused_with_one_sentence_or_loads_to_the_same_everywhere(bases: list[Path], tmp_path: Path):
     """In children of bounded memory and time: a hang or a death fails the test and names the mutant."""
-    bases, place = [str(base) for base in write_bases(tiny_folder, tmp_path / "bases")], tmp_path / "place"
+    place, sources = tmp_path / "place", [str(base) for base in bases]
     place.mkdir()
-    assert [outcome(Path(base)) for base in bases] == [("accepted", [])] * len(bases)  # children then find all imported
+    assert [outcome(base) for base in bases] == [("accepted", [])] * len(bases)  # children then find all imported
     numbers = [int(ONLY)] if ONLY else list(range(MUTANTS))
     began, ends, wrong, slowest = time.monotonic(), Counter(), [], 0.0
     for first in range(0, len(numbers), AT_ONCE):
         part = numbers[first : first + AT_ONCE]
         try:
-            told = run_bounded(try_mutants, (bases, str(place), part), LIMITS, f"mutants from {part[0]}", debug=bool(ONLY))
+            told = run_bounded(try_mutants, (sources, str(place), part), LIMITS, f"mutants from {part[0]}", debug=bool(ONLY))
         except InputError as ended:  # a child's end is a finding like others
             wrong.append(str(ended))
             continue
@@ -162,14 +167,13 @@ def test_every_mutant_is_refused_with_one_sentence_or_loads_to_the_same_everywhe
     print("\n".join(wrong))
     assert wrong == []
     assert sum(ends.values()) == len(numbers)
-    assert ONLY or {end.rpartition(" ")[2] for end in ends} == {"accepted", "doubted", "refused"}
+    assert ONLY or {end.rpartition(" ")[2] for end in ends} >= {"accepted", "doubted", "refused"}
 
 
 @pytest.mark.parametrize("name", ["clip_text", "clip", "siglip", "bert", "roberta", "mpnet", "distilbert", "t5"])
-def test_the_oracle_accepts_what_is_healthy_and_sees_what_differs(tiny_folder: Path, tmp_path: Path, name: str):
-    bases = {base.name: base for base in write_bases(tiny_folder, tmp_path)}
-    assert outcome(bases[name]) == ("accepted", [])
-    encoder = load_encoder(bases[name])
+def test_the_oracle_accepts_what_is_healthy_and_sees_what_differs(bases: list[Path], name: str):
+    encoder = load_encoder(next(base for base in bases if base.name == name))
+    assert features_differ(encoder) == tokens_differ(encoder) == []
     encoder.model.get_input_embeddings().weight.data += torch.arange(encoder.width)
     assert features_differ(encoder)
     encoder.tokenizer.backend_tokenizer.normalizer = None
@@ -183,13 +187,13 @@ STEPS = (
 )  # fmt: skip
 
 
-def test_mutants_end_the_command_line_with_a_verdict_or_one_sentence(tiny_folder: Path, tmp_path: Path):
+def test_mutants_end_the_command_line_with_a_verdict_or_one_sentence(bases: list[Path], tiny_folder: Path, tmp_path: Path):
     """The command line ends every kind of mutant with an exit code and, where there is no verdict, one sentence.
 
     What becomes of a mutant is shown above; this shows that nothing of it gets lost on the way out.  Python is started anew
     each time, two at a time.
     """
-    bases, copies = write_bases(tiny_folder, tmp_path / "bases"), []
+    copies = []
     for number in range(COMMANDS):
         place = tmp_path / f"mutant{number}"
         place.mkdir()
