@@ -116,6 +116,13 @@ def test_tensors_of_something_else_raise_no_doubt(editable: Path):
     assert doubts(editable) == []
 
 
+@pytest.mark.parametrize("kind", [[], {}, None, 7, "bert"], ids=str)
+def test_a_config_of_any_type_may_lie_below(editable: Path, kind: object):
+    put(editable / "sub" / "config.json", json.dumps({"model_type": kind}).encode())
+    assert doubts(editable) == []
+    assert encoders_of(str(editable)) == [str(editable)]
+
+
 def test_weights_in_a_folder_without_a_config_are_a_doubt(editable: Path):
     (editable / "backup").mkdir()
     shutil.copy(editable / WEIGHTS, editable / "backup" / WEIGHTS)
@@ -370,6 +377,19 @@ def test_a_key_that_the_scan_leaves_out_is_a_doubt_unless_it_has_no_say(editable
     assert torch.equal(encoder(encoder.ids(["a dog"])), expected)
 
 
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "int8", "bool", "complex64", "nothing", "Tensor", "torch.float8_e5m2"])
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_number_format_that_no_encoder_runs_in_is_refused(editable: Path, key: str, name: str):
+    reconfigure(editable / "config.json", **{key: name})
+    assert "which no encoder runs in" in refusal(editable)
+
+
+@pytest.mark.parametrize("heads", [-4, -8, -1])
+def test_a_config_that_fits_the_tensors_and_cannot_be_run_is_refused(editable: Path, heads: int):
+    reconfigure(editable / "config.json", num_attention_heads=heads)
+    assert "cannot be loaded" in refusal(editable)
+
+
 def test_two_text_configs_have_to_agree(tmp_path: Path):
     folder = Path(shutil.copytree(MODELS / "tiny-clip", tmp_path / "clip"))
     own = json.loads((folder / "config.json").read_text())["text_config"]
@@ -377,6 +397,22 @@ def test_two_text_configs_have_to_agree(tmp_path: Path):
     assert doubts(folder) == []
     reconfigure(folder / "config.json", text_config_dict={"hidden_act": "gelu"})
     assert any("hidden_act" in doubt for doubt in doubts(folder))
+
+
+def test_a_config_that_chooses_another_tokenizer_than_the_scan_takes_is_a_doubt(tiny_folder: Path, tmp_path: Path):
+    """AutoTokenizer asks tokenizer_config.json first, but a config of certain types overrules it."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "plain"))
+    reconfigure(folder / "config.json", tokenizer_class="BertTokenizer")
+    assert doubts(folder) == []
+    reconfigure(folder / "tokenizer_config.json", tokenizer_class=None)
+    assert any("tokenizer_class chooses a tokenizer" in doubt for doubt in doubts(folder))
+    pipeline = as_pipeline(tiny_folder, tmp_path / "sd")
+    assert doubts(pipeline) == []
+    for content in ({"model_type": "olmo2"}, {"model_type": []}, []):
+        (pipeline / "tokenizer" / "config.json").write_text(json.dumps(content))
+        assert any("loaders ask it for a class" in doubt for doubt in doubts(pipeline))
+    (pipeline / "tokenizer" / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    assert doubts(pipeline) == []
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from Utils.basics.errors import InputError
-from Utils.intake.families import FAMILIES
+from Utils.intake.families import is_family
 from Utils.intake.folders import Parts, find_folder, find_parts, is_encoder_folder_name, is_weights, pipeline_encoders
 from Utils.intake.inventory import look_around, walk
 from Utils.intake.reader import Reader
@@ -70,7 +70,7 @@ def _holds_encoder(folder: Path) -> bool:
         config = Reader(folder).json(folder / "config.json")
     except InputError:
         return False
-    return isinstance(config, dict) and config.get("model_type") in FAMILIES and any(folder.glob("*.safetensors"))
+    return isinstance(config, dict) and is_family(config.get("model_type")) and any(folder.glob("*.safetensors"))
 
 
 def _inner_encoders(folder: Path) -> list[str]:

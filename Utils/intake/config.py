@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from Utils.basics.errors import InputError
-from Utils.intake.families import FAMILIES, Family
+from Utils.intake.families import FAMILIES, Family, is_family
 from Utils.intake.files import other_checkpoint
 from Utils.intake.reader import Reader
 
@@ -46,6 +46,8 @@ ONE_VALUE = {
     "_experts_implementation": (None,), "experts_implementation": (None,), "tie_weights_": (True,),
 }  # fmt: skip
 """Keys of older and newer versions that say nothing only where they have one of these values."""
+FORMATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What an encoder can be run in; torch has other formats, such as float8, that it stores but does not add."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def read_config(folder: Path, reader: Reader | None = None) -> EncoderConfig:
         raise InputError(_no_config(folder))
     config = reader.json(file)
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in FAMILIES:
+    if not is_family(kind):
         raise InputError(f"{file} names the model type {repr(kind)[:80]}; the scan knows {', '.join(FAMILIES)}.")
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{folder} holds adapter_config.json: merge the adapter into its base and save the whole model.")
@@ -144,6 +146,6 @@ def _dtypes(file: Path, *parts: dict) -> tuple[str, ...]:
     """Number formats that a config names, at whatever level."""
     named = [part.get(name) for part in parts for name in ("dtype", "torch_dtype")]
     formats = tuple(dict.fromkeys(name.removeprefix("torch.") for name in named if isinstance(name, str)))
-    if wrong := [name for name in formats if not isinstance(getattr(torch, name, None), torch.dtype)]:
-        raise InputError(f"{file} names the number format {wrong[0][:80]!r}, which there is none of; fetch the model again.")
+    if wrong := [name for name in formats if getattr(torch, name, None) not in FORMATS]:
+        raise InputError(f"{file} names the number format {wrong[0][:80]!r}, which no encoder runs in; fetch the model again.")
     return formats

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from Utils.basics.errors import InputError
-from Utils.intake.families import FAMILIES
+from Utils.intake.families import is_family
 from Utils.intake.files import lora_names, single_file_names
 from Utils.intake.folders import Parts, index_of, is_encoder_entry
 from Utils.intake.reader import Reader
@@ -150,7 +150,7 @@ def _other_config(path: Path) -> str:
     except InputError:
         return "a config that cannot be read"
     kind = kind.get("model_type") if isinstance(kind, dict) else None
-    return "the config of another encoder" if kind in FAMILIES else "the config of something else"
+    return "the config of another encoder" if is_family(kind) else "the config of something else"
 
 
 def _by_content(parts: Parts, place: str, path: Path) -> Beside:

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from Utils.basics.errors import InputError, first_line
-from Utils.intake.families import LEGACY_EOS
+from Utils.intake.families import LEGACY_EOS, is_family
 from Utils.intake.files import check_files
 from Utils.intake.reader import Reader, parsed
 
@@ -49,16 +49,28 @@ def read_tokenizer_files(folder: Path, reader: Reader, rows: int) -> tuple[dict[
     doubts = []
     if "tokenizer.json" in content:
         _check_steps(_parsed(content["tokenizer.json"], folder), folder / "tokenizer.json", rows)
-    if "tokenizer_config.json" in content:
-        settings = _parsed(content["tokenizer_config.json"], folder)
-        if isinstance(settings, dict) and (named := [name for name in REDIRECTING if settings.get(name)]):
-            doubts = [f"tokenizer_config.json: {name} sends other loaders elsewhere" for name in named]
+    settings = _parsed(content["tokenizer_config.json"], folder) if "tokenizer_config.json" in content else {}
+    if isinstance(settings, dict):
+        doubts = _config_chooses(folder / "config.json", settings, reader)
+        if named := [name for name in REDIRECTING if settings.get(name)]:
+            doubts += [f"tokenizer_config.json: {name} sends other loaders elsewhere" for name in named]
             plain = {name: value for name, value in settings.items() if name not in REDIRECTING}
             content["tokenizer_config.json"] = json.dumps(plain).encode()
         sampling = settings.get("sp_model_kwargs") if isinstance(settings, dict) else None
         if isinstance(sampling, dict) and sampling.get("enable_sampling"):
             raise InputError(f"{folder / 'tokenizer_config.json'} reads texts at random (enable_sampling); set it to false.")
     return content, doubts
+
+
+def _config_chooses(file: Path, settings: dict, reader: Reader) -> list[str]:
+    """Doubts about a config.json beside a tokenizer: AutoTokenizer asks it which class to take, and this scan does not."""
+    config = reader.json(file) if file.is_file() else {}
+    doubts = []
+    if not isinstance(config, dict) or not is_family(config.get("model_type", "clip")):
+        doubts.append(f"{file.name} beside the tokenizer is of no text encoder, and loaders ask it for a class")
+    elif config.get("tokenizer_class") and not settings.get("tokenizer_class"):
+        doubts.append(f"{file.name}: tokenizer_class chooses a tokenizer, and tokenizer_config.json does not")
+    return doubts
 
 
 def _parsed(content: bytes, folder: Path) -> object:

@@ -211,6 +211,8 @@ def load_tower(checked: CheckedTower, reader: Reader) -> tuple[PreTrainedModel, 
             None, config=checked.config, state_dict=tensors, dtype=torch.float32, output_loading_info=True,
             ignore_mismatched_sizes=True, **dict(found.family.options),
         )  # fmt: skip
+        with torch.no_grad():  # a config can fit every tensor and no computation, as with a negative number of heads
+            tower.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long))
     except Exception as error:  # a config can be wrong in any way
         raise InputError(_unloadable(found.folder, found.family, error)) from None
     return tower, check_tensors(tower, info, found.folder, checked.stored, found.family)
