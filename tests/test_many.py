@@ -45,7 +45,9 @@ def folders(tiny_folder: Path, tmp_path: Path) -> list[Path]:
     return copies
 
 
-def fake_scan(scanned: list[str], output: Path, model: str, name: str, verdict: str = "clean") -> dict:
+def fake_scan(
+    scanned: list[str], output: Path, model: str, name: str, device: str | None = None, verdict: str = "clean"
+) -> dict:
     """A scan that takes no time; a model without weights is refused."""
     with result_folder(model, output, name) as folder:
         scanned.append(Path(model).name)
