@@ -27,6 +27,8 @@ RESULTS = ROOT / "Results"
 NOTEBOOKS = RESULTS / "notebooks"
 """Where a notebook's own scans go: somebody's result under Results, made with other settings, stays what it is."""
 SEED = 42
+SHORTER = {"restarts": 4, "rounds": 2, "steps": 60}
+"""Settings of the searches that notebooks make beside the scan's own."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def read_report(folder: Path) -> dict:
 
 def quick_search(case: Case, encoder: TextEncoder, prompts: int) -> Tensor:
     """v (k, d) of a shorter search in an encoder that sees only so many prompts; in the anchor itself nothing is foreign."""
-    cfg = replace(case.scan.cfg, restarts=4, rounds=2, steps=60, batch=min(case.scan.cfg.batch, prompts))
+    cfg = replace(case.scan.cfg, **SHORTER, batch=min(case.scan.cfg.batch, prompts))
     anchor = case.scan.anchor if encoder is case.scan.suspect else None
     corpus = case.scan.corpus if anchor else case.scan.anchor_corpus
     kind = objective if case.report["found"]["kind"] == "feature collapse" else pooled_objective
