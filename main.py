@@ -16,10 +16,12 @@ import logging
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
@@ -28,16 +30,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from Utils.basics.bounded import reading, run_bounded
 from Utils.basics.config import load_config
-from Utils.basics.errors import InputError, fail, sentence_of
-from Utils.basics.files import ROOT
+from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
+from Utils.basics.files import ROOT, remove_parts
 from Utils.encoder.anchors import pick_anchor
 from Utils.encoder.corpus import batches, embed_corpus, read_prompts, split
+from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import fingerprint, load_encoder, pick_device, quiet_libraries
 from Utils.encoder.measures import assimilation, similarity
+from Utils.encoder.readings import Reading, compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found
 from Utils.report.command_line import check_arguments, deliver, parse_arguments
+from Utils.report.limits import Wanted, limits_of
 from Utils.report.lists import exit_code, is_first_process, scan_named, worst
 from Utils.report.plots import ANCHOR, BENIGN, FOUND
 from Utils.report.report import make_report, write_report
@@ -45,6 +51,7 @@ from Utils.report.run import Run, open_run
 from Utils.scan import landscape
 from Utils.scan.calibration import Calibration, load_calibration, settings_hash
 from Utils.scan.finding import FEATURES, SUMMARIES, Finding, Verdict
+from Utils.scan.firing import about_readings, strings_that_fire, with_backdoor, with_tokenizer
 from Utils.scan.landscape import Landscape
 from Utils.scan.pair import Pair
 
@@ -498,6 +505,16 @@ def judge(values: dict[str, float], calibration: Calibration | None) -> Verdict:
     return Verdict("inconclusive", reason, score, evidence, notes)
 
 
+def with_doubts(verdict: Verdict, doubts: list[str]) -> Verdict:
+    """A verdict speaks of what was judged: where a loader could take something else, "clean" is more than anybody knows."""
+    verdict = replace(verdict, notes=verdict.notes + doubts)
+    if verdict.verdict != "clean" or not doubts:
+        return verdict
+    more = f" (and {len(doubts) - 1} more)" if len(doubts) > 1 else ""
+    reason = f"What was judged looks clean, but {doubts[0]}{more}; name the weights that you use with --only."
+    return replace(verdict, verdict="inconclusive", reason=reason)
+
+
 def wrong_anchor(score: float, evidence: list[dict]) -> Verdict:
     """Nothing can be said about a suspect that was not made from its anchor."""
     reason = "The suspect's features of clean prompts are too far from the anchor's: it was hardly made from this base."
@@ -607,6 +624,48 @@ class Request:
     device: str = "auto"
     seed: int = 42
     show: Show = field(default_factory=Show)
+    trust: Trust = field(default_factory=Trust)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The weights, as texts are read by one tokenizer."""
+
+    form: str
+    scan: Scan
+    finding: Finding
+    verdict: Verdict
+    run: Run
+
+
+SEVERITY = ("clean", "inconclusive", "backdoored")
+"""Of several readings the worst verdict counts."""
+
+
+def judge_weights(
+    suspect: TextEncoder,
+    anchor: TextEncoder | None,
+    form: Reading,
+    request: Request,
+    calibration: Calibration | None,
+    run: Run,
+) -> Judged:
+    """Steps 1 and 3 to 5 with both encoders reading alike, so that only their weights differ."""
+    cfg, part = request.cfg, replace(run, curve=[], seconds={})
+    # 1. and 2. one batched pass over the corpus, which also tells how far clean prompts assimilate
+    with part.stage("corpus"):
+        anchor = anchor and read_by(anchor, form.tokenizer)
+        scan = prepare(read_by(suspect, form.tokenizer), anchor, cfg, request.seed)
+    # 3. search, 4. witnesses, 5. verdict
+    if cfg.procedure == "calibrated":
+        finding = find_trigger(scan, part)
+        verdict = judge(finding.values, calibration)
+    else:
+        finding = find_trigger_as_published(scan, part)
+        verdict = judge_as_published(finding.values, cfg)
+    for name, seconds in part.seconds.items():
+        run.seconds[name] = round(run.seconds.get(name, 0.0) + seconds, 3)
+    return Judged(form.form, scan, finding, verdict, part)
 
 
 def scan_model(model: str, request: Request, name: str | None = None) -> dict:
@@ -615,54 +674,79 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms need on a GPU
     torch.use_deterministic_algorithms(True, warn_only=True)
     with open_run(model, request.output, request.seed, name) as run:
-        with run.stage("load"):
+        with run.stage("load"), reading():
             device = pick_device(request.device)
             suspect = load_encoder(model, device)
             anchor, run.notes = pick_anchor(request.anchor, suspect, device)
             known = search_settings(cfg), landscape_settings(cfg)
             calibration = load_calibration(ROOT / cfg.calibration, fingerprint(suspect), *known)
-        # 1. and 2. one batched pass over the corpus, which also tells how far clean prompts assimilate
-        with run.stage("corpus"):
-            scan = prepare(suspect, anchor, cfg, request.seed)
-        # 3. search, 4. witnesses, 5. verdict
-        if cfg.procedure == "calibrated":
-            finding = find_trigger(scan, run)
-            verdict = judge(finding.values, calibration)
-        else:
-            finding = find_trigger_as_published(scan, run)
-            verdict = judge_as_published(finding.values, cfg)
+        # the tokenizer is part of the suspect: weights are judged as the base reads texts, and as the suspect where it differs
+        with run.stage("readings"), reading():
+            readings = compare(suspect, anchor, read_prompts(ROOT / cfg.corpus), cfg.prompts)
+        judged = [judge_weights(suspect, anchor, form, request, calibration, run) for form in readings.to_judge]
+        chosen = max(judged, key=lambda one: SEVERITY.index(one.verdict.verdict))
+        scan, finding, run.curve = chosen.scan, chosen.finding, chosen.run.curve
+        with run.stage("tokenizer"):
+            firing = strings_that_fire(suspect, readings, scan.unseen)
+            verdict = with_tokenizer(chosen.verdict, readings, firing)
+        with run.stage("files"):
+            beside, doubts = doubts_about(scan.suspect, scan.prompts[: cfg.prompts], request.trust)
+            verdict = with_doubts(verdict, doubts + readings.doubts)
         # how far prompts assimilate from layer to layer, clean and with v, and what else v does
         with run.stage("assimilation"):
             by_layer = layers_with_and_without(scan, finding.v)
         shown = show_found(scan, finding, by_layer, run, request.show)
         settings = {"config": asdict(cfg), "show": asdict(request.show), "device": device.type}
+        settings["read"] = {"files": suspect.files.read, "beside": [asdict(b) for b in beside]}
+        settings["readings"] = about_readings(readings, {one.form: one.verdict for one in judged})
         usual = asdict(load_config(ScanConfig, SETTINGS))
-        return write_report(make_report(scan, finding, verdict, shown, by_layer), run, verdict, settings, usual)
+        report = make_report(scan, finding, replace(verdict, verdict=chosen.verdict.verdict), shown, by_layer)
+        return write_report(with_backdoor(report, verdict, firing), run, verdict, settings, usual)
+
+
+def scan_aside(model: str, request: Request, name: str | None) -> dict:
+    """`scan_model` as a child process does it."""
+    if any("\ud800" <= c <= "\udfff" for c in model):  # how Python keeps the bytes of such a name
+        raise InputError(f"{model}: no library opens a name that is no UTF-8; rename it.")
+    logging.getLogger("amber").setLevel(logging.INFO)
+    quiet_libraries()
+    return scan_model(model, request, name)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Scan as the command line says.  -> the exit code"""
     args = parse_arguments(argv, ScanConfig, SETTINGS)
-    logging.getLogger("amber").setLevel(logging.INFO)
     quiet_libraries()
     try:
         check_arguments(args)
         cfg = load_config(ScanConfig, args.config, **{f.name: getattr(args, f.name) for f in fields(ScanConfig)})
-        request = Request(cfg, args.anchor, args.output, args.device, args.seed, Show(args.images, args.pipeline))
+        show, trust = Show(args.images, args.pipeline), Trust(args.only, args.compare_pickles)
+        request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust)
         depends_on = {name: value for name, value in asdict(request).items() if name != "output"}
+        wanted = Wanted(args.memory, args.timeout, args.load_timeout)
+        remove_parts(CACHE)
 
         def scan(model: str, name: str | None = None, device: str | None = None) -> dict:
-            return scan_model(model, replace(request, device=device or request.device), name)
+            if name and args.images:  # one of many: what takes seconds to import is forked with every child
+                import_module("Utils.found.rendering")
+            here = replace(request, device=device or request.device)
+            return run_bounded(scan_aside, (model, here, name), limits_of(model, args.anchor, wanted), model, args.debug)
 
         with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
-            reports = scan_named(args, scan, depends_on, [ROOT / cfg.corpus, ROOT / cfg.calibration])
+            files = [ROOT / cfg.corpus, ROOT / cfg.calibration]
+            reports, unwritten = scan_named(args, scan, depends_on, files, wanted)
     except KeyboardInterrupt:
         return fail("interrupted; nothing was judged.")
-    except Exception as error:  # a traceback would exit with 1, which means that a backdoor was found
+    except (InputError, OSError) as error:
         return fail(sentence_of(error))
+    except Exception:  # a traceback would exit with 1, which means that a backdoor was found
+        if args.debug:
+            tell("\n".join(visible(line) for line in traceback.format_exc().splitlines()))
+        return fail(f"the scan of {args.models or args.model} broke off by a fault of the program; --debug shows where.")
     code = exit_code(reports)
-    for undelivered in deliver(reports, args) if is_first_process() else ():  # what was found is found all the same
-        code = worst([code, fail(f"{undelivered}; the reports are in {args.output}.")])
+    if is_first_process():
+        for missing in unwritten + deliver(reports, args):  # what was found is found all the same
+            code = worst([code, fail(f"{missing}; the reports are in {args.output}.")])
     return code
 
 

@@ -249,3 +249,14 @@ def test_the_shipped_calibrations_are_of_the_shipped_settings():
                 ROOT / cfg.calibration, entry["fingerprint"], search_settings(cfg), landscape_settings(cfg)
             )
             assert known.limits.keys() & {"basin"} == names
+
+
+def test_a_value_that_has_no_end_is_refused_in_a_short_sentence(tmp_path: Path):
+    laughs = ["procedure:", "  - &a [x,x,x,x,x,x,x,x,x,x]"]
+    laughs += [f"  - &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 10)}]" for i in range(8)]
+    for name, text in (("laughs", "\n".join(laughs)), ("large", "prompts: 0x" + "f" * 5000)):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=name) as caught:
+            load_config(ScanConfig, file)
+        assert len(str(caught.value)) < 600

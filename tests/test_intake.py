@@ -27,7 +27,8 @@ from transformers import CLIPTextModelWithProjection
 from Utils.basics.errors import InputError, visible
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.intake.folders import encoders_of, matching_part
+from Utils.intake.candidates import encoders_of
+from Utils.intake.folders import matching_part
 from Utils.report.folder import result_folder
 
 
@@ -156,7 +157,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path):
 def test_a_config_larger_than_any_is_not_read(editable: Path):
     with (editable / "config.json").open("ab") as file:
         file.truncate(17 << 20)
-    assert "are no config" in refusal(editable)
+    assert "larger than any" in refusal(editable)
 
 
 def test_the_layout_of_the_hub_cache_stays_readable(

@@ -161,7 +161,8 @@ def test_a_hub_id_without_a_network_is_refused():
 
 
 def test_a_file_is_no_folder(tiny_folder: Path):
-    assert "is a file" in refusal(tiny_folder / WEIGHTS)
+    assert "is a file" in refusal(tiny_folder / "config.json")
+    assert load_encoder(tiny_folder / WEIGHTS).path == str(tiny_folder / WEIGHTS)  # its config lies beside it
 
 
 def test_a_folder_without_config_is_refused(editable: Path):
@@ -399,10 +400,13 @@ def test_saving_and_loading_keeps_the_features_in_half_precision(tiny: TextEncod
         assert torch.equal(encoder.model.state_dict()[name], tensor.half().float())
 
 
-def test_encoders_compare_when_tensors_and_vocabulary_agree(tiny: TextEncoder, editable: Path, clip_folder: Path):
+def test_encoders_compare_when_tensors_and_end_of_text_agree(tiny: TextEncoder, clip_folder: Path):
+    """How their tokenizers read texts is looked at apart: one that rewrites them is no wrong anchor."""
     assert same_shape(tiny, load_encoder(clip_folder))
     other = load_encoder(clip_folder)
     other.tokenizer.add_tokens(["surplus"])
+    assert same_shape(tiny, other)
+    other.tokenizer.eos_token = "x</w>"
     assert not same_shape(tiny, other)
 
 

@@ -4,12 +4,20 @@ Contents
     list      a text file, a folder; what names no model
     plan      pipelines are taken apart, names differ
     scans     broken models, resuming, redoing after a change
+    deaths    of a scan, of the hashing of files; resumed without them until something changes
+    names     that are no text, hold line ends or NUL, that nobody may read
+    disks     that fill up
     summary   exit codes, table, hostile names, SARIF
-    commands  --models, a pipeline with two encoders, a kill, two accelerate processes (3-step scans)
+    commands  --models, a pipeline with two encoders, a bomb, a kill, two accelerate processes (3-step scans)
 """
 
+import errno
 import json
+import os
+import re
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 import time
@@ -22,8 +30,11 @@ import pytest
 from test_intake import two_encoders  # noqa: F401  (a fixture)
 
 import main
+from Utils.basics.bounded import Limits, run_bounded
 from Utils.basics.errors import InputError
+from Utils.report import lists
 from Utils.report.folder import SCHEMA, result_folder
+from Utils.report.limits import Wanted
 from Utils.report.lists import exit_code, inputs_digest, plan, read_list, scan_many, summarise, table, write_summary
 from Utils.report.report import to_json
 from Utils.report.sarif import to_sarif
@@ -31,6 +42,7 @@ from Utils.report.sarif import to_sarif
 ROOT = Path(main.__file__).resolve().parent
 ANCHOR: dict[str, str] = {"path": "base"}
 REQUEST = {"device": "cpu", "seed": 1}
+linux = pytest.mark.skipif(sys.platform != "linux", reason="names, signals and devices are Linux's")
 QUICK = (
     "--prompts", "24", "--rounds", "1", "--steps", "3", "--pooled-steps", "0", "--landscape-points", "3", "--restarts", "2",
     "--landscape-planes", "1", "--device", "cpu",
@@ -191,6 +203,153 @@ def test_a_model_whose_files_cannot_be_hashed_is_scanned_every_time(folders: lis
     assert run(folders, tmp_path / "out")[0] == ["b", "c"]
 
 
+# ------------------------------------------------------------------------------------------------------------- deaths
+def deadly(scanned: list[str], output: Path, model: str, name: str, device: str | None = None) -> dict:
+    """A scan in a child of its own that the model b does not survive; files of it stay behind."""
+    scanned.append(Path(model).name)
+
+    def scan() -> dict:
+        if Path(model).name == "b":
+            with result_folder(model, output, name):
+                os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(60)
+        return fake_scan([], output, model, name)
+
+    return run_bounded(scan, (), Limits(2000, 60, 20), model)
+
+
+def run_deadly(folders: list[Path], output: Path, request: dict = REQUEST, wanted: Wanted | None = None, scan=deadly):
+    scanned: list[str] = []
+    tasks = plan(map(str, folders), output)
+    return scanned, scan_many(tasks, partial(scan, scanned, output), output, request, True, wanted)
+
+
+@linux
+def test_a_list_outlives_a_scan_and_its_resume_does_not_try_it_again(folders: list[Path], tmp_path: Path):
+    out = tmp_path / "out"
+    scanned, first = run_deadly(folders, out)
+    assert scanned == ["a", "b", "c"]
+    assert [report["verdict"] for report in first] == ["clean", None, "clean"]
+    assert "SIGKILL" in first[1]["error"]
+    assert str(folders[1]) in first[1]["error"]
+    assert not list(out.glob(".partial_*"))
+    scanned, again = run_deadly(folders, out)
+    assert scanned == []
+    assert again == first
+    assert run_deadly(folders, out, wanted=Wanted(memory_mb=9000))[0] == ["b"]
+    assert run_deadly(folders, out, request=REQUEST | {"seed": 2})[0] == ["a", "b", "c"]
+    (folders[1] / "config.json").write_text("{}")
+    assert run_deadly(folders, out, request=REQUEST | {"seed": 2})[0] == ["b"]
+
+
+def endless(file: Path) -> None:
+    """Give a safetensors file a further tensor of four terabytes that were never written."""
+    whole, more = file.read_bytes(), 1 << 42
+    (length,) = struct.unpack("<Q", whole[:8])
+    header, room = json.loads(whole[8 : 8 + length]), len(whole) - 8 - length
+    header["endless"] = {"dtype": "U8", "shape": [more], "data_offsets": [room, room + more]}
+    new = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(new)) + new + whole[8 + length :])
+    with file.open("ab") as stream:
+        stream.truncate(8 + len(new) + room + more)
+
+
+@linux
+def test_files_that_have_no_end_are_not_hashed_to_it(folders: list[Path], tmp_path: Path):
+    shutil.copy(folders[0] / "model.safetensors", folders[1])
+    endless(folders[1] / "model.safetensors")
+    scanned, reports = run_deadly(folders, tmp_path / "out", wanted=Wanted(reading_seconds=1))
+    assert scanned == ["a", "c"]
+    assert "processor time" in reports[1]["error"]
+    began = time.process_time()
+    assert run_deadly(folders, tmp_path / "out", wanted=Wanted(reading_seconds=1)) == ([], reports)
+    assert time.process_time() - began < 1
+
+
+# -------------------------------------------------------------------------------------------------------------- names
+@linux
+def test_names_are_bytes(folders: list[Path], tmp_path: Path):
+    strange = [b"\xff\xfe-x", b"line\nend\x1b[31m", "\u202egnp".encode(), b"-rf", b"x" * 250]
+    for name in strange:
+        os.makedirs(os.fsencode(folders[0].parent) + b"/" + name)
+    models = read_list(folders[0].parent)
+    assert len(models) == 3 + len(strange)
+    tasks = plan(models, tmp_path / "out")
+    reports = scan_many(tasks, partial(fake_scan, [], tmp_path / "out"), tmp_path / "out", REQUEST, True)
+    assert [report["verdict"] for report in reports].count(None) == 1 + len(strange)
+    summary = summarise(reports, tasks)
+    write_summary(summary, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == summary
+    page, shown = (tmp_path / "summary.html").read_text(encoding="utf-8"), table(summary)
+    sarif = to_json(to_sarif(reports, "1.0.0", tmp_path))
+    assert "\\udcff\\udcfe-x" in page
+    for text in (page, shown, sarif):
+        assert not set(text) & {"\x1b", "\u202e", "\udcff"}
+        text.encode("utf-8")
+    assert "%FF%FE-x" in sarif
+    assert len(shown.splitlines()) == 2 * len(reports) - 2 + 1  # a line each, one more for what is wrong, and the counts
+
+
+@pytest.mark.parametrize("line", [b"a\0b", b"\xff\xfe\xfd", b"x" * 5000, b"a/b\0", b"loop", b"~root", b"owner/na\xc3me"])
+def test_no_line_ends_a_list(folders: list[Path], tmp_path: Path, line: bytes):
+    (tmp_path / "list" / "loop").symlink_to("loop")
+    file = tmp_path / "list" / "models.txt"
+    file.write_bytes(b"a\r\n" + line + b"\nc")
+    models = read_list(file)
+    tasks = plan(models, tmp_path / "out")
+    reports = scan_many(tasks, partial(fake_scan, [], tmp_path / "out"), tmp_path / "out", REQUEST, True)
+    assert [report["verdict"] for report in reports] == ["clean", None, "clean"]
+    assert json.loads(to_json(summarise(reports, tasks)))["counts"] == {"clean": 2, "not judged": 1}
+
+
+def test_a_list_in_another_encoding_is_refused_by_its_name(tmp_path: Path):
+    (tmp_path / "models.txt").write_text("a\n", encoding="utf-16")
+    with pytest.raises(InputError, match="UTF-16"):
+        read_list(tmp_path / "models.txt")
+
+
+def test_what_nobody_may_look_at_ends_no_list(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As a user without rights sees it; the tests may run as root."""
+
+    def guarded(name: str) -> None:
+        real = getattr(Path, name)
+
+        def look(path: Path, *arguments, **keywords):
+            if path.name == "b" or path.parent.name == "b":
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *arguments, **keywords)
+
+        monkeypatch.setattr(Path, name, look)
+
+    for name in ("stat", "is_dir", "exists", "iterdir"):
+        guarded(name)
+    models = read_list(folders[0].parent)
+    assert len(models) == 3
+    _, reports = run(list(map(Path, models)), tmp_path / "out")
+    assert [report["verdict"] for report in reports] == ["clean", None, "clean"]
+    assert "Permission denied" in reports[1]["error"]
+
+
+# -------------------------------------------------------------------------------------------------------------- disks
+def test_a_disk_that_fills_up_keeps_what_is_finished(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out, written = tmp_path / "out", []
+    write = lists.write_whole
+
+    def fills(file: Path, text: str) -> None:
+        written.append(file)
+        if len(written) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(file, text)
+
+    monkeypatch.setattr(lists, "write_whole", fills)
+    scanned, reports = run(folders, out)
+    assert scanned == ["a", "b"]
+    assert [report["verdict"] for report in reports] == ["clean", None, None]
+    assert "No space left on device" in reports[2]["error"]
+    monkeypatch.setattr(lists, "write_whole", write)
+    assert run(folders, out)[0] == ["b", "c"]
+
+
 # ------------------------------------------------------------------------------------------------------------ summary
 @pytest.mark.parametrize(
     ("verdicts", "code"),
@@ -262,7 +421,7 @@ def test_a_verdict_outlives_a_report_that_cannot_be_written(monkeypatch, capsys,
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(main, "scan_named", lambda *_: [{"verdict": verdict}])
+    monkeypatch.setattr(main, "scan_named", lambda *_: ([{"verdict": verdict}], []))
     monkeypatch.setattr(Path, "write_text", full)
     assert main.main(["--output", str(tmp_path), "--json", str(tmp_path / "r.json")]) == code
     said = capsys.readouterr().err
@@ -289,7 +448,7 @@ def test_flags_that_contradict_each_other_or_name_nothing_are_refused(flags: lis
 
 
 def test_sarif_goes_to_standard_output_when_asked(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path):
-    monkeypatch.setattr(main, "scan_named", lambda *_: hostile_reports(tmp_path)[0][2:3])
+    monkeypatch.setattr(main, "scan_named", lambda *_: (hostile_reports(tmp_path)[0][2:3], []))
     assert main.main(["--sarif", "-", "--output", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)["version"] == "2.1.0"
 
@@ -329,6 +488,44 @@ def test_a_pipeline_with_two_encoders_gets_two_reports(two_encoders: Path, tmp_p
     assert [Path(report["model"]["path"]).name for report in reports] == ["text_encoder", "text_encoder_2"]
     assert [Path(report["anchor"]["path"]).name for report in reports] == ["text_encoder", "text_encoder_2"]
     assert "2 encoders: 2 inconclusive" in done.stderr
+
+
+@linux
+def test_a_bomb_in_a_list_costs_itself_only_and_is_not_lit_again(listed, folders: list[Path], tmp_path: Path):
+    out = tmp_path / "out"
+    shutil.copy(folders[0] / "model.safetensors", folders[1])
+    bomb = json.loads((folders[1] / "tokenizer.json").read_text(encoding="utf-8"))
+    double = {"type": "Replace", "pattern": {"Regex": "(?=.)"}, "content": "x"}
+    bomb["normalizer"] = {"type": "Sequence", "normalizers": [double] * 40}
+    (folders[1] / "tokenizer.json").write_text(json.dumps(bomb), encoding="utf-8")
+    settings = json.loads((folders[1] / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # else the steps are rebuilt
+    (folders[1] / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    done = amber(*listed, "--output", str(out))
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    rows = json.loads((out / "summary.json").read_text(encoding="utf-8"))["models"]
+    assert [row["verdict"] for row in rows] == ["inconclusive", None, "inconclusive"]
+    assert str(folders[1]) in rows[1]["error"]
+    assert re.search("processor time|of memory", rows[1]["error"])
+    before = {file: file.stat().st_mtime_ns for file in (*out.glob("*/report.json"), *(out / ".summary").iterdir())}
+    assert amber(*listed, "--output", str(out)).returncode == 3
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+@linux
+def test_a_full_standard_output_is_one_sentence_and_not_exit_code_1(tmp_path: Path):
+    shape = ("--model", str(ROOT / "Data" / "Models" / "suspects" / "benign"), "--images", "0", "--output", str(tmp_path / "o"))
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command(*shape, "--json", "-"), stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+        assert done.returncode == 3  # the verdict's
+        assert "amber: --json - could not be written (No space left on device); the reports are in" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+        done = subprocess.run(command(*shape), stdout=subprocess.PIPE, stderr=full, timeout=300)
+        assert done.returncode == 3
+        done = subprocess.run(command("--model", "no/such/place"), stdout=subprocess.PIPE, stderr=full, timeout=300)
+        assert done.returncode == 2
 
 
 def test_a_killed_list_resumes_and_two_processes_give_the_same_summary(listed, tmp_path: Path):

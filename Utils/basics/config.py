@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -58,6 +59,8 @@ def from_values(kind: type[T], values: dict[str, Any], source: str) -> T:
         raise InputError(f"{source}: {str(error).split('() ')[-1]}.") from None
     except ValueError as error:  # a __post_init__ refused a contradiction
         raise InputError(f"{source}: {error}.") from None
+    except OverflowError:
+        raise InputError(f"{source}: a number is too large; lower it.") from None
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
@@ -74,5 +77,5 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if type(value) is not wanted:
         hint_text = " (write 8.0e-2, not 8e-2)" if wanted is float and isinstance(value, str) else ""
         kind = "a list of `name: value` lines" if dataclasses.is_dataclass(wanted) else wanted.__name__
-        raise InputError(f"{where} should be {kind}, got {value!r}{hint_text}.")
+        raise InputError(f"{where} should be {kind}, got {reprlib.repr(value)[:200]}{hint_text}.")
     return value

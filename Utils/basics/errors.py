@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
+from contextlib import suppress
+from typing import TextIO
 
 HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories that a terminal obeys or swallows instead of showing: control, format, surrogates, line ends."""
@@ -21,8 +24,11 @@ def first_line(error: BaseException) -> str:
 
 def sentence_of(error: BaseException) -> str:
     """What went wrong, in one line."""
-    first = (str(error).splitlines() or [""])[0]
-    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
+    if isinstance(error, InputError):
+        return visible(str(error))  # a file's name may hold the end of a line
+    if isinstance(error, OSError) and error.strerror:
+        return (f"{visible(str(error.filename))}: " if error.filename else "") + error.strerror
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def visible(text: str) -> str:
@@ -35,7 +41,24 @@ def escaped(character: str) -> str:
     return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
 
 
+def tell(text: str) -> None:
+    """Say something on standard error; one that is closed or full must not cost the verdict."""
+    if sys.stderr is not None:
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            swallow(sys.stderr)
+
+
+def swallow(stream: TextIO) -> None:
+    """Let a stream that cannot be written lead nowhere: Python would try once more at its end, and change the exit code."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 def fail(sentence: str, program: str = "amber") -> int:
     """Say one sentence on standard error.  -> the exit code of bad input and errors"""
-    print(f"{program}: {visible(sentence)}", file=sys.stderr)
+    tell(f"{program}: {visible(sentence)}")
     return 2

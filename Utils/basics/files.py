@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import platform
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
@@ -16,11 +20,38 @@ NUMBERS = itertools.count()
 """Tell the partial folders of one process apart."""
 
 
+def text_digest(text: str) -> str:
+    """SHA-256 of a text or a name; names are bytes, and some are no text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def mark() -> str:
+    """What unfinished files of this process have in their names."""
+    return f"{text_digest(platform.node())[:8]}-{os.getpid()}"
+
+
+def is_left_over(name: str) -> bool:
+    """Whether the `mark` that a name begins with is of a process of this machine that is no more."""
+    found = re.match(r"([0-9a-f]{8})-(\d+)(?!\d)", name)
+    return found is not None and mark().startswith(f"{found[1]}-") and not psutil.pid_exists(int(found[2]))
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the unfinished files and folders that dead processes left in `folder`."""
+    with suppress(OSError):
+        for path in folder.glob("*.part"):
+            if is_left_over(path.name.removesuffix(".part").rsplit(".", 1)[-1]):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
     """A path beside `file` to write to; it takes the file's place when the block ends without an error, or goes."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
+    partial = file.with_name(f"{file.name}.{mark()}.part")
     try:
         yield partial
         partial.replace(file)
@@ -41,7 +72,7 @@ def whole_folder(folder: Path, unless: Callable[[], bool] = lambda: False) -> It
 
     `unless`: asked at the end whether what stands there by then should stay.
     """
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.{next(NUMBERS)}.part")
+    partial = folder.with_name(f"{folder.name}.{mark()}-{next(NUMBERS)}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

@@ -13,8 +13,8 @@ from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
 from Utils.encoder.loading import distance, fingerprint, load_encoder, same_shape
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.intake.config import read_config
 from Utils.intake.folders import Parts, find_parts, matching_part
-from Utils.intake.weights import read_config
 
 REGISTRY = ROOT / "configs" / "anchors.yaml"
 
@@ -35,7 +35,7 @@ def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device) -> tupl
         anchor = load_encoder(matching_part(wanted, suspect.path), device)
         if not same_shape(suspect, anchor):
             raise InputError(
-                f"the anchor {wanted} has other tensors or another vocabulary than the suspect; give its own base."
+                f"the anchor {wanted} has other tensors or another end of text than the suspect; give its own base."
             )
         return anchor, []
     fitting, notes = [], []
@@ -67,7 +67,7 @@ def companion(anchor: str, kind: str) -> Path | None:
     if kind == "pipeline":
         return parts.root if (parts.root / "model_index.json").exists() else None
     try:
-        return parts.weights if read_config(parts.weights)["model_type"] == "clip" else None
+        return parts.weights if read_config(parts.weights).kind == "clip" else None
     except InputError:
         return None
 

@@ -12,12 +12,12 @@ import transformers
 from transformers import PreTrainedModel
 
 from Utils.basics.errors import InputError, first_line
-from Utils.basics.files import digest_of
-from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.text_encoder import FilesRead, TextEncoder
 from Utils.intake.files import check_files
 from Utils.intake.folders import find_parts, full_path
-from Utils.intake.tokenizer import ENGLISH, PROBES, load_tokenizer, summary_position
-from Utils.intake.weights import check_tower, find_tower, load_tower
+from Utils.intake.reader import Reader
+from Utils.intake.tokenizer import ENGLISH, load_tokenizer, read_tokenizer_files, summary_position
+from Utils.intake.weights import FoundTower, check_tower, find_tower, load_tower
 
 
 def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextEncoder:
@@ -31,17 +31,26 @@ def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextE
     parts = find_parts(model)
     for folder in {parts.weights, parts.tokenizer}:
         check_files(folder, parts.root)
-    found = find_tower(parts.weights)
-    tower, ignored = load_tower(check_tower(found))
-    tokenizer = load_tokenizer(parts.tokenizer, tower)
+    reader = Reader(parts.root)
+    found = find_tower(parts, reader)
+    tower, ignored = load_tower(check_tower(found, reader), reader)
+    files, doubts = read_tokenizer_files(parts.tokenizer, reader, tower.get_input_embeddings().num_embeddings)
+    tokenizer = load_tokenizer(parts.tokenizer, tower, files)
     tower.eval().requires_grad_(False).to(device)
-    summary = None if found.family.head else summary_position(parts.root)
-    encoder = TextEncoder(tower, tokenizer, full_path(str(model)), digest_of(found.files), ignored, summary)
-    _check_reading(encoder, parts.tokenizer)
+    summary = None if found.family.head else summary_position(parts.root, reader)
+    encoder = TextEncoder(tower, tokenizer, full_path(str(model)), weights_hash(found, reader), ignored, summary)
+    encoder.files = FilesRead(parts, list(reader.read.values()), found.config.doubts + doubts, found.config.dtypes, files)
+    check_reading(encoder, parts.tokenizer)
     return encoder
 
 
-def _check_reading(encoder: TextEncoder, folder: Path) -> None:
+def weights_hash(found: FoundTower, reader: Reader) -> str:
+    """SHA-256 of the weights as they were read: of the file, or of the hashes of several."""
+    hashes = [reader.read[file]["sha256"] for file in found.files]
+    return hashes[0] if len(hashes) == 1 else sha256(" ".join(hashes).encode()).hexdigest()
+
+
+def check_reading(encoder: TextEncoder, folder: Path) -> None:
     """Refuse a tokenizer whose texts do not stand where the scan looks: from the first position on, padding behind them."""
     try:
         context, first = encoder.context, encoder.tokenizer("a").input_ids
@@ -88,10 +97,12 @@ def save_half(model: PreTrainedModel, folder: Path) -> None:
 
 
 def same_shape(a: TextEncoder, b: TextEncoder) -> bool:
-    """Whether two encoders can be compared feature by feature: same tensors, same vocabulary, same reading of texts."""
+    """Whether two encoders can be compared feature by feature: same tensors, and texts that end with the same token.
+
+    How their tokenizers read texts is another question (Utils/encoder/readings.py).
+    """
     shapes = [{n: tuple(t.shape) for n, t in e.model.state_dict().items()} for e in (a, b)]
-    tokens = [(e.tokenizer.get_vocab(), e.eos, e.tokenizer.bos_token_id, e.ids(PROBES).tolist()) for e in (a, b)]
-    return shapes[0] == shapes[1] and tokens[0] == tokens[1]
+    return shapes[0] == shapes[1] and a.eos == b.eos
 
 
 def distance(a: TextEncoder, b: TextEncoder) -> float:

@@ -14,15 +14,32 @@ from functools import cached_property
 import torch
 import transformers
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
+from Utils.basics.bounded import progress as bar
+from Utils.basics.bounded import reading
 from Utils.basics.errors import InputError, first_line
 from Utils.intake.families import FAMILIES, Family
+from Utils.intake.folders import Parts
 from Utils.intake.tokenizer import ending
 
 LONGEST = 512
 """T of families whose positions are relative, where the tokenizer names no length."""
+
+
+@dataclass(frozen=True)
+class FilesRead:
+    """What an encoder was made of."""
+
+    parts: Parts
+    read: list[dict]
+    """{path, bytes, sha256} of every file that was read."""
+    doubts: list[str]
+    """What another loader may make of the same files, one sentence each."""
+    dtypes: tuple[str, ...]
+    """Number formats that the config tells loaders to compute in."""
+    tokenizer: dict[str, bytes]
+    """The tokenizer's files."""
 
 
 @dataclass(eq=False)
@@ -40,6 +57,8 @@ class TextEncoder:
     ignored_tensors: list[str] = field(default_factory=list)
     summary: int | None = None
     """The position that stands for the text in families without a summary of their own; None: the mean of all."""
+    files: FilesRead | None = None
+    """None: it was never in files, as a student in training."""
 
     @cached_property
     def family(self) -> Family:
@@ -139,7 +158,10 @@ class TextEncoder:
     def ids(self, texts: list[str]) -> Tensor:
         """Token ids of texts, padded to the full context as the tokenizer pads.  -> (n, T)"""
         try:
-            rows = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.context, return_tensors="pt")
+            with reading():
+                rows = self.tokenizer(
+                    texts, padding="max_length", truncation=True, max_length=self.context, return_tensors="pt"
+                )
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # tokenizers raises bare Exception, and Rust panics past it
@@ -217,6 +239,9 @@ def in_batches(
 
     With v, `ids` come from `splice_ids`.  A bar named `progress` shows how far it is.
     """
-    with spliced(encoder, v) if v is not None else nullcontext():
-        parts = [read(encoder, part) for part in tqdm(ids.split(size), desc=progress, leave=False, disable=not progress)]
+    parts, split = [], ids.split(size)
+    with spliced(encoder, v) if v is not None else nullcontext(), bar(progress, len(split), shown=bool(progress)) as step_done:
+        for part in split:
+            parts.append(read(encoder, part))
+            step_done()
     return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(torch.cat(p) for p in zip(*parts, strict=True))

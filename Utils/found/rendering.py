@@ -17,8 +17,10 @@ from torch import Tensor
 
 from Utils.basics.errors import InputError, first_line
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.intake.files import check_files, read_json
-from Utils.intake.weights import read_config, weight_files
+from Utils.intake.files import check_files
+from Utils.intake.folders import index_of
+from Utils.intake.reader import Reader
+from Utils.intake.weights import weight_files
 
 FAMILY = "StableDiffusionPipeline"
 PARTS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
@@ -76,7 +78,7 @@ def check_family(folder: Path, anchor: TextEncoder) -> None:
     """Refuse a pipeline whose own text encoder is of another kind than the anchor: it never learnt to read such features."""
     if not (folder / "text_encoder" / "config.json").exists():
         return
-    config = read_config(folder / "text_encoder")
+    config = Reader(folder).json(folder / "text_encoder" / "config.json")
     names = ("model_type", "hidden_size", "max_position_embeddings")
     own, wanted = ({name: c.get(name) for name in names} for c in (config, anchor.model.config.to_dict()))
     if own != wanted:
@@ -111,9 +113,7 @@ def read_index(folder: Path) -> dict:
     check_files(folder, folder)
     if not (folder / "model_index.json").exists():
         raise InputError(f"{folder} holds no model_index.json: it is no pipeline; name one with --pipeline.")
-    index = read_json(folder / "model_index.json")
-    if not isinstance(index, dict):
-        raise InputError(f"{folder / 'model_index.json'} is no index of a pipeline; fetch it again.")
+    index = index_of(folder)
     if index.get("_class_name") != FAMILY:
         raise InputError(f"{folder} is a {index.get('_class_name')!r}; features can be drawn by a {FAMILY} only.")
     allowed = {name: (kind.__name__,) for name, kind in PARTS.items()} | {"scheduler": SCHEDULERS}

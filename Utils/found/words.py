@@ -22,8 +22,9 @@ from torch import Tensor
 
 from Utils.basics.errors import InputError
 from Utils.encoder.text_encoder import TextEncoder, in_batches
+from Utils.intake.config import read_config
 from Utils.intake.files import check_files
-from Utils.intake.weights import read_config, weight_files
+from Utils.intake.weights import weight_files
 
 SIGN = re.compile(r"[^\W\d_]+|\d+|[.,]")
 STOP = "."
@@ -245,9 +246,9 @@ def add(rows: dict[str, dict], space: Space, text: str, pooled: Tensor) -> None:
 def load_projection(folder: Path, width: int) -> Tensor | None:
     """The text projection of a CLIP model, (p, d); None where the family's summary is in the shared space already."""
     check_files(folder, folder)
-    if not read_config(folder)["model_type"].startswith("clip"):
+    if not read_config(folder).kind.startswith("clip"):
         return None
-    for file in weight_files(folder)[0]:
+    for file in weight_files(folder)[0].files:
         with safe_open(file, framework="pt") as opened:
             if "text_projection.weight" in set(opened.keys()):
                 weight = opened.get_tensor("text_projection.weight").float()

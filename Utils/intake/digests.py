@@ -1,20 +1,36 @@
-"""One hash of everything that an encoder is made of, to tell whether a report still speaks of these files."""
+"""One hash of everything that a verdict on an encoder rests on, to tell whether a report still speaks of these files."""
 
 from __future__ import annotations
 
-from Utils.basics.files import digest_of
-from Utils.intake.files import TEXTS, check_files
+import json
+from hashlib import sha256
+
+from Utils.intake.files import check_files
 from Utils.intake.folders import find_parts
-from Utils.intake.tokenizer import POOLING
-from Utils.intake.weights import weight_files
+from Utils.intake.inventory import walk
+from Utils.intake.reader import Reader
+from Utils.intake.tensors import read_tensors
+from Utils.intake.tokenizer import read_tokenizer_files, summary_position
+from Utils.intake.weights import find_tower
+
+NO_LIMIT = 1 << 40
 
 
 def files_digest(model: str) -> str:
-    """SHA-256 of everything an encoder is made of: weights, config, tokenizer and pooling."""
+    """SHA-256 of what is read for an encoder (weights, config, tokenizer, pooling), and of what lies beside it, by size."""
     parts = find_parts(model)
     for folder in {parts.weights, parts.tokenizer}:
         check_files(folder, parts.root)
-    there = {file for folder in (parts.weights, parts.tokenizer) for file in folder.iterdir()}
-    there.add(parts.root / POOLING / "config.json")
-    small = [file for file in there if file.suffix in TEXTS and file.is_file()]
-    return digest_of(weight_files(parts.weights)[0] + sorted(small))
+    reader = Reader(parts.root)
+    for file in find_tower(parts, reader).files:
+        read_tensors(reader, file, lambda _: False)
+    read_tokenizer_files(parts.tokenizer, reader, NO_LIMIT)
+    summary_position(parts.root, reader)
+    beside = [(inside.as_posix(), path.lstat().st_size) for inside, path in walk(parts.root)]
+    return digest_of_files(list(reader.read.values()), beside)
+
+
+def digest_of_files(read: list[dict], beside: list[tuple[str, int]]) -> str:
+    """read: {path, bytes, sha256}; beside: path and size of everything there."""
+    ordered = sorted(read, key=lambda file: file["path"])
+    return sha256(json.dumps([ordered, sorted(beside)], sort_keys=True).encode()).hexdigest()

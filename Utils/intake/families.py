@@ -73,3 +73,8 @@ FAMILIES = {
     "t5": Family(T5EncoderModel, T5Config, "", masks=True, head=False),
 }
 """model_type in config.json -> the family."""
+
+
+def is_family(kind: object) -> bool:
+    """Whether what a config says for its model type, which may be anything, is a family's name."""
+    return isinstance(kind, str) and kind in FAMILIES

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from Utils.basics.errors import InputError, first_line
+from Utils.basics.errors import InputError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_JSON = 16 << 20
 """Bytes; the largest public config files have some kilobytes."""
-TEXTS = (".json", ".txt", ".model", ".jinja")
-"""Files that configs and tokenizers are made of."""
 
 
 def check_files(folder: Path, root: Path) -> None:
@@ -34,16 +31,6 @@ def check_files(folder: Path, root: Path) -> None:
             raise InputError(f"{file} is no ordinary file (a pipe, a device or a broken link); fetch the model again.")
         if real.is_file() and not os.access(real, os.R_OK):
             raise InputError(f"{file} cannot be read by this user; make it readable.")
-
-
-def read_json(file: Path) -> object:
-    """What a JSON file of a model says; files no config can be as large as are not read."""
-    try:
-        if file.stat().st_size > MAX_JSON:
-            raise ValueError(f"{file.stat().st_size} bytes are no config")
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read as JSON ({first_line(error)}); fetch the model again.") from None
 
 
 def what_file(file: Path) -> str:
@@ -69,14 +56,24 @@ def other_checkpoint(file: Path) -> str | None:
             names = list(opened.keys())
     except (SafetensorError, OSError):
         return None
-    if any(re.search(r"(^|[._])lora([._]|$)|\.lora_|lora_(up|down|A|B)\b", name) for name in names):
+    if lora_names(names):
         return (
             f"{file} is a LoRA, which changes a base and is no encoder; fuse it first: pipe = DiffusionPipeline.from_pretrained"
             f"(BASE); pipe.load_lora_weights({str(file)!r}); pipe.fuse_lora(); pipe.save_pretrained(FOLDER), then scan FOLDER."
         )
-    if any(name.startswith(("model.diffusion_model.", "cond_stage_model.", "conditioner.embedders.")) for name in names):
+    if single_file_names(names):
         return (
             f"{file} is a single-file checkpoint; convert it with diffusers: StableDiffusionPipeline.from_single_file"
             f"({str(file)!r}).save_pretrained(FOLDER), then scan FOLDER."
         )
     return None
+
+
+def lora_names(names: list[str]) -> bool:
+    """Whether tensors of these names are low-rank updates of a base."""
+    return any(re.search(r"(^|[._])lora([._]|$)|\.lora_|lora_(up|down|A|B)\b", name) for name in names)
+
+
+def single_file_names(names: list[str]) -> bool:
+    """Whether tensors of these names are a whole pipeline in one file."""
+    return any(name.startswith(("model.diffusion_model.", "cond_stage_model.", "conditioner.embedders.")) for name in names)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from Utils.basics.errors import InputError
-from Utils.intake.files import check_files, read_json, what_file
+from Utils.intake.files import check_files, what_file
+from Utils.intake.reader import Reader
 
 PIPELINE_ENCODERS = (
     "CLIPTextModel", "CLIPTextModelWithProjection", "SiglipTextModel", "Siglip2TextModel", "T5EncoderModel", "BertModel",
@@ -23,8 +24,13 @@ class Parts:
     """Where the parts of one text encoder lie."""
 
     root: Path
+    """The folder that was given or that holds the parts: nothing outside is read."""
     weights: Path
+    """Folder of config and weights."""
     tokenizer: Path
+    """Folder of the tokenizer."""
+    file: Path | None = None
+    """The weights, or the index of them, where they are not the ones that loaders take first."""
 
 
 def full_path(model: str) -> str:
@@ -51,48 +57,66 @@ def find_folder(model: str | Path) -> Path:
 
 def find_parts(model: str | Path) -> Parts:
     """Weights and tokenizer of a text encoder, a CLIP model, a pipeline with one encoder, or one part of a pipeline."""
+    file = Path(model)
+    if is_weights(file):
+        folder = file.parent
+        if (folder / "model_index.json").exists():  # an encoder in a folder that is a pipeline too
+            return Parts(folder, folder, _tokenizer_beside(folder), file)
+        return replace(find_parts(folder), file=file)
     folder = find_folder(model)
     if (folder / "model_index.json").exists():
         encoders = pipeline_encoders(folder)
         if len(encoders) > 1:
             raise InputError(f"{folder} holds {len(encoders)} text encoders; name one of them, such as {folder / encoders[1]}.")
         return _part(folder, encoders[0])
-    if _is_encoder(folder.name) and (folder.parent / "model_index.json").exists() and not any(folder.glob("token*")):
-        pipeline_encoders(folder.parent)  # for its checks
-        return _part(folder.parent, folder.name)
+    if (folder.parent / "model_index.json").exists() and not any(folder.glob("token*")):
+        encoders = pipeline_encoders(folder.parent)
+        if folder.name in encoders or is_encoder_folder_name(folder.name):
+            return _part(folder.parent, folder.name)
     return Parts(folder, folder, folder)
 
 
-def _is_encoder(name: str) -> bool:
+def _tokenizer_beside(folder: Path) -> Path:
+    """A folder's own tokenizer, or the one of the pipeline that it is too."""
+    return folder if any(folder.glob("tokenizer*.json")) or not (folder / "tokenizer").is_dir() else folder / "tokenizer"
+
+
+def is_weights(file: Path) -> bool:
+    """Whether a path names weights, or an index of weights, beside the config that they belong to."""
+    try:
+        named = re.search(r"\.safetensors$|\.safetensors\.index.*\.json$", file.name)
+        return bool(named) and file.is_file() and (file.parent / "config.json").is_file()
+    except (OSError, ValueError):  # a name too long for a path
+        return False
+
+
+def is_encoder_folder_name(name: str) -> bool:
+    """Whether pipelines call a text encoder like this."""
     return re.fullmatch(r"text_encoder(_\d)?", name) is not None
 
 
 def _part(pipeline: Path, encoder: str) -> Parts:
-    return Parts(pipeline, pipeline / encoder, pipeline / encoder.replace("text_encoder", "tokenizer"))
-
-
-def encoders_of(model: str) -> list[str]:
-    """The encoders behind what the user named: itself, or every text encoder of a pipeline that has several."""
-    folder = find_folder(model)
-    if not (folder / "model_index.json").exists():
-        return [model]
-    names = pipeline_encoders(folder)
-    return [model] if len(names) < 2 else [f"{model.rstrip('/')}/{name}" for name in names]
+    """An encoder of a pipeline with its tokenizer: the one of like name, or the pipeline's only one."""
+    alike = [encoder.replace("text_encoder", "tokenizer"), encoder.replace("encoder", "tokenizer"), f"{encoder}_tokenizer"]
+    there = [name for name in alike if name != encoder and (pipeline / name).is_dir()]
+    return Parts(
+        pipeline, pipeline / encoder, pipeline / (there or [alike[0] if is_encoder_folder_name(encoder) else "tokenizer"])[0]
+    )
 
 
 def matching_part(anchor: str, suspect: str) -> str:
     """The encoder of an anchor pipeline that stands where the suspect stands in its own."""
-    name = Path(suspect).name
-    return f"{anchor}/{name}" if _is_encoder(name) and f"{anchor}/{name}" in encoders_of(anchor) else anchor
+    place, folder = Path(suspect), Path(anchor)
+    name = place.parent.name if is_weights(place) else place.name
+    several = (folder / "model_index.json").exists() and len(names := pipeline_encoders(folder)) > 1
+    return f"{anchor}/{name}" if several and name in names else anchor
 
 
 def pipeline_encoders(folder: Path) -> list[str]:
     """Names of the text encoders in a diffusers folder; its index is checked, so that no class of a stranger is loaded."""
     file = folder / "model_index.json"
     check_files(folder, folder)
-    index = read_json(file)
-    if not isinstance(index, dict):
-        raise InputError(f"{file} is no index of a pipeline; fetch the model again.")
+    index = index_of(folder)
     if not isinstance(index.get("_class_name", ""), str):
         raise InputError(f"{file} names a pipeline class of its own, which would be code; give a plain diffusers folder.")
     found = []
@@ -102,7 +126,7 @@ def pipeline_encoders(folder: Path) -> list[str]:
         if len(entry) != 2 or not all(isinstance(part, str | None) for part in entry):
             raise InputError(f"{file}: the entry {name} is no pair of library and class; fetch the model again.")
         library, kind = entry
-        if _is_encoder(name) and kind is not None:
+        if (is_encoder_folder_name(name) and kind is not None) or is_encoder_entry(name, entry):
             if library != "transformers" or kind not in PIPELINE_ENCODERS:
                 known = ", ".join(PIPELINE_ENCODERS)
                 raise InputError(f"{file} names the class {library}.{kind} for {name}; the scan knows {known}.")
@@ -110,6 +134,20 @@ def pipeline_encoders(folder: Path) -> list[str]:
         elif library not in (None, *PIPELINE_LIBRARIES):
             raise InputError(f"{file} takes {name} from {library}, which would be code; give a plain diffusers folder.")
     return sorted(found) or ["text_encoder"]
+
+
+def index_of(pipeline: Path) -> dict:
+    """What model_index.json says."""
+    index = Reader(pipeline).json(pipeline / "model_index.json")
+    if not isinstance(index, dict):
+        raise InputError(f"{pipeline / 'model_index.json'} is no index of a pipeline; fetch the model again.")
+    return index
+
+
+def is_encoder_entry(name: str, entry: object) -> bool:
+    """Whether an entry of model_index.json names a text encoder, whatever it is called."""
+    kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    return kind in PIPELINE_ENCODERS or (is_encoder_folder_name(name) and kind is not None)
 
 
 def _from_hub(name: str) -> Path:

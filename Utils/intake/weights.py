@@ -6,115 +6,100 @@ can bring their own first step.  Nothing in a folder is executed; every refusal 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from Utils.basics.errors import InputError, first_line
-from Utils.intake.families import FAMILIES, Family
-from Utils.intake.files import MAX_JSON, PICKLES, other_checkpoint, pickle_sentence, read_json
+from Utils.intake.config import EncoderConfig, read_config
+from Utils.intake.families import Family
+from Utils.intake.files import PICKLES, other_checkpoint, pickle_sentence
+from Utils.intake.folders import Parts
+from Utils.intake.reader import Reader
+from Utils.intake.tensors import read_header, read_tensors
 
 BUFFERS = ("position_ids", "token_type_ids")
 """Known tensors that are no weights: old checkpoints carry them, new ones do not."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Number formats of weights, as safetensors headers name them."""
-CODE_KEYS = (
-    "auto_map", "custom_pipelines", "_attn_implementation", "attn_implementation", "_attn_implementation_internal",
-    "_experts_implementation", "experts_implementation", "_commit_hash", "_name_or_path", "torchscript",
-    "num_labels", "id2label", "label2id", "problem_type",
-)  # fmt: skip
-"""Config keys that could fetch code (attention kernels come from the hub by name), take memory without end (transformers
-names every label) or that only a trainer needs."""
-
-
-def read_config(folder: Path) -> dict:
-    """config.json of an encoder of a known family, without what could fetch code."""
-    file = folder / "config.json"
-    if not folder.is_dir() or not file.exists():
-        for stray in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
-            if sentence := other_checkpoint(stray):
-                raise InputError(sentence)
-        if folder.is_dir() and (folder / "adapter_config.json").exists():
-            raise InputError(f"{folder} is an adapter without its base; merge it into its base and save the whole model.")
-        raise InputError(f"{folder} holds no config.json; give the folder of a text encoder or of a pipeline.")
-    config = read_json(file)
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise InputError(f"{file} names the model type {repr(kind)[:80]}; the scan knows {', '.join(FAMILIES)}.")
-    if (folder / "adapter_config.json").exists():
-        raise InputError(f"{folder} holds adapter_config.json: merge the adapter into its base and save the whole model.")
-    text = config.get("text_config")
-    for part in (config, text) if isinstance(text, dict) else (config,):
-        if part.get("quantization_config") is not None:
-            raise InputError(f"{file} asks for quantised weights; give the encoder in full or half precision.")
-    cleaned = {name: value for name, value in config.items() if name not in CODE_KEYS}
-    if isinstance(text, dict):
-        cleaned["text_config"] = {name: value for name, value in text.items() if name not in CODE_KEYS}
-    return cleaned
+VARIANTS = ("fp16", "bf16")
+"""Variants that are taken where there is nothing else."""
+MAX_LAYERS = 1000
+"""Public text encoders have fewer than a hundred; a config that asks for more is slow to lay out."""
 
 
 # ------------------------------------------------------------------------------------------------------------ weights
-def weight_files(folder: Path, name: str = "model") -> tuple[list[Path], str | None]:
-    """The safetensors files that are loaded from a folder, and their variant (fp16) where they are named for one."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+@dataclass(frozen=True)
+class WeightSet:
+    """Files that hold one encoder's weights together."""
+
+    files: list[Path]
+    index: Path | None = None
+    """What says which tensor lies in which of them."""
+
+    @property
+    def name(self) -> Path:
+        """The file that stands for the set."""
+        return self.index or self.files[0]
+
+
+def weight_sets(folder: Path, reader: Reader) -> list[WeightSet]:
+    """Every set of safetensors weights in a folder: those of an index, and every other file on its own."""
+    files = {file.name: file for file in sorted(folder.glob("*.safetensors")) if file.is_file()}
+    sets = []
+    for index in sorted(folder.glob("*.safetensors.index*.json")):
+        content = reader.json(index)
+        names = content.get("weight_map") if isinstance(content, dict) else None
+        wanted = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
+        if not wanted or not set(wanted) <= files.keys():
+            raise InputError(f"{index} names weights that are not beside it; fetch the model again.")
+        sets.append(WeightSet([files[name] for name in wanted], index))
+    shards = {file for one in sets for file in one.files}
+    return sets + [WeightSet([file]) for file in files.values() if file not in shards]
+
+
+def weight_files(folder: Path, name: str = "model", reader: Reader | None = None) -> tuple[WeightSet, str | None]:
+    """The weights that are loaded from a folder, and their variant (fp16) where they are named for one."""
+    sets = weight_sets(folder, reader or Reader(folder))
+    if not sets:
         if pickles := sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLES):
             raise InputError(pickle_sentence(folder / pickles[0]))
         raise InputError(f"{folder} holds no {name}.safetensors; fetch the weights in safetensors form.")
-    for variant in (None, "fp16"):
-        stem = f"{name}.{variant}" if variant else name
-        whole, index = (
-            folder / f"{stem}.safetensors",
-            folder / f"{name}.safetensors.index{f'.{variant}' if variant else ''}.json",
-        )
-        indexed = _indexed(index, files) if index.exists() else []
-        if whole.exists() or indexed:
-            return [whole] if whole.exists() else indexed, variant  # as transformers chooses
-    raise InputError(other_checkpoint(files[0]) or f"{folder} holds no {name}.safetensors; give the weights their usual name.")
+    there = {one.name.name: one for one in sets}
+    for variant in (None, *VARIANTS):
+        part = f".{variant}" if variant else ""
+        for usual in (f"{name}{part}.safetensors", f"{name}.safetensors.index{part}.json"):  # as transformers chooses
+            if usual in there:
+                return there[usual], variant
+    stray = sets[0].files[0]
+    raise InputError(other_checkpoint(stray) or f"{folder} holds no {name}.safetensors; give the weights their usual name.")
 
 
-def _indexed(index: Path, files: list[Path]) -> list[Path]:
-    content = read_json(index)
-    names = content.get("weight_map") if isinstance(content, dict) else None
-    wanted = set(map(str, names.values())) if isinstance(names, dict) else set()
-    if not wanted or not wanted <= {f.name for f in files}:
-        raise InputError(f"{index} names weights that are not beside it; fetch the model again.")
-    return [file for file in files if file.name in wanted]
-
-
-def read_headers(files: list[Path]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Tensor name -> shape and number format, from the headers alone.
-
-    safetensors itself refuses headers whose offsets overlap, leave holes or do not fit shapes and file size.
-    """
+def read_headers(reader: Reader, found: FoundTower) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Tensor name -> shape and number format, from the headers alone; in several files no tensor may stand twice."""
     stored: dict[str, tuple[tuple[int, ...], str]] = {}
-    for file in files:
-        try:
-            with file.open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-            if length > MAX_JSON:
-                raise SafetensorError(f"its header claims {length} bytes")
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  (no mapping)
-                    part = opened.get_slice(name)
-                    stored[name] = tuple(part.get_shape()), str(part.get_dtype())
-        except (SafetensorError, OSError, OverflowError, ValueError) as error:
-            raise InputError(f"{file} is not a readable safetensors file ({first_line(error)}); fetch it again.") from None
+    for file in found.files:
+        inside = read_header(reader, file)
+        if twice := sorted(stored.keys() & inside.keys()):
+            raise InputError(f"{file} holds {twice[0]}, which another file of the same weights holds too; save it as one file.")
+        stored |= {name: (tensor.shape, tensor.kind) for name, tensor in inside.items()}
+        if wrong := sorted(name for name, where in found.weight_map.items() if where == file.name and name not in inside):
+            raise InputError(f"{file} does not hold {wrong[0]}, as the index beside it says; fetch the model again.")
     return stored
 
 
-def parse_config(config: dict, folder: Path, stored: dict) -> PreTrainedConfig:
+def parse_config(config: EncoderConfig, folder: Path, stored: dict) -> PreTrainedConfig:
     """The text tower's config; what no file of this size can hold is refused before a model is laid out."""
-    family = FAMILIES[config["model_type"]]
+    family = config.family
     try:
-        parsed = family.config.from_dict(config)
+        parsed = family.config.from_dict(config.values)
         parsed = getattr(parsed, "text_config", parsed)
-        layers, tensors = parsed.num_hidden_layers, len(stored)
-        if not isinstance(layers, int) or layers < 1:
-            raise ValueError("num_hidden_layers is below 1")
+        layers, tensors = parsed.num_hidden_layers, sum(0 not in shape for shape, _ in stored.values())
+        if not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
+            raise ValueError(f"num_hidden_layers is not between 1 and {MAX_LAYERS}")
         if layers > tensors:
             raise ValueError(f"{layers} layers, but {tensors} tensors are stored")
         return parsed
@@ -126,8 +111,11 @@ def _unloadable(folder: Path, family: Family, error: BaseException) -> str:
     return f"{folder} cannot be loaded as a {family.tower.__name__} ({first_line(error)}); fetch the model again."
 
 
-def check_layout(family: Family, config: PreTrainedConfig, folder: Path, stored: dict) -> None:
-    """Compare the tensors that config.json promises with the stored ones, on the meta device: no memory is taken."""
+def check_layout(family: Family, config: PreTrainedConfig, folder: Path, stored: dict) -> set[str]:
+    """Compare the tensors that config.json promises with the stored ones, on the meta device: no memory is taken.
+
+    -> their names in the tower
+    """
     try:
         with torch.device("meta"):
             tower = family.tower(config, **dict(family.options))
@@ -135,7 +123,7 @@ def check_layout(family: Family, config: PreTrainedConfig, folder: Path, stored:
         tied = set(getattr(tower, "all_tied_weights_keys", None) or {})
     except Exception as error:  # a config can be wrong in any way
         raise InputError(_unloadable(folder, family, error)) from None
-    found = {_plain(name, family.prefix): (name, *header) for name, header in stored.items()}
+    found = {plain_name(name, family.prefix): (name, *header) for name, header in stored.items()}
     missing = sorted(promised.keys() - found.keys() - tied)
     if missing and not (missing == ["shared.weight"] and tied & found.keys()):  # a T5 file may name its table either way
         first = missing[0]
@@ -148,9 +136,10 @@ def check_layout(family: Family, config: PreTrainedConfig, folder: Path, stored:
             raise InputError(f"{folder}: tensor {full} has another shape than config.json says; use the matching config.")
         if kind not in FLOATS:
             raise InputError(f"{folder}: tensor {full} is stored as {kind}; save the encoder in full or half precision.")
+    return set(promised)
 
 
-def _plain(name: str, prefix: str) -> str:
+def plain_name(name: str, prefix: str) -> str:
     """A tensor's name in the tower itself: without the prefix of a larger model, and with today's names of layer norms."""
     return name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
@@ -160,11 +149,14 @@ class FoundTower:
     """A text tower that was found and not looked at yet: its config and the files of its weights."""
 
     folder: Path
-    family: Family
-    config: dict
+    config: EncoderConfig
     files: list[Path]
-    variant: str | None
-    """fp16 where the files are named for it."""
+    weight_map: dict[str, str]
+    """Tensor -> file, where an index says so."""
+
+    @property
+    def family(self) -> Family:
+        return self.config.family
 
 
 @dataclass(frozen=True)
@@ -175,31 +167,52 @@ class CheckedTower:
     config: PreTrainedConfig
     stored: dict[str, tuple[tuple[int, ...], str]]
     """Tensor name -> shape and number format."""
+    wanted: frozenset[str]
+    """Names of the tensors that are loaded."""
 
 
-def find_tower(folder: Path) -> FoundTower:
-    """The text tower in a folder."""
-    config = read_config(folder)
-    files, variant = weight_files(folder)
-    return FoundTower(folder, FAMILIES[config["model_type"]], config, files, variant)
+def find_tower(parts: Parts, reader: Reader) -> FoundTower:
+    """The text tower of a folder, or the one that a certain file of it holds."""
+    config = read_config(parts.weights, reader)
+    if parts.file:
+        chosen = next((one for one in weight_sets(parts.weights, reader) if one.name == parts.file), None)
+        if chosen is None:
+            raise InputError(f"{parts.file} is no set of weights of its own; give its folder, or the index beside it.")
+    else:
+        chosen, _ = weight_files(parts.weights, reader=reader)
+    mapped = reader.json(chosen.index)["weight_map"] if chosen.index else {}
+    return FoundTower(parts.weights, config, chosen.files, mapped)
 
 
-def check_tower(found: FoundTower) -> CheckedTower:
+def check_tower(found: FoundTower, reader: Reader) -> CheckedTower:
     """Compare config and headers; no memory is taken for weights."""
-    stored = read_headers(found.files)
+    stored = read_headers(reader, found)
     config = parse_config(found.config, found.folder, stored)
-    check_layout(found.family, config, found.folder, stored)
-    return CheckedTower(found, config, stored)
+    promised = check_layout(found.family, config, found.folder, stored)
+    wanted = frozenset(name for name in stored if plain_name(name, found.family.prefix) in promised)
+    plain = Counter(plain_name(name, found.family.prefix) for name in wanted)
+    if twice := sorted(name for name, times in plain.items() if times > 1):
+        raise InputError(f"{found.folder}: the tensor {twice[0]} is stored under two names; save the encoder anew.")
+    return CheckedTower(found, config, stored, wanted)
 
 
-def load_tower(checked: CheckedTower) -> tuple[PreTrainedModel, list[str]]:
+def load_tower(checked: CheckedTower, reader: Reader) -> tuple[PreTrainedModel, list[str]]:
     """The tower in single precision, and the names of tensors in its files that are no part of it."""
-    found = checked.found
+    found, tensors = checked.found, {}
+    for file in found.files:
+        inside = read_tensors(reader, file, checked.wanted.__contains__)
+        tensors |= {plain_name(name, found.family.prefix): tensor for name, tensor in inside.items()}
+    if len(tensors) < len(checked.wanted):
+        raise InputError(
+            f"{found.folder}: the weights changed while they were read; scan them again when nothing writes there."
+        )
     try:
         tower, info = found.family.tower.from_pretrained(
-            found.folder, config=checked.config, dtype=torch.float32, use_safetensors=True, variant=found.variant,
-            output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True, **dict(found.family.options),
+            None, config=checked.config, state_dict=tensors, dtype=torch.float32, output_loading_info=True,
+            ignore_mismatched_sizes=True, **dict(found.family.options),
         )  # fmt: skip
+        with torch.no_grad():  # a config can fit every tensor and no computation, as with a negative number of heads
+            tower.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long))
     except Exception as error:  # a config can be wrong in any way
         raise InputError(_unloadable(found.folder, found.family, error)) from None
     return tower, check_tensors(tower, info, found.folder, checked.stored, found.family)
@@ -212,7 +225,7 @@ def check_tensors(tower: PreTrainedModel, info: dict, folder: Path, stored: dict
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{folder}: {len(missing)} tensors of the text tower are missing, first {missing[0]}; fetch it again.")
     inside_names = tower.state_dict().keys()
-    unread = {n for n in stored if _plain(n, family.prefix) not in inside_names and not n.endswith(BUFFERS)}
+    unread = {n for n in stored if plain_name(n, family.prefix) not in inside_names and not n.endswith(BUFFERS)}
     ignored = sorted(unread | set(info["unexpected_keys"]))  # transformers does not name all that it leaves out
     prefix = family.prefix
     own = {name.split(".")[0] for name in inside_names}

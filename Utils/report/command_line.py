@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import get_type_hints
 
 from Utils.basics.config import sentences
-from Utils.basics.errors import InputError, sentence_of, visible
-from Utils.basics.files import ROOT
+from Utils.basics.errors import InputError, sentence_of, swallow, tell, visible
+from Utils.basics.files import ROOT, write_whole
+from Utils.report.limits import SECONDS
 from Utils.report.report import VERSION, to_json
 from Utils.report.sarif import to_sarif
 
@@ -37,6 +38,15 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
         "was stopped, and adds summary.json and summary.html to the results",
     )  # fmt: skip
     parser.add_argument(
+        "--only", default="", metavar="FILE",
+        help="the weights that you use (model.safetensors, say), where others lie beside them; nothing else is judged then",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare-pickles", action="store_true",
+        help="read pickles beside the weights, as plain tensors in a bounded process, and say whether they hold the same "
+        "numbers; without it they make a clean verdict impossible",
+    )  # fmt: skip
+    parser.add_argument(
         "--anchor", default="auto",
         help="the clean public base the suspect was made from: a folder, a hub id, auto (looked up in configs/anchors.yaml) "
         "or none (default: auto)",
@@ -56,6 +66,22 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
         help="also write the findings here as SARIF 2.1.0, for code-scanning pages; - is standard output",
     )
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors: exit code and files hold the verdict")
+    parser.add_argument(
+        "--debug", action="store_true", help="also show what libraries print and where an error came from, in escaped lines"
+    )
+    limits = parser.add_argument_group(
+        "limits", "each encoder is scanned in a process of its own, which is ended at a limit; --models goes on with the next "
+        "one, and tries an encoder that was ended again when its files, the settings or the limits have changed",
+    )  # fmt: skip
+    limits.add_argument(
+        "--memory", type=int, metavar="MB",
+        help="memory of one scan (default: 4096 MB and 12 times the weights of suspect and base, at most what the machine has)",
+    )  # fmt: skip
+    limits.add_argument("--timeout", type=int, metavar="SECONDS", help=f"time of one scan (default: {SECONDS})")
+    limits.add_argument(
+        "--load-timeout", type=int, metavar="SECONDS",
+        help="processor time to read files and to tokenise (default: 4, and more for large files)",
+    )  # fmt: skip
     group = parser.add_argument_group("settings", "every number of the scan; a flag beats the config")
     meaning = sentences(settings)
     for name, kind in get_type_hints(settings).items():
@@ -72,6 +98,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     for flag, file in (("--json", args.json), ("--sarif", args.sarif)):
         if file not in (None, "-") and (Path(file).is_dir() or not Path(file).resolve().parent.is_dir()):
             raise InputError(f"{flag} {file} cannot be written: give a file in a folder that exists.")
+    for flag, limit in (("--memory", args.memory), ("--timeout", args.timeout), ("--load-timeout", args.load_timeout)):
+        if limit is not None and limit < 1:
+            raise InputError(f"{flag} {limit} leaves nothing; give 1 or more.")
     if args.images < 0:
         raise InputError(f"--images {args.images} is no number of pictures; give 0 or more.")
 
@@ -87,9 +116,13 @@ def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:
         try:
             if file == "-":
                 print(to_json(make()), end="", flush=True)
-            elif file:
+            elif file and (not Path(file).exists() or Path(file).is_file()):
+                write_whole(Path(file).resolve(), to_json(make()))
+            elif file:  # a pipe or a device
                 Path(file).write_text(to_json(make()), encoding="utf-8")
         except Exception as error:  # a full disk, a closed pipe, a damaged report of an earlier run
+            if file == "-" and sys.stdout is not None:
+                swallow(sys.stdout)
             failed.append(f"{flag} {file} could not be written ({sentence_of(error)})")
     return failed
 
@@ -103,4 +136,4 @@ def say(report: dict, folder: Path) -> None:
         lines.append(f"  {'x' if e['met'] else ' '} {e['name']:<14} {value:>8}  (limit {limit})  {e['meaning']}")
     lines += [f"  note: {note}" for note in report["notes"]]
     lines.append(f"  {sum(report['seconds'].values()):.0f} s, {report['peak_memory_mb']:.0f} MB; everything is in {folder}")
-    print("\n".join(visible(line) for line in lines), file=sys.stderr)
+    tell("\n".join(visible(line) for line in lines))

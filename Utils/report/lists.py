@@ -8,25 +8,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
 import torch
 from jinja2 import Environment, FileSystemLoader
 
-from Utils.basics.errors import InputError, sentence_of, visible
-from Utils.basics.files import ROOT, write_whole
+from Utils.basics.bounded import Ended, Limits, reading, run_bounded
+from Utils.basics.errors import InputError, sentence_of, tell, visible
+from Utils.basics.files import ROOT, text_digest, write_whole
 from Utils.encoder.anchors import REGISTRY, known_anchors
+from Utils.intake.candidates import encoders_of
 from Utils.intake.digests import files_digest
 from Utils.intake.files import PICKLES
-from Utils.intake.folders import encoders_of, full_path
+from Utils.intake.folders import find_parts, full_path
 from Utils.report.command_line import say
-from Utils.report.folder import SCHEMA, result_name
+from Utils.report.folder import SCHEMA, remove_leftovers, result_name
+from Utils.report.limits import Wanted, limits_of
 from Utils.report.report import EXIT, to_json, versions
 
 SUMMARY_SCHEMA = "amber-summary/1"
@@ -34,6 +39,8 @@ JOURNAL = ".summary"
 """Folder inside the output that says which encoders are done; no result can have this name."""
 WORST_FIRST = (1, 3, 2, 0)
 """Exit codes: a backdoor outweighs a doubt, a doubt an error, an error a clean model."""
+LONGEST_LIST = 64 << 20
+"""Bytes; a line has some hundreds."""
 WAIT = timedelta(days=30)
 """How long a process that is done waits for the others: a share of a long list may take days."""
 
@@ -53,17 +60,31 @@ def read_list(where: Path) -> list[str]:
     A line is a path, relative to the file's folder or the working directory, or a hub id.
     """
     try:
-        if where.is_dir():
-            found = _models_in(where)
-        else:
-            lines = [line.split(" #")[0].strip() for line in where.read_text(encoding="utf-8-sig").splitlines()]
-            found = [_beside(where.parent, line) for line in lines if line and not line.startswith("#")]
+        found = _models_in(where) if where.is_dir() else _lines(where)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{where} cannot be read ({reason}); give a text file with a model a line, or a folder.") from None
     if not found:
         raise InputError(f"{where} names no model; write one a line, or put model folders there.")
-    return list({full_path(model): model for model in found}.values())  # named twice is scanned once
+    return list({_whole_name(model): model for model in found}.values())  # named twice is scanned once
+
+
+def _lines(file: Path) -> list[str]:
+    """What a list names.  Names are bytes: those that are no UTF-8 are kept as Python keeps names of files."""
+    if file.stat().st_size > LONGEST_LIST:
+        raise ValueError("it is too long for a list")
+    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is UTF-16; save it as UTF-8")
+    lines = [line.split(" #")[0].strip() for line in content.decode("utf-8", "surrogateescape").split("\n")]
+    return [_beside(file.parent, line) for line in lines if line and not line.startswith("#")]
+
+
+def _whole_name(model: str) -> str:
+    try:
+        return full_path(model)
+    except (OSError, RuntimeError):  # a folder without rights, links in a circle: that is for the scan to say
+        return model
 
 
 def _models_in(folder: Path) -> list[str]:
@@ -72,7 +93,14 @@ def _models_in(folder: Path) -> list[str]:
         raise InputError(f"{folder} is a model itself; scan it with --model.")
     files = (".safetensors", *PICKLES)
     shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return [str(path) for path in sorted(shown) if path.is_dir() or path.suffix.lower() in files]
+    return [str(path) for path in sorted(shown) if path.suffix.lower() in files or _is_folder(path)]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # nobody may look: the scan will say so
+        return True
 
 
 def _beside(folder: Path, line: str) -> str:
@@ -82,13 +110,13 @@ def _beside(folder: Path, line: str) -> str:
         return line
 
 
-def plan(models: Iterable[str], output: Path) -> list[Task]:
+def plan(models: Iterable[str], output: Path, expand: Callable[[str], list[str]] = encoders_of) -> list[Task]:
     """One task an encoder: pipelines with several are taken apart, and no two results get one name."""
     encoders = []
     for model in models:
         try:
-            encoders += encoders_of(model)
-        except InputError:  # the scan will say the same, and then it is in the summary
+            encoders += expand(model)
+        except Exception:  # the scan will say the same, and then it is in the summary
             encoders.append(model)
     names = Counter(result_name(model, output) for model in encoders)
     crowded = {name for name, times in names.items() if times > 1}
@@ -96,24 +124,46 @@ def plan(models: Iterable[str], output: Path) -> list[Task]:
 
 
 # ---------------------------------------------------------------------------------------------------------- the scans
-def scan_many(tasks: list[Task], scan: Callable[..., dict], output: Path, request: dict, resume: bool) -> list[dict]:
+def scan_many(
+    tasks: list[Task], scan: Callable[..., dict], output: Path, request: dict, resume: bool, wanted: Wanted | None = None
+) -> list[dict]:
     """Scan this process's share of the tasks, wait for the others, and read what all have found.  -> a report a task
 
-    `scan` as in `scan_named`; `request` is everything else that a report depends on.  Under accelerate launch the list is
-    split by accelerate's process state, so that no encoder is scanned twice.
+    `scan` as in `scan_named`; `request` is everything else that a report depends on; `wanted`: limits that the user has set.
+    Under accelerate launch the list is split by accelerate's process state, so that no encoder is scanned twice.
     """
     from accelerate import PartialState  # half a second that a single scan does not need
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
     state.wait_for_everyone()  # names were given by what lay in the output: nobody writes before all have planned
     device = str(state.device) if state.num_processes > 1 and request["device"] == "auto" else None
+    anchor, broken_off = request.get("anchor", "auto"), None
     with state.split_between_processes(tasks) as share:
         for task in share:
-            key = _key(task, request)
-            if not (resume and _finished(task, output, key, request)):
-                _record(task, output, key, _attempt(scan, task, device), state.process_index)
+            limits = limits_of(task.model, anchor, wanted or Wanted())
+            died_at = _died_at(task, request, limits)
+            if resume and _died(task, output, died_at):
+                continue
+            key, done = None, _Done()
+            try:
+                key = _key(task, request, limits)
+            except Ended as error:
+                done = _Done(sentence_of(error), died_at)
+            if key is not None and resume and _finished(task, output, key, request):
+                continue
+            done = done if done.error else _attempt(scan, task, device, died_at)
+            try:
+                _record(task, output, key, done, state.process_index)
+            except OSError as failure:  # nothing that comes after could be kept either
+                broken_off = f"{output} cannot be written ({failure.strerror}); see to it, or choose another with --output."
+                if state.num_processes > 1:
+                    raise InputError(broken_off) from None
+                break
+            if done.died_at:
+                remove_leftovers(output)
     state.wait_for_everyone()
-    return [_report(task, output) for task in tasks]
+    first = tasks.index(task) if broken_off else len(tasks)
+    return [_report(each, output) for each in tasks[:first]] + [_unjudged(each, broken_off) for each in tasks[first:]]
 
 
 def is_first_process() -> bool:
@@ -121,44 +171,98 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _attempt(scan: Callable[..., dict], task: Task, device: str | None) -> str | None:
-    """Scan one encoder.  -> why it could not be judged, or None"""
+@dataclass(frozen=True)
+class _Done:
+    """How the scan of one encoder ended: why it could not be judged, and what it did not survive (`_died_at`)."""
+
+    error: str | None = None
+    died_at: str | None = None
+
+
+def _attempt(scan: Callable[..., dict], task: Task, device: str | None, died_at: str) -> _Done:
+    """Scan one encoder."""
     try:
         scan(task.model, task.name, device)
+    except Ended as error:
+        return _Done(sentence_of(error), died_at)
     except Exception as error:  # whatever is wrong with one model, the others are scanned
-        return sentence_of(error)
-    return None
+        return _Done(sentence_of(error))
+    return _Done()
 
 
-def _key(task: Task, request: dict) -> str | None:
-    """A hash of everything a report depends on: settings, and the files of the encoder; None where they cannot be read."""
+def _key(task: Task, request: dict, limits: Limits) -> str | None:
+    """A hash of everything a report depends on: settings, and the files of the encoder; None where they cannot be read.
+
+    Raises:
+        Ended: reading them takes more than the limits.
+    """
     try:
-        files = files_digest(task.model)
+        files = run_bounded(_files_digest, (task.model,), limits, task.model)
+    except Ended:
+        raise
     except (InputError, OSError):
         return None
-    return sha256(json.dumps([request, task.model, files], sort_keys=True).encode()).hexdigest()
+    return text_digest(json.dumps([request, task.model, files], sort_keys=True))
 
 
-def scan_named(args: argparse.Namespace, scan: Callable[..., dict], request: dict, files: Iterable[Path]) -> list[dict]:
-    """Scan every encoder that the command line names and show the verdicts.  -> their reports
+def _files_digest(model: str) -> str:
+    with reading():
+        return files_digest(model)
+
+
+def _died_at(task: Task, request: dict, limits: Limits) -> str:
+    """A hash of what a scan may die of: settings, limits and files, which are looked at from outside only."""
+    files = []
+    with suppress(Exception):  # where the files cannot be looked at, the scan says so
+        parts = find_parts(task.model)
+        for folder in sorted({parts.weights, parts.tokenizer}):
+            with os.scandir(folder) as entries:
+                looked_at = [(entry.name, entry.stat()) for entry in islice(entries, 10_000)]
+            files += sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in looked_at)
+    return text_digest(json.dumps([request, task.model, asdict(limits), files], sort_keys=True))
+
+
+def scan_named(
+    args: argparse.Namespace, scan: Callable[..., dict], request: dict, files: Iterable[Path], wanted: Wanted
+) -> tuple[list[dict], list[str]]:
+    """Scan every encoder that the command line names and show the verdicts.  -> their reports, and what could not be written
 
     scan(model, name, device) makes one report, in a result folder of that name, on another device than asked for if one is
     given; request and files: what reports depend on beside the suspects and the anchors.
     """
-    models = read_list(args.models) if args.models else encoders_of(args.model)
-    if not args.models and len(models) == 1:
-        report = scan(args.model)
-        say(report, args.output / result_name(args.model, args.output))
-        return [report]
+    models = read_list(args.models) if args.models else [args.model]
+    for folder in (args.output, args.output / JOURNAL):
+        remove_leftovers(folder)
+    expand = partial(encoders_within, only=args.only, anchor=args.anchor, wanted=wanted)
+    if not args.models and len(encoders := expand(args.model)) == 1:
+        try:
+            report = scan(encoders[0])
+        finally:
+            remove_leftovers(args.output)  # of a child that was ended
+        say(report, args.output / result_name(encoders[0], args.output))
+        return [report], []
     request |= {"files": inputs_digest(args.anchor, files), "versions": versions()}
-    tasks = plan(models, args.output)
-    reports = scan_many(tasks, scan, args.output, request, resume=bool(args.models))
+    tasks = plan(models, args.output, expand)
+    reports, unwritten = scan_many(tasks, scan, args.output, request, bool(args.models), wanted), []
     if is_first_process():
         summary = summarise(reports, tasks)
+        tell(table(summary))
         if args.models:
-            write_summary(summary, args.output)
-        print(table(summary), file=sys.stderr)
-    return reports
+            try:
+                write_summary(summary, args.output)
+            except OSError as error:
+                unwritten.append(f"the summary could not be written ({sentence_of(error)})")
+    return reports, unwritten
+
+
+def encoders_within(model: str, only: str, anchor: str, wanted: Wanted) -> list[str]:
+    """`encoders_of` in a child process: weights that lie side by side are compared there."""
+    return run_bounded(_encoders_of, (model, only), limits_of(model, anchor, wanted), model)
+
+
+def _encoders_of(model: str, only: str) -> list[str]:
+    with reading():
+        return encoders_of(model, only)
 
 
 def inputs_digest(anchor: str, files: Iterable[Path]) -> str:
@@ -168,24 +272,20 @@ def inputs_digest(anchor: str, files: Iterable[Path]) -> str:
     for name in named if anchor != "none" else ():
         try:
             digests += [files_digest(encoder) for encoder in encoders_of(name)]
-        except (InputError, OSError) as error:  # the scan will say the same
+        except Exception as error:  # the scan will say the same
             digests.append(str(error))
     digests += [sha256(file.read_bytes()).hexdigest() for file in (*files, REGISTRY) if file.is_file()]
-    return sha256(" ".join(digests).encode()).hexdigest()
+    return text_digest(" ".join(digests))
 
 
 def _journal(task: Task, output: Path) -> Path:
-    return output / JOURNAL / f"{sha256(full_path(task.model).encode()).hexdigest()[:32]}.json"
+    return output / JOURNAL / f"{text_digest(_whole_name(task.model))[:32]}.json"
 
 
-def _record(task: Task, output: Path, key: str | None, error: str | None, process: int) -> None:
+def _record(task: Task, output: Path, key: str | None, done: _Done, process: int) -> None:
     """Say that a task is done, and by which process, in a file that is there whole or not at all."""
-    file = _journal(task, output)
-    entry = {"key": key, "name": task.name, "error": error, "process": process, "report": _report_digest(task, output)}
-    try:
-        write_whole(file, to_json(entry))
-    except OSError as failure:
-        raise InputError(f"{output} cannot be written ({failure.strerror}); choose another folder with --output.") from None
+    entry = {"key": key, "name": task.name, "error": done.error, "process": process, "report": _report_digest(task, output)}
+    write_whole(_journal(task, output), to_json(entry | {"died_at": done.died_at}))
 
 
 def _read(file: Path) -> dict:
@@ -196,13 +296,19 @@ def _read(file: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _finished(task: Task, output: Path, key: str | None, request: dict) -> bool:
+def _died(task: Task, output: Path, died_at: str) -> bool:
+    """Whether an earlier run did not survive these files with these settings and limits: this one would not either."""
+    entry = _read(_journal(task, output))
+    return entry.get("died_at") == died_at and entry.get("name") == task.name
+
+
+def _finished(task: Task, output: Path, key: str, request: dict) -> bool:
     """Whether an earlier run with the same settings left this report of these files; errors are tried again.
 
     So is a scan that found no anchor: a base of the hub may be in reach now.
     """
     entry, report = _read(_journal(task, output)), _read(output / task.name / "report.json")
-    same = key is not None and entry.get("key") == key and entry.get("name") == task.name and entry.get("error") is None
+    same = entry.get("key") == key and entry.get("name") == task.name and entry.get("error") is None
     whole = report.get("schema") == SCHEMA and entry.get("report") == _report_digest(task, output)
     return same and whole and bool(report.get("anchor") or request.get("anchor") == "none")
 
@@ -219,8 +325,11 @@ def _report(task: Task, output: Path) -> dict:
     """A task's report; where nothing could be judged, `error` says why."""
     error = _read(_journal(task, output)).get("error")
     found = {} if error else _read(output / task.name / "report.json")
-    unjudged = {"schema": SCHEMA, "verdict": None, "error": error or "its report is gone.", "model": {"path": task.model}}
-    return found or unjudged
+    return found or _unjudged(task, error or f"{output / task.name}: its report is gone; scan it again.")
+
+
+def _unjudged(task: Task, error: str) -> dict:
+    return {"schema": SCHEMA, "verdict": None, "error": error, "model": {"path": task.model}}
 
 
 # -------------------------------------------------------------------------------------------------------- the summary

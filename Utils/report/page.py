@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from Utils.basics.errors import visible
+from Utils.basics.files import write_whole
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 LARGEST = 384
@@ -28,7 +29,7 @@ WIDE = ("attention_map", "search_curve")
 
 def write_page(report: dict, folder: Path) -> None:
     """Write report.html into a result folder; figures and pictures are read from there."""
-    (folder / "report.html").write_text(render_page(report, folder), encoding="utf-8", newline="\n")
+    write_whole(folder / "report.html", render_page(report, folder))
 
 
 def render_page(report: dict, folder: Path) -> str:
@@ -38,6 +39,7 @@ def render_page(report: dict, folder: Path) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     found = report["found"]
+    backdoors = report.get("backdoors") or [{"kind": found["kind"], "trigger": report["trigger"]}]
     rows = [(f"{what_is_shown(found)}, in the suspect", found["images"] or [])]
     rows += [(control_title(name, found), files) for name, files in found["controls"].items()]
     return environment.get_template("report.html").render(
@@ -45,7 +47,9 @@ def render_page(report: dict, folder: Path) -> str:
         found=found,
         pictures=[(title, [data_uri(folder / file) for file in files]) for title, files in rows if files],
         figures=[(caption, data_uri(folder / found["files"][name], 0), name in WIDE) for name, caption in CAPTIONS.items()],
-        strings=(report["trigger"] or {}).get("strings"),
+        strings=[s for b in backdoors for s in (b["trigger"] or {}).get("strings") or []],
+        readings=[r for r in report.get("readings", []) if r["examples"]],
+        claimed=any(b["kind"] != "tokenizer" for b in backdoors if b["trigger"]),
         no_pictures=next((note for note in report["notes"] if note.startswith("no pictures")), None),
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 
+from Utils.basics.files import write_whole
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.folders import full_path
 from Utils.report.folder import SCHEMA, logger
@@ -69,7 +70,7 @@ def write_report(report: dict, run: Run, verdict: Verdict, settings: dict, usual
     }  # fmt: skip
     report["command"] = reproduce(report, usual)
     logger.info("%s, score %.4f: %s", report["verdict"], report["score"], report["reason"])
-    (run.folder / "report.json").write_text(to_json(report), encoding="utf-8")
+    write_whole(run.folder / "report.json", to_json(report))
     write_page(report, run.folder)
     return report
 

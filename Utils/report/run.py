@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 from torch import Tensor
-from tqdm import tqdm
 
+from Utils.basics.bounded import at_stage, progress
 from Utils.report.folder import logger, result_folder
 
 
@@ -29,20 +29,22 @@ class Run:
     """By stage."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """{step, loss, term ...} of every step of the search, best start."""
-    bar: tqdm | None = None
+    step_done: Callable[[], object] = lambda: None
+    """Moves the bar of the search."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what is done while it is open."""
         began = time.perf_counter()
         logger.info("%s ...", name)
+        at_stage(name)
         yield
         self.seconds[name] = round(time.perf_counter() - began, 3)
 
     @contextmanager
     def searching(self, steps: int) -> Iterator[None]:
         """The stage `search`, with a bar on a terminal and its course in log.txt."""
-        with self.stage("search"), tqdm(total=steps, desc="search", leave=False, disable=not self.folder) as self.bar:
+        with self.stage("search"), progress("search", steps, shown=self.folder is not None) as self.step_done:
             yield
         for line in self.curve[:: max(1, len(self.curve) // 50)]:
             logger.info("search %s", "  ".join(f"{name} {value:.4g}" for name, value in line.items()))
@@ -51,8 +53,7 @@ class Run:
         """Keep one step of the search: its best loss and that start's terms.  loss and each term (n,)"""
         best = int(loss.argmin())
         self.curve.append({"step": step, "loss": loss[best].item()} | {name: term[best].item() for name, term in terms.items()})
-        if self.bar is not None:
-            self.bar.update()
+        self.step_done()
 
 
 @contextmanager

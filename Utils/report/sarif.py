@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -62,11 +64,12 @@ def _place(report: dict, home: Path) -> dict:
     """The encoder's config file, relative to `home` where it lies below; a hub id as its page."""
     path = Path(full_path(report["model"]["path"]))
     if path.is_absolute():
-        path = path / "config.json" if (path / "config.json").exists() else path
+        with suppress(OSError):
+            path = path / "config.json" if (path / "config.json").exists() else path
         inside = path.is_relative_to(home)
-        uri = quote(path.relative_to(home).as_posix()) if inside else path.as_uri()
+        uri = quote(os.fsencode(path.relative_to(home).as_posix())) if inside else path.as_uri()
     else:
-        uri = f"https://huggingface.co/{quote(path.as_posix())}"
+        uri = f"https://huggingface.co/{quote(path.as_posix().encode('utf-8', 'surrogatepass'))}"
     return {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
 
 

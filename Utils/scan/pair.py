@@ -26,6 +26,11 @@ class Pair:
     """Those of the others, which the witnesses are measured on."""
 
     @property
+    def unseen(self) -> list[str]:
+        """Prompts that the search never sees: those held out, and those that are no part of the corpus."""
+        return [self.prompts[i] for i in self.held_out.tolist()] + self.prompts[len(self.corpus.ids) :]
+
+    @property
     def held_out_ids(self) -> Tensor:
         """(m, T)"""
         return self.corpus.ids[self.held_out]

@@ -1,0 +1,72 @@
+"""Could somebody load another encoder from the same place than the one that was judged?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from Utils.encoder.numbers import disagreements
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.intake.candidates import alike, other_weights
+from Utils.intake.inventory import Beside, look_around
+from Utils.intake.weights import plain_name
+
+PICKLE = "a pickle"
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What the user says about the things that lie beside the judged ones."""
+
+    only: str = ""
+    """The weights that count, by name; there is no doubt about others then."""
+    compare_pickles: bool = False
+    """Read pickles, as plain tensors, to see whether they hold the same numbers."""
+
+
+def doubts_about(encoder: TextEncoder, prompts: list[str], trust: Trust) -> tuple[list[Beside], list[str]]:
+    """What lies beside the judged files, and one sentence for everything that a loader could make another encoder of.
+
+    prompts: to compare number formats with.
+    """
+    files = encoder.files
+    named = bool(trust.only) or files.parts.file is not None
+    judged = set() if named else {file for one in other_weights(files.parts) for file in one.files}
+    beside = look_around(files.parts, {file["path"] for file in files.read}, judged, named)
+    if trust.compare_pickles:
+        beside = [_compared(b, encoder) if b.doubt and b.kind == PICKLE else b for b in beside]
+    doubts = [f"{b.path} ({b.kind}) lies there and was not judged" for b in beside if b.doubt]
+    return beside, [*doubts, *files.doubts, *disagreements(encoder, prompts, files.dtypes)]
+
+
+def _compared(pickle: Beside, encoder: TextEncoder) -> Beside:
+    """A pickle that holds the judged numbers, as they are or rounded, is no doubt; nothing of it is executed."""
+    try:
+        own, same = encoder.model.state_dict(), 0
+        for name, tensor in _tensors(encoder.files.parts.root / pickle.path):
+            mine = own.get(plain_name(name, encoder.family.prefix))
+            if mine is None:
+                continue
+            if not alike(mine.cpu(), tensor):
+                return replace(pickle, kind="a pickle with other numbers")
+            same += 1
+    except Exception as error:  # a pickle can be wrong in any way
+        return replace(pickle, kind=f"a pickle that holds more than tensors ({type(error).__name__})")
+    if same == 0:
+        return replace(pickle, kind="a pickle with other tensors")
+    return Beside(pickle.path, "a pickle with the same numbers")
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a pickle by name, read as plain data."""
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            yield str(name), value

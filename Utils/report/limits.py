@@ -1,0 +1,68 @@
+"""How much memory and time one encoder may take: what it is made of says so, and the command line may."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import psutil
+
+from Utils.basics.bounded import Limits
+from Utils.basics.errors import InputError
+from Utils.intake.folders import find_folder, find_parts
+from Utils.intake.inventory import MOST, walk
+
+BASE_MB, TIMES = 4096, 12
+"""Memory of a scan: so much for libraries and corpus, and the weights' bytes so many times over (one tiny scan takes 1.1 GB,
+one of CLIP-L 4 GB)."""
+SECONDS = 6 * 3600
+"""A scan of a large encoder takes an hour on a slow CPU."""
+READING_SECONDS, WEIGHTS_RATE, TEXTS_RATE = 4, 20 << 20, 8 << 20
+"""Processor time to read files and texts: so much at least (a tiny scan takes 1 s), and a second for so many bytes more."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Limits that the user has set; None where they follow from the files."""
+
+    memory_mb: int | None = None
+    seconds: int | None = None
+    reading_seconds: int | None = None
+
+
+def limits_of(model: str, anchor: str, wanted: Wanted) -> Limits:
+    """What the scan of a model may take; never more memory than the machine has."""
+    weights, texts = sizes(model)
+    more = sizes(anchor) if anchor not in ("auto", "none") else (0, 0)
+    weights, texts = weights + (more[0] or weights), texts + (more[1] or texts)  # a base is as large as what is made of it
+    memory = min(BASE_MB + TIMES * (weights >> 20), psutil.virtual_memory().total >> 20)
+    reading = READING_SECONDS + weights // WEIGHTS_RATE + texts // TEXTS_RATE
+    return Limits(wanted.memory_mb or memory, wanted.seconds or SECONDS, wanted.reading_seconds or reading)
+
+
+def sizes(model: str) -> tuple[int, int]:
+    """Bytes on disk of an encoder's weights, and of all else that lies beside them; nothing where there is no encoder."""
+    weights = texts = 0
+    with suppress(Exception):  # that it cannot be read is for the scan to say
+        for file in _files(model):
+            if file.is_file():
+                size = _on_disk(file.stat())
+                weights, texts = (weights + size, texts) if file.suffix == ".safetensors" else (weights, texts + size)
+    return weights, texts
+
+
+def _files(model: str) -> list[Path]:
+    """An encoder's files; of a model with several encoders all of its weights."""
+    try:
+        parts = find_parts(model)
+    except InputError:
+        return [path for _, path in islice(walk(find_folder(model)), MOST) if path.suffix == ".safetensors"]
+    return [file for folder in {parts.weights, parts.tokenizer} for file in folder.iterdir()]
+
+
+def _on_disk(file: os.stat_result) -> int:
+    """What a file really holds: a name may promise terabytes that were never written."""
+    return min(file.st_size, getattr(file, "st_blocks", file.st_size) * 512)
