@@ -307,7 +307,7 @@ def _work(job: Callable[..., Any], arguments: tuple) -> None:
     try:
         answer = {"value": job(*arguments)}
     except InputError as error:
-        answer = {"refused": str(error)}
+        answer = {"refused": str(error), "trace": _trace(error)}
     except BaseException as error:  # Rust panics are no Exception
         _limit_memory(None)
         answer = {
@@ -316,6 +316,11 @@ def _work(job: Callable[..., Any], arguments: tuple) -> None:
             "trace": traceback.format_exc().splitlines(),
         }  # fmt: skip
     _link.tell(**answer)
+
+
+def _trace(error: InputError) -> list[str]:
+    """Where a refusal comes from, with what a library said behind the sentence."""
+    return "".join(traceback.format_exception(error.__context__ or error)).splitlines()
 
 
 def _leave_the_terminal(says: Connection) -> None:

@@ -16,6 +16,15 @@ class InputError(Exception):
     """Something the user gave cannot be used.  The message is one sentence with the cure."""
 
 
+class Flaw(ValueError):
+    """What is wrong with a file, in words of ours that may stand in a sentence."""
+
+
+def told(error: BaseException) -> str:
+    """In brackets what is wrong, where it is said in our own words; what libraries say is for --debug."""
+    return f" ({error})" if isinstance(error, Flaw) else ""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error, short enough for one sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -28,7 +37,7 @@ def sentence_of(error: BaseException) -> str:
         return visible(str(error))  # a file's name may hold the end of a line
     if isinstance(error, OSError) and error.strerror:
         return (f"{visible(str(error.filename))}: " if error.filename else "") + error.strerror
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return "a fault of the program, or of what it was given; --debug shows where."
 
 
 def visible(text: str) -> str:

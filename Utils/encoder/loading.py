@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import transformers
 from transformers import PreTrainedModel
 
-from Utils.basics.errors import InputError, first_line
+from Utils.basics.errors import InputError, told
 from Utils.encoder.text_encoder import FilesRead, TextEncoder
 from Utils.intake.files import check_files
 from Utils.intake.folders import find_parts, full_path
@@ -56,7 +56,7 @@ def check_reading(encoder: TextEncoder, folder: Path) -> None:
         context, first = encoder.context, encoder.tokenizer("a").input_ids
         ids, place = encoder.ids(ENGLISH), (encoder.begin, encoder.placeholder)
     except Exception as error:  # a tokenizer's settings can be wrong in any way
-        raise InputError(f"{folder} holds no usable tokenizer ({first_line(error)}); put the tokenizer files there.") from None
+        raise InputError(f"{folder} holds no usable tokenizer{told(error)}; put the tokenizer files there.") from None
     if context < 8:
         raise InputError(f"{folder} leaves {context} positions for a text, too few for a prompt; restore its files.")
     shape, told = (len(ENGLISH), context), ids[0, : len(first)].tolist()
@@ -123,7 +123,7 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not usable here ({first_line(error)}); try --device cpu.") from None
+        raise InputError(f"device {name!r} is not usable here{told(error)}; try --device cpu.") from None
 
 
 def fingerprint(encoder: TextEncoder) -> dict:

@@ -18,7 +18,7 @@ from pathlib import Path
 import transformers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from Utils.basics.errors import InputError, first_line
+from Utils.basics.errors import InputError, told
 from Utils.encoder import probes
 from Utils.encoder.loading import check_reading
 from Utils.encoder.text_encoder import TextEncoder
@@ -198,7 +198,7 @@ def built(maker: Maker, encoder: TextEncoder) -> PreTrainedTokenizerBase:
     except (KeyboardInterrupt, SystemExit, InputError):
         raise
     except BaseException as error:  # tokenizers raises bare Exception for malformed files, and Rust panics past it
-        raise InputError(first_line(error)) from None
+        raise InputError(f"the files make none{told(error)}") from None
     return tokenizer
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderMode
 
 from Utils.basics.bounded import progress as bar
 from Utils.basics.bounded import reading
-from Utils.basics.errors import InputError, first_line
+from Utils.basics.errors import InputError, told
 from Utils.intake.families import FAMILIES, Family
 from Utils.intake.folders import Parts
 from Utils.intake.tokenizer import ending
@@ -165,9 +165,7 @@ class TextEncoder:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # tokenizers raises bare Exception, and Rust panics past it
-            raise InputError(
-                f"the tokenizer of {self.path} cannot read a text ({first_line(error)}); restore its files."
-            ) from None
+            raise InputError(f"the tokenizer of {self.path} cannot read a text{told(error)}; restore its files.") from None
         return rows.input_ids
 
     def attended(self, ids: Tensor) -> Tensor:

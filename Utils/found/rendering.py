@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from PIL import Image
 from torch import Tensor
 
-from Utils.basics.errors import InputError, first_line
+from Utils.basics.errors import InputError, told
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.files import check_files
 from Utils.intake.folders import index_of
@@ -140,7 +140,7 @@ def _load_part(folder: Path, kind: type) -> UNet2DConditionModel | AutoencoderKL
             output_loading_info=True,
         )
     except Exception as error:  # a config can be wrong in any way
-        raise InputError(f"{folder} cannot be loaded as a {kind.__name__} ({first_line(error)}); fetch it again.") from None
+        raise InputError(f"{folder} cannot be loaded as a {kind.__name__}{told(error)}; fetch it again.") from None
     if info["missing_keys"]:
         raise InputError(f"{folder}: {len(info['missing_keys'])} tensors are missing, first {info['missing_keys'][0]}.")
     return part.eval().requires_grad_(False)
@@ -152,7 +152,7 @@ def _load_scheduler(folder: Path, name: str) -> diffusers.SchedulerMixin:
     try:
         return getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a config can be wrong in any way
-        raise InputError(f"{folder} cannot be loaded as a {name} ({first_line(error)}); fetch it again.") from None
+        raise InputError(f"{folder} cannot be loaded as a {name}{told(error)}; fetch it again.") from None
 
 
 def read_feature(file: Path) -> Tensor:

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-from Utils.basics.errors import InputError, first_line
+from Utils.basics.errors import Flaw, InputError, told
 from Utils.intake.files import MAX_JSON
 
 BLOCK = 8 << 20
@@ -80,14 +80,18 @@ def parsed(content: bytes, file: Path) -> object:
     """JSON of bounded size; of keys that stand twice, which loaders may take differently, none is accepted."""
     try:
         if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
-            raise ValueError("it nests more than any file of its kind")
+            raise Flaw("it nests more than any file of its kind")
         return json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{file} cannot be read as JSON (line {error.lineno}, column {error.colno}); fetch the model again."
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read as JSON ({first_line(error)}); fetch the model again.") from None
+        raise InputError(f"{file} cannot be read as JSON{told(error)}; fetch the model again.") from None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
+        raise Flaw("a key stands twice")
     return found

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from Utils.basics.errors import InputError, first_line
+from Utils.basics.errors import InputError, told
 from Utils.intake.families import LEGACY_EOS, is_family
 from Utils.intake.files import check_files
 from Utils.intake.reader import Reader, parsed
@@ -77,7 +76,7 @@ def _parsed(content: bytes, folder: Path) -> object:
     try:
         return parsed(content, folder)
     except InputError as error:
-        why = str(error).partition("(")[2].rpartition(")")[0]
+        why = str(error).partition(" (")[2].rpartition(")")[0] or "it is no UTF-8"
         raise InputError(f"{folder} holds no usable tokenizer ({why}); put the tokenizer files there.") from None
 
 
@@ -95,8 +94,7 @@ def load_tokenizer(folder: Path, tower: PreTrainedModel, content: dict[str, byte
     except (KeyboardInterrupt, SystemExit, InputError):
         raise
     except BaseException as error:  # tokenizers raises bare Exception for malformed files, and Rust panics past it
-        why = re.sub(r"\S*amber_\w+", str(folder), first_line(error))
-        raise InputError(f"{folder} holds no usable tokenizer ({why}); put the tokenizer files there.") from None
+        raise InputError(f"{folder} holds no usable tokenizer{told(error)}; put the tokenizer files there.") from None
     return tokenizer
 
 

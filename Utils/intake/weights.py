@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from Utils.basics.errors import InputError, first_line
+from Utils.basics.errors import Flaw, InputError, told
 from Utils.intake.config import EncoderConfig, read_config
 from Utils.intake.families import Family
 from Utils.intake.files import PICKLES, other_checkpoint, pickle_sentence
@@ -99,16 +99,16 @@ def parse_config(config: EncoderConfig, folder: Path, stored: dict) -> PreTraine
         parsed = getattr(parsed, "text_config", parsed)
         layers, tensors = parsed.num_hidden_layers, sum(0 not in shape for shape, _ in stored.values())
         if not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
-            raise ValueError(f"num_hidden_layers is not between 1 and {MAX_LAYERS}")
+            raise Flaw(f"num_hidden_layers is not between 1 and {MAX_LAYERS}")
         if layers > tensors:
-            raise ValueError(f"{layers} layers, but {tensors} tensors are stored")
+            raise Flaw(f"{layers} layers, but {tensors} tensors are stored")
         return parsed
     except Exception as error:  # a config can be wrong in any way
         raise InputError(_unloadable(folder, family, error)) from None
 
 
 def _unloadable(folder: Path, family: Family, error: BaseException) -> str:
-    return f"{folder} cannot be loaded as a {family.tower.__name__} ({first_line(error)}); fetch the model again."
+    return f"{folder} cannot be loaded as a {family.tower.__name__}{told(error)}; fetch the model again."
 
 
 def check_layout(family: Family, config: PreTrainedConfig, folder: Path, stored: dict) -> set[str]:
