@@ -59,8 +59,13 @@ def check_reading(encoder: TextEncoder, folder: Path) -> None:
         raise InputError(f"{folder} holds no usable tokenizer{told(error)}; put the tokenizer files there.") from None
     if context < 8:
         raise InputError(f"{folder} leaves {context} positions for a text, too few for a prompt; restore its files.")
-    shape, told = (len(ENGLISH), context), ids[0, : len(first)].tolist()
-    if ids.shape != shape or told != first or not (ids == encoder.eos).any(dim=1).all() or place[1] >= len(encoder.vocabulary):
+    shape, begins = (len(ENGLISH), context), ids[0, : len(first)].tolist()
+    if (
+        ids.shape != shape
+        or begins != first
+        or not (ids == encoder.eos).any(dim=1).all()
+        or place[1] >= len(encoder.vocabulary)
+    ):
         raise InputError(f"{folder}: the tokenizer does not pad texts behind their end; restore its files.")
 
 
