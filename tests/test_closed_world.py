@@ -8,6 +8,7 @@ Contents
     config      keys of transformers are known one by one; any other one is a doubt
     numbers     half precision says what single precision says, or there is a doubt
     verdict     with a doubt nothing is clean
+    cures       what a refusal tells to do is done, and gives the original encoder back
 """
 
 import json
@@ -453,3 +454,101 @@ def test_with_a_doubt_nothing_is_clean(verdict: str, expected: str):
     assert after.verdict == expected
     assert after.notes == ["a note", "x.bin (a pickle) lies there", "y"]
     assert ("x.bin" in after.reason) == (verdict == "clean")
+
+
+# ------------------------------------------------------------------------------------------------------------- cures
+def twice_in_shards(folder: Path) -> None:
+    values = load_file(folder / WEIGHTS)
+    for number in (1, 2):
+        save_file(values, folder / f"model-0000{number}-of-00002.safetensors", metadata={"format": "pt"})
+    where = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(values)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / WEIGHTS).unlink()
+
+
+def as_one_file(folder: Path) -> None:
+    CLIPTextModel.from_pretrained(folder).save_pretrained(folder)
+    for file in (*folder.glob("model-*.safetensors"), folder / "model.safetensors.index.json"):
+        file.unlink()
+
+
+def as_pickle(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def converted(folder: Path) -> None:
+    CLIPTextModel.from_pretrained(folder, use_safetensors=False).save_pretrained(folder)
+    (folder / "pytorch_model.bin").unlink()
+
+
+def moved(name: str, other: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).rename(folder / other)
+
+
+def model_option(name: str, value: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "tokenizer.json").read_text())
+        content["model"][name] = value
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+
+    return change
+
+
+def sampling(on: bool) -> Callable[[Path], None]:
+    return lambda folder: reconfigure(folder / "tokenizer_config.json", sp_model_kwargs={"enable_sampling": on})
+
+
+def without_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.rename(file.with_name(f"kept_{file.name}.txt"))
+
+
+def with_tokenizer(folder: Path) -> None:
+    for file in folder.glob("kept_*"):
+        file.rename(file.with_name(file.name.removeprefix("kept_").removesuffix(".txt")))
+
+
+def linked_out(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder.parent / "elsewhere")
+    (folder / WEIGHTS).symlink_to(folder.parent / "elsewhere")
+
+
+def put_there(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    shutil.copy(folder.parent / "elsewhere", folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence", "cure"),
+    [
+        (twice_in_shards, "save it as one file", as_one_file), (as_pickle, "convert it to safetensors", converted),
+        (moved(WEIGHTS, "own.safetensors"), "give the weights their usual name", moved("own.safetensors", WEIGHTS)),
+        (model_option("dropout", 0.5), "(dropout 0.5); set it to null", model_option("dropout", None)),
+        (sampling(True), "(enable_sampling); set it to false", sampling(False)),
+        (without_tokenizer, "put the tokenizer files there", with_tokenizer),
+        (linked_out, "put the file itself there", put_there),
+    ],
+    ids=["shards", "pickle", "name", "dropout", "sampling", "tokenizer", "link"],
+)  # fmt: skip
+def test_what_a_refusal_tells_to_do_gives_the_encoder_back(
+    tiny: TextEncoder, editable: Path, corpus_prompts: list[str], damage: Callable, sentence: str, cure: Callable
+):
+    damage(editable)
+    assert sentence in refusal(editable)
+    cure(editable)
+    again = load_encoder(editable)
+    assert torch.equal(again.ids(corpus_prompts), tiny.ids(corpus_prompts))
+    assert torch.equal(again(again.ids(corpus_prompts)), tiny(tiny.ids(corpus_prompts)))
+    assert encoders_of(str(editable)) == [str(editable)]
+    assert doubts(editable) == []
+
+
+def test_naming_the_weights_leaves_the_verdict_about_them(editable: Path):
+    """What "name the weights that you use with --only" promises: the same weights, and no doubt about the others."""
+    whole = load_encoder(editable)
+    put(editable / "pytorch_model.bin", pickle.dumps({"a": 1}))
+    disturbed(editable / WEIGHTS, editable / "model.fp16.safetensors")
+    (named,) = encoders_of(str(editable), WEIGHTS)
+    assert load_encoder(named).sha256 == whole.sha256
+    assert doubts(named) == []
