@@ -163,6 +163,7 @@ class _Watched:
 
     def __init__(self, child: BaseProcess, limits: Limits, pipe: Connection):
         self.child, self.limits, self.pipe = child, limits, pipe
+        self.there = psutil.Process().memory_info().rss if start_method() == "fork" else 0  # pages of ours that it shares
         self.began = time.monotonic()
         self.stage, self.reached, self.trace = "start", "", []
         self.read, self.since = 0.0, None  # processor time of reading so far, and when the present reading began
@@ -219,7 +220,7 @@ class _Watched:
             self.reached = "seconds"
         elif self.since is not None and self.read + self._processor_time() - self.since > self.limits.reading_seconds:
             self.reached = "reading"
-        elif self._memory() > self.limits.memory_mb << 20:
+        elif self._memory() > self.there + (self.limits.memory_mb << 20):
             self.reached = "memory"
         return bool(self.reached)
 
