@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from Utils.basics.errors import InputError
 from Utils.encoder.corpus import Corpus, batches, embed_corpus, read_prompts, split
-from Utils.encoder.loading import load_encoder, weights_digest
+from Utils.encoder.loading import load_encoder
 from Utils.encoder.measures import assimilation
 from Utils.encoder.text_encoder import TextEncoder
 
@@ -231,9 +231,8 @@ def test_the_same_weights_in_another_folder_have_the_same_key(
     tiny: TextEncoder, editable: Path, corpus_prompts: list[str], tmp_path: Path
 ):
     other = load_encoder(editable)
+    other.model.save_pretrained(tmp_path / "saved")  # leaves a trace in its config
+    embed_corpus(load_encoder(editable), corpus_prompts, tmp_path / "cache")
     embed_corpus(tiny, corpus_prompts, tmp_path / "cache")
     embed_corpus(other, corpus_prompts, tmp_path / "cache")
-    assert other.model.config.to_json_string() == tiny.model.config.to_json_string()
-    assert weights_digest(other.model) == weights_digest(tiny.model)
-    assert torch.equal(other.ids(corpus_prompts), tiny.ids(corpus_prompts))
     assert len(list((tmp_path / "cache").iterdir())) == 1

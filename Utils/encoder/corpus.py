@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ def _embed(encoder: TextEncoder, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _key(encoder: TextEncoder, ids: Tensor) -> str:
     """Everything the features depend on: weights, config, pooling, tokens of the corpus slice, dtype, device, format."""
     digest = hashlib.sha256(weights_digest(encoder.model).encode())  # not the file's hash: they may have moved since
-    digest.update(encoder.model.config.to_json_string().encode())
+    config = encoder.model.config.to_dict() | {"architectures": None}  # which saving writes into it
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(ids.numpy().tobytes())
     digest.update(f"{encoder.summary} {encoder.model.dtype} {encoder.device.type} {torch.__version__} {FORMAT}".encode())
     return digest.hexdigest()[:32]
