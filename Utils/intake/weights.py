@@ -108,7 +108,8 @@ def parse_config(config: EncoderConfig, folder: Path, stored: dict) -> PreTraine
 
 
 def _unloadable(folder: Path, family: Family, error: BaseException) -> str:
-    return f"{folder} cannot be loaded as a {family.tower.__name__}{told(error)}; fetch the model again."
+    kind = family.tower.__name__
+    return f"{folder} cannot be loaded as a {kind} with its config.json{told(error)}; fetch the model again."
 
 
 def check_layout(family: Family, config: PreTrainedConfig, folder: Path, stored: dict) -> set[str]:
