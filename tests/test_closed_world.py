@@ -235,13 +235,17 @@ def test_weights_of_two_indexes_are_two_encoders(editable: Path):
     torch.testing.assert_close(first.vocabulary + 1, second.vocabulary)
 
 
-def test_a_tensor_in_two_shards_is_refused(editable: Path):
-    values = load_file(editable / WEIGHTS)
+def twice_in_shards(folder: Path) -> None:
+    values = load_file(folder / WEIGHTS)
     for number in (1, 2):
-        save_file(values, editable / f"model-0000{number}-of-00002.safetensors", metadata={"format": "pt"})
+        save_file(values, folder / f"model-0000{number}-of-00002.safetensors", metadata={"format": "pt"})
     where = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(values)}
-    (editable / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    (editable / WEIGHTS).unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / WEIGHTS).unlink()
+
+
+def test_a_tensor_in_two_shards_is_refused(editable: Path):
+    twice_in_shards(editable)
     assert "another file of the same weights holds too" in refusal(editable)
 
 
@@ -457,15 +461,6 @@ def test_with_a_doubt_nothing_is_clean(verdict: str, expected: str):
 
 
 # ------------------------------------------------------------------------------------------------------------- cures
-def twice_in_shards(folder: Path) -> None:
-    values = load_file(folder / WEIGHTS)
-    for number in (1, 2):
-        save_file(values, folder / f"model-0000{number}-of-00002.safetensors", metadata={"format": "pt"})
-    where = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(values)}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    (folder / WEIGHTS).unlink()
-
-
 def as_one_file(folder: Path) -> None:
     CLIPTextModel.from_pretrained(folder).save_pretrained(folder)
     for file in (*folder.glob("model-*.safetensors"), folder / "model.safetensors.index.json"):

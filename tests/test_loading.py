@@ -176,7 +176,11 @@ def test_a_pipeline_without_text_encoder_is_refused(tmp_path: Path):
 
 
 # ------------------------------------------------------------------------------------------------------------- config
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b'{"model_type": "clip_text_model"', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\x00", b'{"model_type": "clip_text_model"', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"],
+    ids=["empty", "open", "no text", "cut", "deep", "long number"],
+)
 def test_a_config_that_is_no_json_is_refused(editable: Path, content: bytes):
     (editable / "config.json").write_bytes(content)
     assert "cannot be read as JSON" in refusal(editable)

@@ -37,7 +37,7 @@ def sentence_of(error: BaseException) -> str:
         return visible(str(error))  # a file's name may hold the end of a line
     if isinstance(error, OSError) and error.strerror:
         return (f"{visible(str(error.filename))}: " if error.filename else "") + error.strerror
-    return "a fault of the program, or of what it was given; --debug shows where."
+    return f"a fault of the program, or of what it was given ({type(error).__name__})"
 
 
 def visible(text: str) -> str:

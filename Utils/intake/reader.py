@@ -19,6 +19,7 @@ from Utils.intake.files import MAX_JSON
 
 BLOCK = 8 << 20
 """Bytes read at a time."""
+NESTS = "it nests more than any file of its kind"
 MAX_BRACKETS = 4_000_000
 """Lists and objects in a JSON file: each costs some hundred bytes of memory, whatever is in it."""
 
@@ -77,17 +78,33 @@ def marks(status: os.stat_result) -> tuple[int, ...]:
 
 
 def parsed(content: bytes, file: Path) -> object:
-    """JSON of bounded size; of keys that stand twice, which loaders may take differently, none is accepted."""
+    """`read_json` of a file of the model."""
     try:
-        if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
-            raise Flaw("it nests more than any file of its kind")
+        return read_json(content)
+    except Flaw as flaw:
+        raise InputError(f"{file} cannot be read as JSON{told(flaw)}; fetch the model again.") from None
+
+
+def read_json(content: bytes) -> object:
+    """JSON of bounded size; of keys that stand twice, which loaders may take differently, none is accepted.
+
+    Raises:
+        Flaw: it is none.
+    """
+    if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
+        raise Flaw(NESTS)
+    try:
         return json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+    except Flaw:
+        raise
     except json.JSONDecodeError as error:
-        raise InputError(
-            f"{file} cannot be read as JSON (line {error.lineno}, column {error.colno}); fetch the model again."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read as JSON{told(error)}; fetch the model again.") from None
+        raise Flaw(f"line {error.lineno}, column {error.colno}") from None
+    except UnicodeDecodeError:
+        raise Flaw("it is no UTF-8") from None
+    except RecursionError:
+        raise Flaw(NESTS) from None
+    except ValueError:  # Python's limit of digits
+        raise Flaw("a number in it is too long") from None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:

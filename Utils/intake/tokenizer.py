@@ -9,10 +9,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from Utils.basics.errors import InputError, told
+from Utils.basics.errors import Flaw, InputError, told
 from Utils.intake.families import LEGACY_EOS, is_family
 from Utils.intake.files import check_files
-from Utils.intake.reader import Reader, parsed
+from Utils.intake.reader import Reader, read_json
 
 MAX_TOKENIZER = 96 << 20
 """Bytes; the largest public tokenizers have about forty megabytes."""
@@ -74,10 +74,9 @@ def _config_chooses(file: Path, settings: dict, reader: Reader) -> list[str]:
 
 def _parsed(content: bytes, folder: Path) -> object:
     try:
-        return parsed(content, folder)
-    except InputError as error:
-        why = str(error).partition(" (")[2].rpartition(")")[0] or "it is no UTF-8"
-        raise InputError(f"{folder} holds no usable tokenizer ({why}); put the tokenizer files there.") from None
+        return read_json(content)
+    except Flaw as flaw:
+        raise InputError(f"{folder} holds no usable tokenizer{told(flaw)}; put the tokenizer files there.") from None
 
 
 def load_tokenizer(folder: Path, tower: PreTrainedModel, content: dict[str, bytes]) -> PreTrainedTokenizerBase:
