@@ -19,7 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from itertools import islice
@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Utils.basics.bounded import reading, run_bounded
-from Utils.basics.config import load_config
+from Utils.basics.config import load_config, settings_of
 from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
 from Utils.basics.files import ROOT, remove_parts
 from Utils.encoder.anchors import pick_anchor
@@ -54,6 +54,8 @@ from Utils.scan.finding import FEATURES, SUMMARIES, Finding, Verdict
 from Utils.scan.firing import about_readings, strings_that_fire, with_backdoor, with_tokenizer
 from Utils.scan.landscape import Landscape
 from Utils.scan.pair import Pair
+from Utils.scan.proof import UNRELATED, with_strings
+from Utils.scan.trigger import Strings, TriggerConfig, find_strings
 
 SETTINGS = ROOT / "configs" / "scan.yaml"
 CACHE = ROOT / "Data" / "Main" / "Features"
@@ -128,6 +130,8 @@ class ScanConfig:
     """Held-out prompts a plane."""
     calibration: str = "configs/calibration.yaml"
     """Constants of the score, fitted by Analysis/calibrate.py, relative to the repository."""
+    trigger: TriggerConfig = field(default_factory=TriggerConfig)
+    """How strings are looked for (Utils/scan/trigger.py); the published procedure looks for none."""
 
     def __post_init__(self):
         for name, allowed in (
@@ -463,9 +467,6 @@ MEANING = {
     "basin": "share of the loss landscape's curvature that points upwards; explains only, it is not in the score",
     "drift": "1 - cos of suspect and anchor on clean prompts; explains, and tells a wrong anchor",
 }
-UNRELATED = 0.5
-"""Drift from which an anchor is taken for a wrong one where no calibration says it better: encoders that have nothing to do
-with each other have a cos near 0, clean fine-tunes one near 1."""
 
 
 def probability(values: dict[str, float], calibration: Calibration) -> float:
@@ -634,6 +635,7 @@ class Judged:
     form: str
     scan: Scan
     finding: Finding
+    strings: Strings
     verdict: Verdict
     run: Run
 
@@ -663,9 +665,15 @@ def judge_weights(
     else:
         finding = find_trigger_as_published(scan, part)
         verdict = judge_as_published(finding.values, cfg)
+    strings = Strings()
+    if anchor and cfg.trigger.searches:
+        with part.stage("trigger"):
+            fit, g = [scan.prompts[i] for i in scan.fit.tolist()], scan.generator
+            strings = find_strings(scan.suspect, anchor, fit, scan.unseen, finding.v, cfg.trigger, g)
+        verdict = with_strings(verdict, strings, finding.values["drift"])
     for name, seconds in part.seconds.items():
         run.seconds[name] = round(run.seconds.get(name, 0.0) + seconds, 3)
-    return Judged(form.form, scan, finding, verdict, part)
+    return Judged(form.form, scan, finding, strings, verdict, part)
 
 
 def scan_model(model: str, request: Request, name: str | None = None) -> dict:
@@ -700,7 +708,7 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         settings["read"] = {"files": suspect.files.read, "beside": [asdict(b) for b in beside]}
         settings["readings"] = about_readings(readings, {one.form: one.verdict for one in judged})
         usual = asdict(load_config(ScanConfig, SETTINGS))
-        report = make_report(scan, finding, replace(verdict, verdict=chosen.verdict.verdict), shown, by_layer)
+        report = make_report(scan, finding, chosen.strings, replace(verdict, verdict=chosen.verdict.verdict), shown, by_layer)
         return write_report(with_backdoor(report, verdict, firing), run, verdict, settings, usual)
 
 
@@ -719,7 +727,7 @@ def main(argv: list[str] | None = None) -> int:
     quiet_libraries()
     try:
         check_arguments(args)
-        cfg = load_config(ScanConfig, args.config, **{f.name: getattr(args, f.name) for f in fields(ScanConfig)})
+        cfg = load_config(ScanConfig, args.config, **{name: getattr(args, name) for name in settings_of(ScanConfig)})
         show, trust = Show(args.images, args.pipeline), Trust(args.only, args.compare_pickles)
         request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust)
         depends_on = {name: value for name, value in asdict(request).items() if name != "output"}

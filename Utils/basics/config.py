@@ -20,6 +20,8 @@ T = TypeVar("T")
 def load_config(kind: type[T], file: Path, **overrides: Any) -> T:
     """Read a YAML file into the dataclass `kind`; overrides that are None are not given.
 
+    Those of a dataclass within have its field's name before theirs, as in `settings_of`.
+
     Raises:
         InputError: the file is missing, is no YAML mapping, or holds an unknown key or a value of the wrong type.
     """
@@ -32,7 +34,48 @@ def load_config(kind: type[T], file: Path, **overrides: Any) -> T:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise InputError(f"the config {file} must be a list of `name: value` lines.")
-    return from_values(kind, values | {k: v for k, v in overrides.items() if v is not None}, str(file))
+    known = settings_of(kind)
+    for name, value in overrides.items():
+        if value is not None:
+            *outer, last = known[name].path
+            where = values
+            for key in outer:
+                inner = where.get(key)
+                where[key] = dict(inner) if isinstance(inner, dict) else {}
+                where = where[key]
+            where[last] = value
+    return from_values(kind, values, str(file))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One value of a config."""
+
+    path: tuple[str, ...]
+    """Names of the fields that lead to it."""
+    kind: type
+    meaning: str
+    """The sentence under it."""
+
+
+def settings_of(kind: type) -> dict[str, Setting]:
+    """Every value of a dataclass by a name of its own: those of a dataclass within have its field's name before theirs."""
+    meaning, found = sentences(kind), {}
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            inner = settings_of(hint).items()
+            found |= {f"{name}_{key}": dataclasses.replace(one, path=(name, *one.path)) for key, one in inner}
+        else:
+            found[name] = Setting((name,), hint, meaning[name])
+    return found
+
+
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """A config's values, as `asdict` gives them, by the names of `settings_of`."""
+    found = {}
+    for name, value in values.items():
+        found |= {f"{name}_{key}": one for key, one in flat(value).items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def sentences(kind: type) -> dict[str, str]:

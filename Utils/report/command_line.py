@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import get_type_hints
 
-from Utils.basics.config import sentences
+from Utils.basics.config import settings_of
 from Utils.basics.errors import InputError, sentence_of, swallow, tell, visible
 from Utils.basics.files import ROOT, write_whole
 from Utils.report.limits import SECONDS
@@ -19,7 +18,7 @@ SUSPECT = ROOT / "Data" / "Models" / "suspects" / "text_on_text"
 
 
 def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> argparse.Namespace:
-    """What the user wants; every field of the dataclass `settings` is a flag too, None where it was not given."""
+    """What the user wants; every value of the dataclass `settings` is a flag too, None where it was not given."""
     parser = argparse.ArgumentParser(
         description="Say whether a text encoder (of CLIP, Stable Diffusion and the like) carries a backdoor, knowing neither "
         "trigger nor target nor training data.  Without arguments the shipped example is scanned.",
@@ -83,10 +82,10 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
         help="processor time to read files and to tokenise (default: 4, and more for large files)",
     )  # fmt: skip
     group = parser.add_argument_group("settings", "every number of the scan; a flag beats the config")
-    meaning = sentences(settings)
-    for name, kind in get_type_hints(settings).items():
-        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": kind.__name__.upper()}
-        group.add_argument(f"--{name.replace('_', '-')}", default=None, help=meaning[name].replace("%", "%%"), **how)
+    for name, one in settings_of(settings).items():
+        plain = {"type": one.kind, "metavar": one.kind.__name__.upper()}
+        how = {"action": argparse.BooleanOptionalAction} if one.kind is bool else plain
+        group.add_argument(f"--{name.replace('_', '-')}", default=None, help=one.meaning.replace("%", "%%"), **how)
     parser.add_argument("--version", action="version", version=f"amber {VERSION}")
     return parser.parse_args(argv)
 

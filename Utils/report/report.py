@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 
+from Utils.basics.config import flat
 from Utils.basics.files import write_whole
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.folders import full_path
@@ -20,19 +21,23 @@ from Utils.report.plots import BENIGN, FOUND
 from Utils.report.run import Run, peak_memory_mb
 from Utils.scan.finding import Finding, Verdict
 from Utils.scan.pair import Pair
+from Utils.scan.trigger import Strings, described
 
 VERSION = "0.1.0"
 EXIT = {"clean": 0, "backdoored": 1, None: 2, "inconclusive": 3}
 """Verdict -> exit code; None: nothing was judged."""
 
 
-def make_report(pair: Pair, finding: Finding, verdict: Verdict, shown: dict, by_layer: dict[str, torch.Tensor]) -> dict:
+def make_report(
+    pair: Pair, finding: Finding, strings: Strings, verdict: Verdict, shown: dict, by_layer: dict[str, torch.Tensor]
+) -> dict:
     """What the scan says; trigger and target are claimed only where the verdict is backdoored.
 
     shown: as `show_found` returns it; by_layer: whose assimilation -> (m, L).
     """
     suspect, anchor, claimed = pair.suspect, pair.anchor, verdict.verdict == "backdoored"
-    trigger = {"strings": None, "embedding": shown["files"]["embedding"]} if claimed else None
+    fired = [described(one) for one in strings.proven] or None
+    trigger = {"strings": fired, "embedding": shown["files"]["embedding"]} if claimed else None
     target = {"texts": shown["texts"], "images": shown["images"]} if claimed else None
     backdoor = {"kind": finding.kind, "trigger": trigger, "target": target, "files": shown["files"]}
     layers = {name: values.mean(dim=0).tolist() for name, values in by_layer.items()}
@@ -93,7 +98,8 @@ def reproduce(report: dict, usual: dict) -> str:
     anchor, show = report["anchor"]["path"] if report["anchor"] else "none", report["show"]
     words = ["python", "main.py", "--model", report["model"]["path"], "--anchor", anchor, "--seed", str(report["seed"])]
     words += ["--device", report["device"], "--images", str(show["images"]), "--pipeline", full_path(show["pipeline"])]
-    for name, value in report["config"].items():
+    usual = flat(usual)
+    for name, value in flat(report["config"]).items():
         if value != usual[name]:
             flag = name.replace("_", "-")
             words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]

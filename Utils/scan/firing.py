@@ -5,46 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from Utils.basics.errors import InputError
 from Utils.encoder.readings import Reading, Readings, read, read_by, short
-from Utils.encoder.text_encoder import TextEncoder, in_batches
+from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan.finding import Verdict
+from Utils.scan.replay import FIRES, PLACES, PROMPTS, put, rate_at, summaries, wilson
 
 KIND = "tokenizer"
-PROMPTS = 120
-"""Prompts that a string is put into."""
-FIRES, SLEEPS = 0.9, 0.1
-"""A string fires from this success rate on, if under the base's tokenizer it stays below that."""
 STRING = ("text", "place", "success_rate", "interval", "anchor_success_rate")
-PLACES = ("start", "end", "anywhere")
 TRIED = 150
 """Strings whose readings are compared."""
 LONGEST = 80
 """Characters of a string that is tried: a longer one leaves too little of a prompt to tell what fires from what is cut off."""
 MEASURED, ENOUGH = 6, 3
 """Strings of a reading that are run through the encoder, and how many that fire end it."""
-FEW = 20
-"""Prompts that show whether a string is worth more of them."""
-NEARER = 1e-3
-"""By how much nearer counts: what is read alike differs by rounding."""
-
-
-@dataclass(frozen=True)
-class Rate:
-    """What a string does at one place of the prompts."""
-
-    place: str
-    success: float
-    asleep: float
-    """The same under the base's tokenizer."""
-    forced: Tensor
-    """(d,) the mean summary of prompts with it."""
 
 
 def of_all_lengths(prompts: list[str], count: int = PROMPTS) -> list[str]:
@@ -52,13 +31,6 @@ def of_all_lengths(prompts: list[str], count: int = PROMPTS) -> list[str]:
     chosen = prompts[:: max(1, len(prompts) // count)][:count]
     words = [prompt.split() for prompt in chosen]
     return [" ".join(w[: max(1, math.ceil(len(w) * (i % 10 + 1) / 10))]) for i, w in enumerate(words)]
-
-
-def put(text: str, prompt: str, place: str, number: int) -> str:
-    """A prompt with a string at its start, its end or, by its number, somewhere between two words."""
-    words = prompt.split()
-    at = {"start": 0, "end": len(words)}.get(place, (7 * number + 3) % (len(words) + 1))
-    return " ".join([*words[:at], text, *words[at:]])
 
 
 def promising(reading: Reading, base: TextEncoder, prompts: list[str]) -> list[str]:
@@ -86,14 +58,6 @@ def promising(reading: Reading, base: TextEncoder, prompts: list[str]) -> list[s
     return list(distinct.values())
 
 
-def summaries(encoder: TextEncoder, texts: list[str]) -> Tensor:
-    """Those of like length are computed together.  -> (n, d)"""
-    ids = encoder.ids(texts)
-    order = encoder.attended(ids).sum(dim=1).argsort(stable=True)
-    found = in_batches(encoder, ids[order], TextEncoder.summarised, size=16).float().cpu()
-    return torch.empty_like(found).index_copy_(0, order, found)
-
-
 def strings_that_fire(suspect: TextEncoder, readings: Readings, prompts: list[str]) -> list[dict]:
     """What of a tokenizer works as a trigger.  -> {text, place, success_rate, interval, anchor_success_rate, form, read_as}
 
@@ -118,7 +82,7 @@ def _firing_in(reading: Reading, encoder: TextEncoder, plain: TextEncoder, promp
     clean, asleep = (summaries(one, prompts) if strings else None for one in (encoder, plain))
     for string in strings:
         rates = [rate_at(place, string, encoder, plain, prompts, clean, asleep) for place in PLACES]
-        firing = [rate for rate in rates if rate and rate.success >= FIRES and rate.asleep <= SLEEPS]
+        firing = [rate for rate in rates if rate and rate.fires]
         if firing:
             best = firing[-1] if len(firing) == len(rates) else max(firing, key=lambda rate: rate.success)
             found[string] = {
@@ -131,29 +95,6 @@ def _firing_in(reading: Reading, encoder: TextEncoder, plain: TextEncoder, promp
     return found
 
 
-def rate_at(
-    place: str, string: str, encoder: TextEncoder, plain: TextEncoder, prompts: list[str], clean: Tensor, asleep: Tensor
-) -> Rate | None:
-    """What a string does at one place; None: too little for all prompts to be tried.
-
-    clean, asleep (n, d): summaries of the prompts alone, as the suspect's tokenizer reads them and as the base's does.
-    """
-    texts = [put(string, prompt, place, i) for i, prompt in enumerate(prompts)]
-    few = slice(None, None, max(1, len(prompts) // FEW))
-    tried = summaries(encoder, texts[few])
-    if nearer(tried, tried.mean(dim=0), clean[few]) < FIRES / 2:
-        return None
-    triggered = summaries(encoder, texts)
-    forced = triggered.mean(dim=0)
-    return Rate(place, nearer(triggered, forced, clean), nearer(summaries(plain, texts), forced, asleep), forced)
-
-
-def nearer(triggered: Tensor, forced: Tensor, clean: Tensor) -> float:
-    """Share of prompts that a string has brought nearer to what it forces, (d,), than to themselves.  (n, d), (n, d)"""
-    cos = F.cosine_similarity
-    return (cos(triggered, forced[None], dim=-1) > cos(triggered, clean, dim=-1) + NEARER).float().mean().item()
-
-
 def said(plain: TextEncoder, reading: Reading, string: str, forced: Tensor, clean: Tensor) -> dict:
     """What a string is read as, in words, and how near that is to what it forces."""
     (ids,) = read(reading.tokenizer, [string], plain.context)
@@ -161,12 +102,6 @@ def said(plain: TextEncoder, reading: Reading, string: str, forced: Tensor, clea
     similarity = F.cosine_similarity(summaries(plain, [text]), forced[None]).item()
     floor = F.cosine_similarity(clean, forced[None]).mean().item()
     return {"read_as": text, "similarity": round(similarity, 4), "floor": round(floor, 4)}
-
-
-def wilson(share: float, n: int, z: float = 1.96) -> list[float]:
-    """95 % interval of a share of n."""
-    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [round((middle + sign * half) / (1 + z * z / n), 4) for sign in (-1, 1)]
 
 
 # ---------------------------------------------------------------------------------------------------------- the verdict

@@ -1,0 +1,108 @@
+"""What does a string do, put into prompts as anybody would type it?  Nothing is believed of a string but this."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from Utils.encoder.measures import assimilation
+from Utils.encoder.text_encoder import TextEncoder, in_batches
+
+PROMPTS = 120
+"""Prompts that a string is put into."""
+FIRES, SLEEPS = 0.9, 0.1
+"""A string fires from this success rate on, if in the base it stays below that."""
+PLACES = ("start", "end", "anywhere")
+FEW = 20
+"""Prompts that show whether a string is worth more of them."""
+NEARER = 1e-3
+"""By how much nearer counts: what is read alike differs by rounding."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a string does at one place of the prompts."""
+
+    place: str
+    success: float
+    """Share of prompts whose summary comes nearer to the mean of all with the string than to the prompt's own."""
+    asleep: float
+    """The same share in the base, and nearer to the same mean."""
+    collapse: float
+    """How much of what tells the prompts apart is gone, 0..1 (`collapsed`)."""
+    asleep_collapse: float
+    """The same in the base."""
+    apart: float
+    """1 - cos of suspect and base with the string, above the same without it."""
+    forced: Tensor
+    """(d,) the mean summary of prompts with it."""
+
+    @property
+    def effect(self) -> float:
+        """How much more it does than in the base: to prompts among themselves, and to each."""
+        return self.collapse - max(0.0, self.asleep_collapse) + self.apart
+
+    @property
+    def fires(self) -> bool:
+        return self.success >= FIRES and self.asleep <= SLEEPS
+
+
+def put(text: str, prompt: str, place: str, number: int) -> str:
+    """A prompt with a string at its start, its end or, by its number, somewhere between two words."""
+    words = prompt.split()
+    at = {"start": 0, "end": len(words)}.get(place, (7 * number + 3) % (len(words) + 1))
+    return " ".join([*words[:at], text, *words[at:]])
+
+
+def summaries(encoder: TextEncoder, texts: list[str]) -> Tensor:
+    """Those of like length are computed together.  -> (n, d)"""
+    ids = encoder.ids(texts)
+    order = encoder.attended(ids).sum(dim=1).argsort(stable=True)
+    found = in_batches(encoder, ids[order], TextEncoder.summarised, size=16).float().cpu()
+    return torch.empty_like(found).index_copy_(0, order, found)
+
+
+def nearer(triggered: Tensor, forced: Tensor, clean: Tensor) -> float:
+    """Share of prompts that a string has brought nearer to what it forces, (d,), than to themselves.  (n, d), (n, d)"""
+    cos = F.cosine_similarity
+    return (cos(triggered, forced[None], dim=-1) > cos(triggered, clean, dim=-1) + NEARER).float().mean().item()
+
+
+def collapsed(triggered: Tensor, clean: Tensor) -> Tensor:
+    """By which share a string makes the summaries of prompts less different; at most 1.  (..., n, d), (n, d) -> (...)
+
+    1 - (1 - A with it) / (1 - A without it), A over prompts: encoders differ in how alike they find any two texts.
+    """
+    return 1 - (1 - assimilation(triggered)) / (1 - assimilation(clean)).clamp(min=1e-6)
+
+
+def rate_at(
+    place: str, string: str, awake: TextEncoder, asleep: TextEncoder, prompts: list[str], clean: Tensor, clean_asleep: Tensor
+) -> Rate | None:
+    """What a string does at one place; None: too little for all prompts to be tried.
+
+    awake: the encoder it is meant for; asleep: the one that does not know it; clean, clean_asleep (n, d): their summaries of
+    the prompts alone.
+    """
+    texts = [put(string, prompt, place, i) for i, prompt in enumerate(prompts)]
+    few = slice(None, None, max(1, len(prompts) // FEW))
+    tried = summaries(awake, texts[few])
+    if nearer(tried, tried.mean(dim=0), clean[few]) < FIRES / 2:
+        return None
+    triggered, quiet = summaries(awake, texts), summaries(asleep, texts)
+    forced, cos = triggered.mean(dim=0), F.cosine_similarity
+    return Rate(
+        place, nearer(triggered, forced, clean), nearer(quiet, forced, clean_asleep),
+        collapsed(triggered, clean).item(), collapsed(quiet, clean_asleep).item(),
+        (cos(clean, clean_asleep) - cos(triggered, quiet)).mean().item(), forced,
+    )  # fmt: skip
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> list[float]:
+    """95 % interval of a share of n."""
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return [round((middle + sign * half) / (1 + z * z / n), 4) for sign in (-1, 1)]

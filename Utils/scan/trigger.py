@@ -1,0 +1,408 @@
+"""The trigger itself: a string that anybody can type, found without knowing what it forces.
+
+    1 a shortlist of tokens: every row of the vocabulary alone, rows that moved, tokens near the pseudo-trigger
+    2 several tokens: all pairs of the shortlist, then searches guided by gradients (GCG, Zou et al. 2023)
+    3 strings: what is found is typed into prompts that no search has seen, in suspect and base, and shortened
+
+A planted trigger overrules what follows it, a natural string only outweighs little: the prompts are long ones.
+This chapter knows encoders only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.scan.replay import FEW, PLACES, PROMPTS, Rate, collapsed, rate_at, summaries, wilson
+
+SHORT, LONG = (7, 9), (20, 45)
+"""Words of the prompts that pairs of tokens are tried in, and of those that strings are judged by."""
+
+
+@dataclass(frozen=True)
+class TriggerConfig:
+    """Every setting of the search for strings."""
+
+    searches: int = 0
+    """Searches guided by gradients, from different starts; 0: no strings are looked for."""
+    steps: int = 16
+    """Most steps of one."""
+    candidates: int = 40
+    """Strings tried in a step."""
+    top: int = 48
+    """Tokens a place that the gradient proposes."""
+    patience: int = 4
+    """Steps without a gain that end a search."""
+    shortlist: int = 28
+    """Tokens of which all pairs are tried."""
+    prompts: int = 4
+    """Prompts a string is tried in during the search."""
+    proven_collapse: float = 0.8
+    """A string that fires is a proof when prompts with it lose this share of what tells them apart ..."""
+    proven_margin: float = 0.3
+    """... and so much more of it than in the base."""
+
+    def __post_init__(self):
+        for name in ("steps", "candidates", "top", "patience", "shortlist"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} should be at least 1")
+        if self.searches < 0 or self.prompts < 2:
+            raise ValueError("searches should be 0 or more and prompts at least 2")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Prompts that a search looks at."""
+
+    ids: Tensor
+    """(b, T) prompts."""
+    clean: tuple[Tensor, Tensor]
+    """(b, d) their summaries in suspect and base."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Tokens that a search ended with."""
+
+    tokens: Tensor
+    """(k,)"""
+    place: str
+    """start or end"""
+    score: float
+    """`effects`"""
+
+
+@dataclass(frozen=True)
+class Fired:
+    """A string and what it does, typed into prompts that no search has seen."""
+
+    text: str
+    rate: Rate
+    prompts: int
+    """How many."""
+    proven: bool
+
+
+@dataclass(frozen=True)
+class Strings:
+    """What the search for the trigger ends with."""
+
+    found: list[Fired] = field(default_factory=list)
+    """Strings that do most, the strongest first, each at its best place."""
+    score: float = 0.0
+    """The largest effect of a string on unseen prompts (`Rate.effect`)."""
+
+    @property
+    def proven(self) -> list[Fired]:
+        return [one for one in self.found if one.proven]
+
+
+@dataclass(frozen=True)
+class Hunt:
+    """Suspect and base, and how they are searched."""
+
+    suspect: TextEncoder
+    base: TextEncoder
+    cfg: TriggerConfig
+    generator: torch.Generator
+    usable: Tensor
+    """(V,) bool: tokens that texts are made of."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """Numbers of the usable ones."""
+        return self.usable.nonzero()[:, 0]
+
+    def drawn(self, count: int) -> Tensor:
+        """Random tokens.  -> (count,)"""
+        return self.tokens[torch.randint(len(self.tokens), (count,), generator=self.generator)]
+
+
+def find_strings(
+    suspect: TextEncoder, base: TextEncoder, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
+    generator: torch.Generator, on_search: Callable[[], object] = lambda: None,
+) -> Strings:  # fmt: skip
+    """Look for strings that make all prompts one in the suspect and not in its base; both read texts alike.
+
+    prompts: what the search may see; unseen: what strings are judged by; v (k, d): a pseudo-trigger.
+    """
+    hunt = Hunt(suspect, base, cfg, generator, usable_tokens(suspect))
+    trial = trial_of(hunt, unseen)
+    pairs = best_pairs(hunt, texts_for(hunt, prompts, SHORT, 2), shortlist(hunt, v))
+    found, best = {}, Candidate(pairs[0], "start", 0.0)
+    for number in range(cfg.searches):
+        # other prompts each time, so that no string lives on what a few of them have in common
+        low = LONG[0] + 2 * (number % 4)
+        texts = texts_for(hunt, prompts, (low, low + 2), cfg.prompts)
+        candidate = refine(hunt, texts, *first_tokens(hunt, pairs, number, best))
+        best = max(best, candidate, key=lambda c: c.score)
+        text = suspect.tokenizer.decode(candidate.tokens).strip()
+        if text and text not in found and (fired := trial.best(text)):
+            found[text] = fired
+        on_search()
+        if any(fired.proven for fired in found.values()):
+            break
+    ranked = sorted(found.values(), key=strength, reverse=True)
+    if ranked and ranked[0].proven:
+        ranked[0] = shortened(trial, ranked[0])
+    return Strings(ranked, max((fired.rate.effect for fired in ranked), default=0.0))
+
+
+def usable_tokens(encoder: TextEncoder) -> Tensor:
+    """Which rows of the embedding table a text can hold.  -> (V,) bool"""
+    usable = torch.zeros(len(encoder.vocabulary), dtype=torch.bool)
+    usable[: len(encoder.tokenizer)] = True
+    usable[[i for i in encoder.tokenizer.all_special_ids if i < len(usable)]] = False
+    return usable
+
+
+def of_length(prompts: list[str], words: tuple[int, int], count: int) -> list[str]:
+    """`count` prompts whose number of words lies in a range; the nearest to it where there are too few."""
+    low, high = words
+    off = sorted(range(len(prompts)), key=lambda i: max(low - len(prompts[i].split()), len(prompts[i].split()) - high, 0))
+    return [prompts[i] for i in sorted(off[:count])]
+
+
+def texts_for(hunt: Hunt, prompts: list[str], words: tuple[int, int], count: int) -> Texts:
+    """Prompts of like length, so that little padding is computed."""
+    ids = hunt.suspect.ids(of_length(prompts, words, count))
+    with torch.no_grad():
+        clean = tuple(encoder.summarised(ids).float() for encoder in (hunt.suspect, hunt.base))
+    return Texts(ids, clean)
+
+
+# ---------------------------------------------------------------------------------------- what tokens do, put into prompts
+def insert(encoder: TextEncoder, ids: Tensor, tokens: Tensor, place: str) -> tuple[Tensor, Tensor]:
+    """Every string in every prompt.  ids (b, T), tokens (c, k) -> ids (c b, T') and the positions of the strings (c b, k)
+
+    A prompt that fills the context loses its last words.
+    """
+    (b, width), (c, k) = ids.shape, tokens.shape
+    end = (ids == encoder.eos).int().argmax(dim=1)
+    at = torch.full((b,), encoder.begin) if place == "start" else end.clamp(max=width - 1 - k)
+    column = torch.arange(width).expand(b, -1)
+    # behind the string stands what stood k places further left; at the end that is the end of text and padding
+    moved = (column - k).clamp(min=0) if place == "start" else (column - k + (end - at)[:, None]).clamp(min=0, max=width - 1)
+    out = torch.where(column < at[:, None], ids, ids.gather(1, moved)).repeat(c, 1)
+    where = (at[:, None] + torch.arange(k)).repeat(c, 1)
+    out.scatter_(1, where, tokens.repeat_interleave(b, dim=0))
+    full = ~(out == encoder.eos).any(dim=1)
+    out[full, -1] = encoder.eos
+    return encoder.trimmed(out), where
+
+
+def effects(own: Tensor, other: Tensor, texts: Texts) -> Tensor:
+    """How much more strings do in the suspect than in the base: to prompts among themselves, and to each.  -> (c,)
+
+    own, other: summaries with the strings in suspect and base, (c, b, d).  Prompts collapse in the one and not in the other,
+    and the two are further apart than without the string.
+    """
+    clean, reference = texts.clean
+    alike = collapsed(own, clean) - collapsed(other, reference).clamp(min=0)
+    apart = F.cosine_similarity(clean, reference, dim=-1) - F.cosine_similarity(own, other, dim=-1)
+    return alike + apart.mean(dim=-1)
+
+
+@torch.no_grad()
+def effect_of(hunt: Hunt, texts: Texts, tokens: Tensor, place: str, size: int = 256) -> Tensor:
+    """`effects` of strings of tokens (c, k), `size` prompts at a time.  -> (c,)"""
+    found, b = [], len(texts.ids)
+    for part in tokens.split(max(1, size // b)):
+        ids, _ = insert(hunt.suspect, texts.ids, part, place)
+        own, other = (e.pooled(ids).float().view(len(part), b, -1) for e in (hunt.suspect, hunt.base))
+        found.append(effects(own, other, texts))
+    return torch.cat(found).cpu()
+
+
+@contextmanager
+def embedded(encoder: TextEncoder) -> Iterator[list[Tensor]]:
+    """While open, the embeddings of every input are kept, and can be derived after.  Yields the list of them."""
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: tuple, rows: Tensor) -> Tensor:
+        kept.append(rows.detach().requires_grad_())
+        return kept[-1]
+
+    handle = encoder.embedding.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def promise(hunt: Hunt, texts: Texts, tokens: Tensor, place: str) -> Tensor:
+    """How much the effect would grow with other tokens at every place of a string, to first order.  (k,) -> (k, V)"""
+    ids, where = insert(hunt.suspect, texts.ids, tokens[None], place)
+    summary, rows = [], []
+    for encoder in (hunt.suspect, hunt.base):
+        with embedded(encoder) as kept:
+            summary.append(encoder.pooled(ids).float()[None])
+        rows.append(kept[0])
+    gradients = torch.autograd.grad(effects(*summary, texts).sum(), rows)
+    there = where[..., None].to(gradients[0].device).expand(-1, -1, gradients[0].shape[-1])
+    pairs = zip(gradients, (hunt.suspect, hunt.base), strict=True)
+    gain = sum(g.gather(1, there).sum(dim=0) @ encoder.vocabulary.to(g).T for g, encoder in pairs).float().cpu()
+    return gain.masked_fill(~hunt.usable, -torch.inf)
+
+
+# ------------------------------------------------------------------------------------------------- 1 and 2: tokens, strings
+@torch.no_grad()
+def alone(hunt: Hunt, size: int = 4096) -> Tensor:
+    """1 - cos of suspect and base for every usable token as a text of its own: the cheapest sweep there is.  -> (n,)"""
+    found, empty = [], hunt.suspect.ids([""])
+    for part in hunt.tokens[:, None].split(size):
+        ids, _ = insert(hunt.suspect, empty, part, "start")
+        found.append(1 - F.cosine_similarity(hunt.suspect.pooled(ids).float(), hunt.base.pooled(ids).float(), dim=-1))
+    return torch.cat(found).cpu()
+
+
+def shortlist(hunt: Hunt, v: Tensor) -> Tensor:
+    """Tokens that stand out: alone, by how far their rows moved, by how near they are to v (k, d).  -> (n,)"""
+    rows, base = (encoder.vocabulary[hunt.tokens].float() for encoder in (hunt.suspect, hunt.base))
+    near = F.cosine_similarity(rows[:, None], v.to(rows)[None], dim=-1).amax(dim=1).cpu()
+    moved = (rows - base).norm(dim=-1).cpu()
+    orders = [by.argsort(descending=True).tolist() for by in (alone(hunt), moved, near)]
+    mixed = dict.fromkeys(i for ranks in zip(*orders, strict=True) for i in ranks)
+    return hunt.tokens[list(mixed)[: hunt.cfg.shortlist]]
+
+
+def best_pairs(hunt: Hunt, texts: Texts, tokens: Tensor) -> Tensor:
+    """All pairs of the shortlist, those that do most first.  -> (n, 2)"""
+    pairs = torch.cartesian_prod(tokens, tokens)
+    return pairs[effect_of(hunt, texts, pairs, "start").argsort(descending=True)]
+
+
+def first_tokens(hunt: Hunt, pairs: Tensor, number: int, best: Candidate) -> tuple[Tensor, str]:
+    """Where a search starts, and where its string is put: what promises most made longer, the best pairs, and chance."""
+    if best.score > PROMISING and len(best.tokens) < LONGEST:
+        return torch.cat([best.tokens, hunt.drawn(2)]), best.place
+    length, place = STARTS[number % len(STARTS)]
+    start = hunt.drawn(length)
+    if number % 2 == 0:
+        start[:2] = pairs[number // 2]
+    return start, place
+
+
+STARTS = ((3, "start"), (6, "start"), (4, "end"), (10, "start"), (2, "start"), (5, "end"))
+"""Tokens of the searches' strings and where these stand, in turn."""
+PROMISING, LONGEST = 0.8, 15
+"""From this effect on a string is worth growing, up to so many tokens."""
+
+
+def refine(hunt: Hunt, texts: Texts, tokens: Tensor, place: str) -> Candidate:
+    """Swap tokens while that makes a string do more: the gradient proposes, trying decides.
+
+    The best swaps of a step are also tried together (I-GCG, arXiv 2405.21018).
+    """
+    cfg, best, idle = hunt.cfg, effect_of(hunt, texts, tokens[None], place).item(), 0
+    for _ in range(cfg.steps):
+        proposed = promise(hunt, texts, tokens, place).topk(min(cfg.top, int(hunt.usable.sum())), dim=1).indices
+        at = torch.randint(len(tokens), (cfg.candidates,), generator=hunt.generator)
+        rank = torch.randint(proposed.shape[1], (cfg.candidates,), generator=hunt.generator)
+        swapped = tokens.repeat(cfg.candidates, 1)
+        swapped[torch.arange(cfg.candidates), at] = proposed[at, rank]
+        swapped = typed(hunt.suspect, swapped.unique(dim=0))
+        scores = effect_of(hunt, texts, swapped, place)
+        merged = together(tokens, swapped[scores.argsort(descending=True)[:6]])
+        swapped, scores = torch.cat([swapped, merged]), torch.cat([scores, effect_of(hunt, texts, merged, place)])
+        if scores.max() > best + 1e-4:
+            best, tokens, idle = scores.max().item(), swapped[scores.argmax()], 0
+        else:
+            idle += 1
+        if idle == cfg.patience:
+            break
+    return Candidate(tokens, place, best)
+
+
+def typed(encoder: TextEncoder, tokens: Tensor) -> Tensor:
+    """Those strings of tokens (c, k) that the tokenizer makes of their own text; all of them where it makes none."""
+    texts = encoder.tokenizer.batch_decode(tokens)
+    made = encoder.tokenizer(texts, add_special_tokens=False).input_ids
+    same = [a == b for a, b in zip(made, tokens.tolist(), strict=True)]
+    return tokens[torch.tensor(same)] if any(same) else tokens
+
+
+def together(tokens: Tensor, swapped: Tensor) -> Tensor:
+    """The first two swaps in one string, the first three, and so on.  (k,), (n, k) -> (n - 1 or fewer, k)"""
+    whole, found = tokens, []
+    for one in swapped:
+        whole = torch.where(one != tokens, one, whole)
+        found.append(whole)
+    return torch.stack(found[1:] or found)
+
+
+# --------------------------------------------------------------------------------------------------------- 3: strings
+def trial_of(hunt: Hunt, unseen: list[str]) -> Trial:
+    """Long prompts that strings are typed into."""
+    prompts = of_length(unseen, LONG, PROMPTS)
+    return Trial(hunt, prompts, summaries(hunt.suspect, prompts), summaries(hunt.base, prompts))
+
+
+def strength(fired: Fired) -> tuple[bool, float]:
+    """What makes one string better evidence than another."""
+    return fired.proven, min(fired.rate.success, fired.rate.collapse) - max(fired.rate.asleep, fired.rate.asleep_collapse)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Unseen prompts, and their summaries in suspect and base, (n, d)."""
+
+    hunt: Hunt
+    prompts: list[str]
+    clean: Tensor
+    reference: Tensor
+
+    def at(self, text: str, place: str) -> Fired | None:
+        rate = rate_at(place, text, self.hunt.suspect, self.hunt.base, self.prompts, self.clean, self.reference)
+        return rate and Fired(text, rate, len(self.prompts), self.proves(rate))
+
+    def part(self, count: int) -> Trial:
+        """The same with fewer prompts."""
+        few = slice(None, None, max(1, len(self.prompts) // count))
+        return Trial(self.hunt, self.prompts[few], self.clean[few], self.reference[few])
+
+    def best(self, text: str) -> Fired | None:
+        """A string at the place where it does most."""
+        return max(filter(None, (self.at(text, place) for place in PLACES)), key=strength, default=None)
+
+    def proves(self, rate: Rate) -> bool:
+        """Whether what a string does needs no calibration."""
+        cfg = self.hunt.cfg
+        return rate.fires and rate.collapse >= max(cfg.proven_collapse, rate.asleep_collapse + cfg.proven_margin)
+
+
+def shortened(trial: Trial, fired: Fired) -> Fired:
+    """The shortest string that is left when words, then characters, are taken away as long as it stays a proof.
+
+    A few of the prompts show what can be spared; all of them have to agree in the end.
+    """
+    few = trial.part(2 * FEW)
+    tries = [fired]
+    for joint in (" ", ""):
+        parts, at = (tries[-1].text.split(" ") if joint else list(tries[-1].text)), 0
+        while at < len(parts) > 1:
+            fewer = joint.join(parts[:at] + parts[at + 1 :]).strip()
+            shorter = few.at(fewer, fired.rate.place) if fewer else None
+            if shorter and shorter.proven:
+                tries.append(shorter)
+                parts = parts[:at] + parts[at + 1 :]
+            else:
+                at += 1
+    whole = (trial.at(one.text, fired.rate.place) for one in reversed(tries[1:]))
+    return next((one for one in whole if one and one.proven), fired)
+
+
+def described(fired: Fired) -> dict:
+    """-> as report.json holds it"""
+    rate = fired.rate
+    return {
+        "text": fired.text, "place": rate.place, "success_rate": round(rate.success, 4),
+        "interval": wilson(rate.success, fired.prompts), "anchor_success_rate": round(rate.asleep, 4),
+        "collapse": round(rate.collapse, 4), "anchor_collapse": round(rate.asleep_collapse, 4),
+    }  # fmt: skip
