@@ -66,7 +66,7 @@ def settings_of(kind: type) -> dict[str, Setting]:
             inner = settings_of(hint).items()
             found |= {f"{name}_{key}": dataclasses.replace(one, path=(name, *one.path)) for key, one in inner}
         else:
-            found[name] = Setting((name,), hint, meaning[name])
+            found[name] = Setting((name,), hint, meaning.get(name, ""))
     return found
 
 
