@@ -15,15 +15,18 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 
-import diffusers
+import peft
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors.torch import load_file, save_file
 from test_loading import WEIGHTS, Bomb, as_pipeline, reconfigure, refusal, rewrite
 from transformers import AutoModel, AutoTokenizer, CLIPTextModel
@@ -39,6 +42,7 @@ from Utils.found.show import Show
 from Utils.intake import weights
 from Utils.intake.candidates import encoders_of
 from Utils.intake.digests import files_digest
+from Utils.intake.files import what_file
 from Utils.intake.reader import Reader
 from Utils.scan.finding import Verdict
 
@@ -311,14 +315,50 @@ def test_what_is_accepted_loads_to_the_same_features_in_every_loader(tiny_folder
         assert torch.equal(read.input_ids, ids)
 
 
-@pytest.mark.parametrize("safetensors", [True, None])
-def test_diffusers_loads_what_was_judged(safetensors: bool | None):
-    ours = load_encoder(MODELS / "tiny-sd")
-    pipe = StableDiffusionPipeline.from_pretrained(MODELS / "tiny-sd", use_safetensors=safetensors, torch_dtype=torch.float32)
-    ids = pipe.tokenizer(["a photo of a dog"], padding="max_length", return_tensors="pt").input_ids
-    assert torch.equal(ids, ours.ids(["a photo of a dog"]))
-    torch.testing.assert_close(pipe.text_encoder(ids).last_hidden_state, ours(ids), atol=1e-5, rtol=0)
-    assert diffusers.__version__
+OFF, ON = {(None, None), (None, True)}, {("fp16", None), ("fp16", True)}
+"""What a pipeline is loaded with: (variant, use_safetensors)."""
+LOADED_WITH = {
+    "plain": OFF, "variant": ON, "both": OFF | ON,
+    "both with pickles": OFF | ON | {(None, False), ("fp16", False)},
+    "another variant": OFF | ON,
+}  # fmt: skip
+"""Layout of a pipeline -> with what diffusers finds all its parts there."""
+
+
+def pipeline_in(layout: str, folder: Path) -> Path:
+    """tiny-sd as hubs have pipelines."""
+    for variant in {"plain": [None], "variant": ["fp16"]}.get(layout, [None, "fp16"]):
+        pipe = StableDiffusionPipeline.from_pretrained(MODELS / "tiny-sd", dtype=torch.float16 if variant else torch.float32)
+        pipe.save_pretrained(folder, variant=variant)
+        if layout == "both with pickles":
+            pipe.save_pretrained(folder, variant=variant, safe_serialization=False)
+            name = f"pytorch_model.{variant}.bin" if variant else "pytorch_model.bin"  # which transformers writes no more
+            torch.save(pipe.text_encoder.state_dict(), folder / "text_encoder" / name)
+    if layout == "another variant":
+        disturbed(folder / "text_encoder" / WEIGHTS, folder / "text_encoder" / "model.fp16.safetensors", by=0.02)
+    return folder
+
+
+@pytest.mark.parametrize("layout", LOADED_WITH)
+def test_diffusers_loads_what_was_judged(layout: str, tmp_path: Path):
+    folder, prompts = pipeline_in(layout, tmp_path / "sd"), ["a photo of a dog", "two cats on a boat"]
+    judged = [load_encoder(encoder) for encoder in encoders_of(str(folder))]
+    assert len(judged) == (2 if layout == "another variant" else 1)  # rounded copies are no other encoders
+    ids, loaded_with = judged[0].ids(prompts), set()
+    for variant, safetensors in product((None, "fp16"), (None, True, False)):
+        try:
+            pipe = StableDiffusionPipeline.from_pretrained(
+                folder, variant=variant, use_safetensors=safetensors, dtype=torch.float32
+            )
+        except (OSError, ValueError):  # nobody gets anything
+            continue
+        loaded_with.add((variant, safetensors))
+        assert torch.equal(pipe.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids, ids)
+        ours = judged[-1 if variant else 0]
+        torch.testing.assert_close(pipe.text_encoder(ids).last_hidden_state, ours(ids), atol=1e-5, rtol=0)
+    assert loaded_with == LOADED_WITH[layout]
+    assert doubts_about(judged[0], Trust(compare_pickles=True))[1] == []
+    assert len(doubts_about(judged[0], Trust())[1]) == (2 if layout == "both with pickles" else 0)
 
 
 # -------------------------------------------------------------------------------------------------------------- bytes
@@ -603,6 +643,27 @@ def test_what_a_refusal_tells_to_do_gives_the_encoder_back(
     assert torch.equal(again(again.ids(corpus_prompts)), tiny(tiny.ids(corpus_prompts)))
     assert encoders_of(str(editable)) == [str(editable)]
     assert doubts(editable) == []
+
+
+def test_what_the_refusal_of_an_adapter_tells_to_do_gives_the_encoder_with_it(tmp_path: Path):
+    pipe = StableDiffusionPipeline.from_pretrained(MODELS / "tiny-sd", dtype=torch.float32)
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    pipe.text_encoder.add_adapter(config)
+    layers = convert_state_dict_to_diffusers(peft.get_peft_model_state_dict(pipe.text_encoder))
+    pipe.save_lora_weights(tmp_path, text_encoder_lora_layers=layers)
+    ids = pipe.tokenizer(["a photo of a dog"], padding="max_length", return_tensors="pt").input_ids
+    expected = pipe.text_encoder(ids).last_hidden_state
+
+    folder, base = tmp_path / "FOLDER", MODELS / "tiny-sd"
+    sentence = what_file(tmp_path / "pytorch_lora_weights.safetensors")
+    code = re.search(r"fuse it first: (pipe = .*), then scan FOLDER\.$", sentence)[1]
+    exec(code, {"DiffusionPipeline": DiffusionPipeline, "BASE": base, "FOLDER": folder})
+    fused = load_encoder(folder)
+    torch.testing.assert_close(fused(ids), expected, atol=1e-5, rtol=0)
+    assert (fused(ids) - load_encoder(base)(ids)).abs().max() > 0.1
+    assert encoders_of(str(folder)) == [str(folder)]
+    assert doubts(folder) == []
 
 
 def test_naming_the_weights_leaves_the_verdict_about_them(editable: Path):
