@@ -223,10 +223,27 @@ def test_limits_follow_from_what_the_files_hold(tiny_folder: Path, editable: Pat
     assert nothing.memory_mb == usual.memory_mb
     assert nothing.reading_mb <= usual.reading_mb
     assert limits_of(str(editable), "auto", Wanted(7, 8, 9)) == Limits(7, 8, 9, None)
-    (editable / "tokenizer.json").write_bytes(b"{" * (17 << 20))
-    texts = limits_of(str(editable), "none", Wanted())
-    assert texts.reading_seconds > larger.reading_seconds + 35  # what such tokenizers take
-    assert texts.reading_mb > larger.reading_mb + 1500
+
+
+def test_large_tokenizers_of_large_encoders_may_take_more_and_those_of_small_ones_not(
+    editable: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("Utils.report.limits._on_disk", lambda file: file.st_size)
+    small, large = (allowed_with_tokenizer(editable, size) for size in (1 << 20, 200 << 20))
+    assert small[1].reading_seconds <= small[0].reading_seconds + 1
+    assert small[1].reading_mb <= small[0].reading_mb + 20
+    assert large[1].reading_seconds > large[0].reading_seconds + 35  # what such tokenizers take
+    assert large[1].reading_mb > large[0].reading_mb + 1500
+
+
+def allowed_with_tokenizer(folder: Path, weights: int) -> list[Limits]:
+    """The limits of weights of this size with a small tokenizer and with one of 17 MB."""
+    os.truncate(folder / "model.safetensors", weights)
+    limits = []
+    for size in (1 << 16, 17 << 20):
+        (folder / "tokenizer.json").write_bytes(b" " * size)
+        limits.append(limits_of(str(folder), "none", Wanted()))
+    return limits
 
 
 # ------------------------------------------------------------------------------------------------------------- deaths

@@ -182,6 +182,7 @@ def limits_said() -> list[str]:
         f"every {limits.TEXTS_RATE / 2**20:g} MB of tokenizer files (`--load-timeout SECONDS`)",
         f"{limits.READING_MB} MB of further memory, {limits.WEIGHTS_TIMES} times the weights",
         f"{limits.TEXTS_TIMES} times the tokenizer files",
+        f"an {limits.TEXTS_SHARE}th of the weights",
     ]
 
 
@@ -189,7 +190,16 @@ def test_the_limits_on_the_page_are_those_of_the_code(monkeypatch: pytest.Monkey
     page = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
     said = " ".join(page[page.index("## Limits of memory and time") :].split())
     assert [figure for figure in limits_said() if figure not in said] == []
-    for name in ("BASE_MB", "SECONDS", "READING_SECONDS", "WEIGHTS_RATE", "TEXTS_RATE", "READING_MB", "TEXTS_TIMES"):
+    for name in (
+        "BASE_MB",
+        "SECONDS",
+        "READING_SECONDS",
+        "WEIGHTS_RATE",
+        "TEXTS_RATE",
+        "READING_MB",
+        "TEXTS_TIMES",
+        "TEXTS_SHARE",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(f"Utils.report.limits.{name}", 7 << 20)
             assert [figure for figure in limits_said() if figure not in said] != [], name

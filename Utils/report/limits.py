@@ -27,6 +27,9 @@ and of tokenizers (suspect and base of 250,000 tokens, 17 MB each, take 35 s in 
 READING_MB, WEIGHTS_TIMES, TEXTS_TIMES = 400, 6, 64
 """Memory that reading adds: so much at least (a tiny scan takes 70 MB, 140 where tokenizers differ), and the bytes of weights
 (half precision that becomes single takes 4 times as much) and of tokenizers (44 times) so many times over."""
+TEXTS_SHARE = 8
+"""Of tokenizers so much counts as this part of the weights: public ones are smaller, for the row of a token takes more than its
+name.  A file that is long for nothing buys nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def sizes(model: str) -> tuple[int, int]:
                 size = _on_disk(file.stat())
                 weights += size if file.suffix == ".safetensors" else 0
                 texts += min(size, MAX_TOKENIZER) if file.name in FILES else 0
-    return weights, texts
+    return weights, min(texts, weights // TEXTS_SHARE)
 
 
 def _files(model: str) -> list[Path]:
