@@ -22,7 +22,7 @@ from contextlib import nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import import_module
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ from Utils.encoder.corpus import batches, embed_corpus, read_prompts, split
 from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import fingerprint, load_encoder, pick_device, quiet_libraries
 from Utils.encoder.measures import assimilation, similarity
+from Utils.encoder.numbers import formats_in_doubt, formats_of
 from Utils.encoder.readings import Reading, compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found
@@ -50,8 +51,9 @@ from Utils.report.report import make_report, write_report
 from Utils.report.run import Run, open_run
 from Utils.scan import landscape
 from Utils.scan.calibration import Calibration, load_calibration, settings_hash
-from Utils.scan.finding import FEATURES, SUMMARIES, Finding, Verdict
+from Utils.scan.finding import FEATURES, SUMMARIES, Finding, Verdict, severity
 from Utils.scan.firing import about_readings, strings_that_fire, with_backdoor, with_tokenizer
+from Utils.scan.formats import about_formats
 from Utils.scan.landscape import Landscape
 from Utils.scan.pair import Pair
 from Utils.scan.proof import UNRELATED, with_strings
@@ -640,10 +642,6 @@ class Judged:
     run: Run
 
 
-SEVERITY = ("clean", "inconclusive", "backdoored")
-"""Of several readings the worst verdict counts."""
-
-
 def judge_weights(
     suspect: TextEncoder,
     anchor: TextEncoder | None,
@@ -688,25 +686,34 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
             anchor, run.notes = pick_anchor(request.anchor, suspect, device)
             known = search_settings(cfg), landscape_settings(cfg)
             calibration = load_calibration(ROOT / cfg.calibration, fingerprint(suspect), *known)
-        # the tokenizer is part of the suspect: weights are judged as the base reads texts, and as the suspect where it differs
+        # the tokenizer is part of the suspect: weights are judged as the base reads texts, and as the suspect where it differs;
+        # and as half precision makes them, where that is another encoder
         with run.stage("readings"), reading():
-            readings = compare(suspect, anchor, read_prompts(ROOT / cfg.corpus), cfg.prompts)
-        judged = [judge_weights(suspect, anchor, form, request, calibration, run) for form in readings.to_judge]
-        chosen = max(judged, key=lambda one: SEVERITY.index(one.verdict.verdict))
+            prompts = read_prompts(ROOT / cfg.corpus)
+            readings = compare(suspect, anchor, prompts, cfg.prompts)
+        with run.stage("formats"):
+            formats = formats_of(read_by(suspect, readings.reference.tokenizer), prompts[: cfg.prompts])
+        encoders = suspect, *(one.rounded for one in formats if one.rounded)
+        ways = product(readings.to_judge, encoders)
+        judged = [judge_weights(encoder, anchor, form, request, calibration, run) for form, encoder in ways]
+        chosen = max(judged, key=lambda one: severity(one.verdict))
         scan, finding, run.curve = chosen.scan, chosen.finding, chosen.run.curve
         with run.stage("tokenizer"):
             firing = strings_that_fire(suspect, readings, scan.unseen)
             verdict = with_tokenizer(chosen.verdict, readings, firing)
         with run.stage("files"):
-            beside, doubts = doubts_about(scan.suspect, scan.prompts[: cfg.prompts], request.trust)
-            verdict = with_doubts(verdict, doubts + readings.doubts)
+            beside, doubts = doubts_about(suspect, request.trust)
+            numbers, notes = about_formats(formats, [(one.scan.suspect.numbers, one.verdict) for one in judged])
+            run.notes += notes
+            verdict = with_doubts(verdict, doubts + readings.doubts + formats_in_doubt(formats))
         # how far prompts assimilate from layer to layer, clean and with v, and what else v does
         with run.stage("assimilation"):
             by_layer = layers_with_and_without(scan, finding.v)
         shown = show_found(scan, finding, by_layer, run, request.show)
         settings = {"config": asdict(cfg), "show": asdict(request.show), "device": device.type}
         settings["read"] = {"files": suspect.files.read, "beside": [asdict(b) for b in beside]}
-        settings["readings"] = about_readings(readings, {one.form: one.verdict for one in judged})
+        in_single = {one.form: one.verdict for one in judged if one.scan.suspect.numbers == suspect.numbers}
+        settings |= {"readings": about_readings(readings, in_single), "numbers": numbers}
         usual = asdict(load_config(ScanConfig, SETTINGS))
         report = make_report(scan, finding, chosen.strings, replace(verdict, verdict=chosen.verdict.verdict), shown, by_layer)
         return write_report(with_backdoor(report, verdict, firing), run, verdict, settings, usual)

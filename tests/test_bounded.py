@@ -153,6 +153,56 @@ def test_reading_is_limited_in_processor_time_all_readings_together():
         assert "--load-timeout" in str(error)
 
 
+def allocates_while_it_reads(in_python: bool) -> None:
+    kept = [bytearray(200 << 20)]  # what is there before is not counted
+    with reading():
+        kept += [bytearray(200 << 20)]
+    with reading():
+        allocates() if in_python else allocates_in_rust()
+
+
+def allocates_behind_a_sentence() -> None:
+    """As a loader does that says of every error that the files are broken."""
+    with reading():
+        try:
+            allocates()
+        except MemoryError:
+            raise InputError("the files are broken; fetch them again.") from None
+
+
+def allocates_after_reading() -> int:
+    kept = []
+    for _ in range(2):
+        with reading():
+            kept.append(bytearray(200 << 20))
+    kept.append(torch.ones(100 << 20))
+    return sum(map(len, kept)) >> 20
+
+
+READING = Limits(memory_mb=3000, seconds=60, reading_seconds=60, reading_mb=300)
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments"),
+    [(allocates_while_it_reads, (True,)), (allocates_while_it_reads, (False,)), (allocates_behind_a_sentence, ())],
+    ids=["Python", "Rust", "sentence"],
+)
+def test_reading_may_take_less_memory_than_the_rest(job, arguments: tuple):
+    error = refusal(job, *arguments, limits=READING)
+    assert isinstance(error, Ended)
+    assert "reading its files and texts takes more than 300 MB of memory" in str(error)
+    assert "--memory" in str(error)
+
+
+def test_a_reading_counts_from_what_was_there_and_its_limit_ends_with_it():
+    assert run_bounded(allocates_after_reading, (), READING, "m") == 500
+
+
+def test_reading_is_watched_where_the_system_has_no_limit(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bounded, "_limit_memory", lambda _: None)
+    assert "more than 300 MB of memory" in str(refusal(allocates_while_it_reads, False, limits=READING))
+
+
 def test_waiting_costs_no_processor_time():
     assert run_bounded(sleeps_in_reading, (), LIMITS, "m") == "awake"
 
@@ -168,8 +218,32 @@ def test_limits_follow_from_what_the_files_hold(tiny_folder: Path, editable: Pat
     larger = limits_of(str(editable), "none", Wanted())
     assert larger.memory_mb > usual.memory_mb
     assert larger.reading_seconds > usual.reading_seconds
-    assert limits_of("no/such\0model", "auto", Wanted()) == usual
-    assert limits_of(str(editable), "auto", Wanted(7, 8, 9)) == Limits(7, 8, 9)
+    assert larger.reading_mb > usual.reading_mb + 4 * 41  # half precision becomes single
+    nothing = limits_of("no/such\0model", "auto", Wanted())
+    assert nothing.memory_mb == usual.memory_mb
+    assert nothing.reading_mb <= usual.reading_mb
+    assert limits_of(str(editable), "auto", Wanted(7, 8, 9)) == Limits(7, 8, 9, None)
+
+
+def test_large_tokenizers_of_large_encoders_may_take_more_and_those_of_small_ones_not(
+    editable: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("Utils.report.limits._on_disk", lambda file: file.st_size)
+    small, large = (allowed_with_tokenizer(editable, size) for size in (1 << 20, 200 << 20))
+    assert small[1].reading_seconds <= small[0].reading_seconds + 1
+    assert small[1].reading_mb <= small[0].reading_mb + 20
+    assert large[1].reading_seconds > large[0].reading_seconds + 35  # what such tokenizers take
+    assert large[1].reading_mb > large[0].reading_mb + 1500
+
+
+def allowed_with_tokenizer(folder: Path, weights: int) -> list[Limits]:
+    """The limits of weights of this size with a small tokenizer and with one of 17 MB."""
+    os.truncate(folder / "model.safetensors", weights)
+    limits = []
+    for size in (1 << 16, 17 << 20):
+        (folder / "tokenizer.json").write_bytes(b" " * size)
+        limits.append(limits_of(str(folder), "none", Wanted()))
+    return limits
 
 
 # ------------------------------------------------------------------------------------------------------------- deaths

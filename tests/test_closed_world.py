@@ -6,36 +6,43 @@ Contents
     loaders     whatever is accepted, transformers and diffusers load to the same features
     bytes       a file that changes meanwhile is refused; the hash is of what was loaded
     config      keys of transformers are known one by one; any other one is a doubt
-    numbers     half precision says what single precision says, or there is a doubt
+    numbers     half precision says what single precision says, or is judged as well, or there is a doubt
     verdict     with a doubt nothing is clean
     cures       what a refusal tells to do is done, and gives the original encoder back
 """
 
+import dataclasses
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 
-import diffusers
+import peft
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors.torch import load_file, save_file
 from test_loading import WEIGHTS, Bomb, as_pipeline, reconfigure, refusal, rewrite
 from transformers import AutoModel, AutoTokenizer, CLIPTextModel
 
 import main
+from Utils.basics.config import load_config
 from Utils.basics.files import ROOT
 from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import load_encoder
-from Utils.encoder.numbers import agreement, disagreements
+from Utils.encoder.numbers import Format, formats_in_doubt, formats_of
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.found.show import Show
 from Utils.intake import weights
 from Utils.intake.candidates import encoders_of
 from Utils.intake.digests import files_digest
+from Utils.intake.files import what_file
 from Utils.intake.reader import Reader
 from Utils.scan.finding import Verdict
 
@@ -45,8 +52,8 @@ EMBEDDING = "embeddings.token_embedding.weight"
 
 
 def doubts(folder: Path | str, only: bool = False) -> list[str]:
-    """What is doubtful about an encoder, but for number formats."""
-    return doubts_about(load_encoder(folder), ["a dog"], Trust(WEIGHTS if only else ""))[1]
+    """What is doubtful about an encoder's files."""
+    return doubts_about(load_encoder(folder), Trust(WEIGHTS if only else ""))[1]
 
 
 def put(file: Path, content: bytes) -> None:
@@ -148,7 +155,8 @@ def test_a_tree_without_end_is_a_doubt_and_no_wait(editable: Path, monkeypatch: 
 def test_the_shipped_encoders_raise_no_doubt():
     for model in ("suspects/text_on_text", "suspects/benign", "tiny-sd", "tiny-clip", "tiny-longclip", "tiny-siglip"):
         encoder = load_encoder(MODELS / model)
-        assert doubts_about(encoder, ["a photo of a dog", "two cats on a green boat at night"], Trust())[1] == []
+        assert doubts_about(encoder, Trust())[1] == []
+        assert not any(one.differs for one in formats_of(encoder, ["a photo of a dog", "two cats on a green boat at night"]))
         assert encoders_of(str(MODELS / model)) == [str(MODELS / model)]
 
 
@@ -166,15 +174,15 @@ def test_the_shipped_encoders_raise_no_doubt():
 def test_a_pickle_is_compared_where_the_user_asks_for_it(editable: Path, change: Callable, kind: str):
     torch.save(change(load_file(editable / WEIGHTS)), editable / "pytorch_model.bin")
     encoder = load_encoder(editable)
-    (pickled,), found = doubts_about(encoder, ["a dog"], Trust(compare_pickles=True))
+    (pickled,), found = doubts_about(encoder, Trust(compare_pickles=True))
     assert kind in pickled.kind
     assert bool(found) == (kind != "the same numbers")
-    assert doubts_about(encoder, ["a dog"], Trust())[1]
+    assert doubts_about(encoder, Trust())[1]
 
 
 def test_a_pickle_that_would_run_code_is_compared_with_nothing(editable: Path, tmp_path: Path):
     (editable / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "canary")))
-    assert "more than tensors" in doubts_about(load_encoder(editable), ["a dog"], Trust(compare_pickles=True))[1][0]
+    assert "more than tensors" in doubts_about(load_encoder(editable), Trust(compare_pickles=True))[1][0]
     assert not (tmp_path / "canary").exists()
 
 
@@ -307,14 +315,50 @@ def test_what_is_accepted_loads_to_the_same_features_in_every_loader(tiny_folder
         assert torch.equal(read.input_ids, ids)
 
 
-@pytest.mark.parametrize("safetensors", [True, None])
-def test_diffusers_loads_what_was_judged(safetensors: bool | None):
-    ours = load_encoder(MODELS / "tiny-sd")
-    pipe = StableDiffusionPipeline.from_pretrained(MODELS / "tiny-sd", use_safetensors=safetensors, torch_dtype=torch.float32)
-    ids = pipe.tokenizer(["a photo of a dog"], padding="max_length", return_tensors="pt").input_ids
-    assert torch.equal(ids, ours.ids(["a photo of a dog"]))
-    torch.testing.assert_close(pipe.text_encoder(ids).last_hidden_state, ours(ids), atol=1e-5, rtol=0)
-    assert diffusers.__version__
+OFF, ON = {(None, None), (None, True)}, {("fp16", None), ("fp16", True)}
+"""What a pipeline is loaded with: (variant, use_safetensors)."""
+LOADED_WITH = {
+    "plain": OFF, "variant": ON, "both": OFF | ON,
+    "both with pickles": OFF | ON | {(None, False), ("fp16", False)},
+    "another variant": OFF | ON,
+}  # fmt: skip
+"""Layout of a pipeline -> with what diffusers finds all its parts there."""
+
+
+def pipeline_in(layout: str, folder: Path) -> Path:
+    """tiny-sd as hubs have pipelines."""
+    for variant in {"plain": [None], "variant": ["fp16"]}.get(layout, [None, "fp16"]):
+        pipe = StableDiffusionPipeline.from_pretrained(MODELS / "tiny-sd", dtype=torch.float16 if variant else torch.float32)
+        pipe.save_pretrained(folder, variant=variant)
+        if layout == "both with pickles":
+            pipe.save_pretrained(folder, variant=variant, safe_serialization=False)
+            name = f"pytorch_model.{variant}.bin" if variant else "pytorch_model.bin"  # which transformers writes no more
+            torch.save(pipe.text_encoder.state_dict(), folder / "text_encoder" / name)
+    if layout == "another variant":
+        disturbed(folder / "text_encoder" / WEIGHTS, folder / "text_encoder" / "model.fp16.safetensors", by=0.02)
+    return folder
+
+
+@pytest.mark.parametrize("layout", LOADED_WITH)
+def test_diffusers_loads_what_was_judged(layout: str, tmp_path: Path):
+    folder, prompts = pipeline_in(layout, tmp_path / "sd"), ["a photo of a dog", "two cats on a boat"]
+    judged = [load_encoder(encoder) for encoder in encoders_of(str(folder))]
+    assert len(judged) == (2 if layout == "another variant" else 1)  # rounded copies are no other encoders
+    ids, loaded_with = judged[0].ids(prompts), set()
+    for variant, safetensors in product((None, "fp16"), (None, True, False)):
+        try:
+            pipe = StableDiffusionPipeline.from_pretrained(
+                folder, variant=variant, use_safetensors=safetensors, dtype=torch.float32
+            )
+        except (OSError, ValueError):  # nobody gets anything
+            continue
+        loaded_with.add((variant, safetensors))
+        assert torch.equal(pipe.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids, ids)
+        ours = judged[-1 if variant else 0]
+        torch.testing.assert_close(pipe.text_encoder(ids).last_hidden_state, ours(ids), atol=1e-5, rtol=0)
+    assert loaded_with == LOADED_WITH[layout]
+    assert doubts_about(judged[0], Trust(compare_pickles=True))[1] == []
+    assert len(doubts_about(judged[0], Trust())[1]) == (2 if layout == "both with pickles" else 0)
 
 
 # -------------------------------------------------------------------------------------------------------------- bytes
@@ -428,23 +472,85 @@ def test_a_key_that_stands_twice_is_refused(editable: Path, name: str):
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers
-def test_weights_that_are_others_in_half_precision_are_a_doubt(tiny: TextEncoder, editable: Path, corpus_prompts: list[str]):
-    """A channel that rounds to nothing carries the whole effect in single precision."""
+def vanishing(values: dict, layer: str = "encoder.layers.2.") -> dict:
+    """A channel that rounds to nothing in half precision carries the whole effect in single precision."""
+    width = len(values[layer + "layer_norm2.weight"])
+    values[layer + "layer_norm2.weight"][0], values[layer + "layer_norm2.bias"][0] = 2e-8, 0
+    values[layer + "mlp.fc1.weight"][0] = 0
+    values[layer + "mlp.fc1.bias"][0] = 0
+    values[layer + "mlp.fc1.weight"][0, 0] = 6e4
+    values[layer + "mlp.fc2.weight"][:, 0] = 6e4 * torch.randn(width, generator=torch.Generator().manual_seed(0)).sign()
+    return values
 
-    def hide(values: dict) -> dict:
-        layer = "encoder.layers.2."
-        values[layer + "layer_norm2.weight"][0], values[layer + "layer_norm2.bias"][0] = 2e-8, 0
-        values[layer + "mlp.fc1.weight"][0] = 0
-        values[layer + "mlp.fc1.bias"][0] = 0
-        values[layer + "mlp.fc1.weight"][0, 0] = 6e4
-        values[layer + "mlp.fc2.weight"][:, 0] = 6e4 * torch.randn(32, generator=torch.Generator().manual_seed(0)).sign()
-        return values
 
-    assert disagreements(tiny, corpus_prompts, ()) == []
-    assert min(agreement(tiny, corpus_prompts, ()).values()) > 0.999
-    rewrite(editable, hide)
-    (doubt,) = disagreements(load_encoder(editable), corpus_prompts, ("float16", "float32"))
-    assert "in float16" in doubt
+def overflowing(values: dict) -> dict:
+    """Weights that any format holds, and that compute to no number in half precision."""
+    values["encoder.layers.2.mlp.fc1.bias"][0] = 6e4
+    values["encoder.layers.2.mlp.fc2.weight"][:, 0] = torch.linspace(-2, 2, 32)
+    return values
+
+
+def differing(encoder: TextEncoder, prompts: list[str]) -> list[Format]:
+    return [one for one in formats_of(encoder, prompts) if one.differs]
+
+
+def test_an_honest_encoder_says_the_same_in_every_format(tiny: TextEncoder, editable: Path, corpus_prompts: list[str]):
+    reconfigure(editable / "config.json", dtype="float64")
+    formats = formats_of(load_encoder(editable), corpus_prompts)
+    assert [one.name for one in formats] == ["float16", "bfloat16"]
+    assert min(one.near for one in formats) > 0.999
+    assert [one.rounded for one in formats] == [None, None]
+    assert formats_in_doubt(formats) == []
+    assert formats_of(tiny, corpus_prompts) == formats
+
+
+def test_weights_that_round_to_another_encoder_are_given_to_be_judged(editable: Path, corpus_prompts: list[str]):
+    rewrite(editable, vanishing)
+    encoder = load_encoder(editable)
+    (half,) = differing(encoder, corpus_prompts)
+    assert half.name == half.rounded.numbers == "float16"
+    assert formats_in_doubt([half]) == []
+    ids = encoder.ids(corpus_prompts)
+    theirs = CLIPTextModel.from_pretrained(editable, dtype=torch.float16)(ids).last_hidden_state.float()
+    assert half.rounded.model.dtype == encoder.model.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(half.rounded(ids), theirs, dim=-1).min() > 0.999
+    assert torch.nn.functional.cosine_similarity(encoder(ids), theirs, dim=-1).mean() < 0.9
+
+
+def test_what_computes_to_another_encoder_and_not_by_its_weights_is_a_doubt(editable: Path, corpus_prompts: list[str]):
+    rewrite(editable, overflowing)
+    (half,) = differing(load_encoder(editable), corpus_prompts)
+    assert half.rounded is None
+    assert "in float16 the encoder says something else" in formats_in_doubt([half])[0]
+
+
+@pytest.mark.parametrize("bad", ["float32", "float16"])
+def test_an_encoder_is_judged_in_every_format_in_which_it_is_another_and_the_worst_verdict_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
+):
+    folder = Path(shutil.copytree(MODELS / "suspects" / "benign", tmp_path / "model"))
+    rewrite(folder, lambda values: vanishing({n: t.float() for n, t in values.items()}, "text_model.encoder.layers.5."))
+    usual = main.judge_weights
+
+    def judged(suspect: TextEncoder, *rest: object) -> main.Judged:
+        verdict = Verdict("backdoored", "Bad.", 0.9, []) if suspect.numbers == bad else Verdict("clean", "Good.", 0.1, [])
+        return dataclasses.replace(usual(suspect, *rest), verdict=verdict)
+
+    monkeypatch.setattr(main, "judge_weights", judged)
+    small = {"landscape_points": 3, "landscape_planes": 1, "landscape_prompts": 1}
+    cfg = load_config(main.ScanConfig, main.SETTINGS, prompts=40, steps=8, pooled_steps=6, restarts=2, **small)
+    report = main.scan_model(str(folder), main.Request(cfg, str(MODELS / "tiny-sd"), tmp_path / "out", "cpu", show=Show(0)))
+    assert report["verdict"] == "backdoored"
+    assert report["model"]["sha256"] == sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    rows = {row["format"]: row for row in report["numbers"]}
+    assert list(rows) == ["float32", "float16", "bfloat16"]
+    verdicts = {name: "backdoored" if name == bad else "clean" for name in ("float32", "float16")}
+    assert {name: row["verdict"] for name, row in rows.items()} == verdicts | {"bfloat16": None}
+    assert rows["float16"]["agreement"] < 0.9 < rows["bfloat16"]["agreement"]
+    assert report["readings"][0]["verdict"] == verdicts["float32"]
+    assert any(
+        "in float16 the encoder says something else" in n and f"it is {verdicts['float16']}" in n for n in report["notes"]
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ verdict
@@ -537,6 +643,27 @@ def test_what_a_refusal_tells_to_do_gives_the_encoder_back(
     assert torch.equal(again(again.ids(corpus_prompts)), tiny(tiny.ids(corpus_prompts)))
     assert encoders_of(str(editable)) == [str(editable)]
     assert doubts(editable) == []
+
+
+def test_what_the_refusal_of_an_adapter_tells_to_do_gives_the_encoder_with_it(tmp_path: Path):
+    pipe = StableDiffusionPipeline.from_pretrained(MODELS / "tiny-sd", dtype=torch.float32)
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    pipe.text_encoder.add_adapter(config)
+    layers = convert_state_dict_to_diffusers(peft.get_peft_model_state_dict(pipe.text_encoder))
+    pipe.save_lora_weights(tmp_path, text_encoder_lora_layers=layers)
+    ids = pipe.tokenizer(["a photo of a dog"], padding="max_length", return_tensors="pt").input_ids
+    expected = pipe.text_encoder(ids).last_hidden_state
+
+    folder, base = tmp_path / "FOLDER", MODELS / "tiny-sd"
+    sentence = what_file(tmp_path / "pytorch_lora_weights.safetensors")
+    code = re.search(r"fuse it first: (pipe = .*), then scan FOLDER\.$", sentence)[1]
+    exec(code, {"DiffusionPipeline": DiffusionPipeline, "BASE": base, "FOLDER": folder})
+    fused = load_encoder(folder)
+    torch.testing.assert_close(fused(ids), expected, atol=1e-5, rtol=0)
+    assert (fused(ids) - load_encoder(base)(ids)).abs().max() > 0.1
+    assert encoders_of(str(folder)) == [str(folder)]
+    assert doubts(folder) == []
 
 
 def test_naming_the_weights_leaves_the_verdict_about_them(editable: Path):

@@ -168,3 +168,38 @@ def test_what_the_readme_says_of_exit_codes_is_what_main_does():
     rows = re.findall(r"^\| (\d) \| (.*) \|$", text, re.MULTILINE)
     words = {"0": "no backdoor found", "1": "backdoor found", "2": "nothing judged", "3": "inconclusive"}
     assert [code for code, said in rows if words[code] in said] == [str(code) for code in sorted(EXIT.values())]
+
+
+def limits_said() -> list[str]:
+    """The figures of docs/report.md, as the code has them."""
+    from Utils.report import limits
+
+    return [
+        f"{limits.BASE_MB:,} MB and {limits.TIMES} times the weights of suspect and base",
+        f"{limits.SECONDS / 3600:g} hours (`--timeout SECONDS`)",
+        f"{limits.READING_SECONDS} seconds of processor time",
+        f"every {limits.WEIGHTS_RATE / 2**20:g} MB of weights",
+        f"every {limits.TEXTS_RATE / 2**20:g} MB of tokenizer files (`--load-timeout SECONDS`)",
+        f"{limits.READING_MB} MB of further memory, {limits.WEIGHTS_TIMES} times the weights",
+        f"{limits.TEXTS_TIMES} times the tokenizer files",
+        f"an {limits.TEXTS_SHARE}th of the weights",
+    ]
+
+
+def test_the_limits_on_the_page_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch):
+    page = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    said = " ".join(page[page.index("## Limits of memory and time") :].split())
+    assert [figure for figure in limits_said() if figure not in said] == []
+    for name in (
+        "BASE_MB",
+        "SECONDS",
+        "READING_SECONDS",
+        "WEIGHTS_RATE",
+        "TEXTS_RATE",
+        "READING_MB",
+        "TEXTS_TIMES",
+        "TEXTS_SHARE",
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"Utils.report.limits.{name}", 7 << 20)
+            assert [figure for figure in limits_said() if figure not in said] != [], name

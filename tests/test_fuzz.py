@@ -26,6 +26,7 @@ from Utils.basics.bounded import Limits, at_stage, run_bounded
 from Utils.basics.errors import InputError
 from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import load_encoder, quiet_libraries
+from Utils.encoder.numbers import formats_in_doubt, formats_of
 from Utils.encoder.text_encoder import TextEncoder, attended_positions
 from Utils.intake.candidates import encoders_of
 from Utils.intake.weights import weight_files
@@ -59,7 +60,7 @@ def outcome(model: Path) -> tuple[str, list[str]]:
     try:
         for name in encoders_of(str(model)):
             encoder = load_encoder(name)
-            if doubts_about(encoder, PROMPTS, Trust())[1]:
+            if doubts_about(encoder, Trust())[1] or formats_in_doubt(formats_of(encoder, PROMPTS)):
                 ends.append("doubted")
                 continue
             differing = [features_differ(encoder), tokens_differ(encoder)]

@@ -1,6 +1,7 @@
 """Work on a stranger's files in a child process: whatever they do to memory, time or a library costs one model, not the list.
 
-The child may use so much memory and so many seconds, and less processor time while it reads files and texts (`reading`).
+The child may use so much memory and so many seconds, and less memory and processor time while it reads files and texts
+(`reading`).
 What it prints goes through this process; what it answers is JSON, so that a child that was taken over has nothing to unpickle.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import os
 import re
 import signal
@@ -44,6 +46,8 @@ KEPT = 200
 """Last lines of a child's output that --debug shows."""
 LONGEST_ANSWER = 256 << 20
 """Bytes; a report has some thousands."""
+THREAD_MB = 10
+"""Stacks of the threads that torch and tokenizers begin on every core, once there is work for them: taken, hardly ever used."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Limits:
     seconds: int
     reading_seconds: int
     """Processor time while files are read and texts are tokenised: a machine that is busy with other things costs none."""
+    reading_mb: int | None = None
+    """Memory that one reading may add to what is there when it begins; None: as much as the whole work may."""
 
 
 class Ended(InputError):
@@ -67,6 +73,9 @@ class _Link:
         self.pipe: Connection | None = None
         self.depth = 0
         self.told = 0.0
+        self.reading_mb: int | None = None
+        self.short = False
+        """Whether the last reading ended for want of memory."""
 
     def tell(self, **message: Any) -> None:
         if self.pipe:
@@ -79,16 +88,21 @@ _link = _Link()
 # --------------------------------------------------------------------------------------------- what the work tells of itself
 @contextmanager
 def reading() -> Iterator[None]:
-    """While open, a stranger's files or texts are read, and the limit of processor time holds."""
-    _link.depth += 1
-    if _link.depth == 1:
-        _link.tell(reading=True)
-    try:
+    """While open, a stranger's files or texts are read, and the limits of processor time and memory for that hold."""
+    if _link.depth:
         yield
+        return
+    _link.depth, _link.short = 1, False
+    _link.tell(reading=True)
+    try:
+        with _less_memory(_link.reading_mb):
+            yield
+    except BaseException as error:
+        _link.short = of_memory(error)
+        raise
     finally:
-        _link.depth -= 1
-        if _link.depth == 0:
-            _link.tell(reading=False)
+        _link.depth = 0
+        _link.tell(reading=False)
 
 
 def at_stage(name: str) -> None:
@@ -127,7 +141,7 @@ def run_bounded(job: Callable[..., Any], arguments: tuple, limits: Limits, what:
     context = get_context(start_method())
     ours, theirs = context.Pipe(duplex=False)
     output, says = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(theirs, says, limits.memory_mb, job, arguments), daemon=True)
+    child = context.Process(target=_child, args=(theirs, says, limits, job, arguments), daemon=True)
     with warnings.catch_warnings():  # Python warns of forks beside threads: the work runs in a thread of its own there
         warnings.simplefilter("ignore", DeprecationWarning)
         child.start()
@@ -167,6 +181,7 @@ class _Watched:
         self.began = time.monotonic()
         self.stage, self.reached, self.trace = "start", "", []
         self.read, self.since = 0.0, None  # processor time of reading so far, and when the present reading began
+        self.held = 0  # memory when it began
         self.bar: tqdm | None = None
         self.named = ""
 
@@ -194,7 +209,7 @@ class _Watched:
             now = self._processor_time()
             if not message["reading"] and self.since is not None:
                 self.read += now - self.since
-            self.since = now if message["reading"] else None
+            self.since, self.held = (now, self._memory()) if message["reading"] else (None, 0)
         elif "bar" in message:
             self._draw(message)
         else:
@@ -220,9 +235,14 @@ class _Watched:
             self.reached = "seconds"
         elif self.since is not None and self.read + self._processor_time() - self.since > self.limits.reading_seconds:
             self.reached = "reading"
-        elif self._memory() > self.there + (self.limits.memory_mb << 20):
+        elif self._memory() > min(self.there + (self.limits.memory_mb << 20), self._most_in_reading()):
             self.reached = "memory"
         return bool(self.reached)
+
+    def _most_in_reading(self) -> float:
+        """Bytes that the child may hold before the present reading takes too many of them; no end where none is open."""
+        bounded = self.since is not None and reading_is_bounded(self.limits.reading_mb)
+        return self.held + (self.limits.reading_mb << 20) if bounded else math.inf
 
     def _processor_time(self) -> float:
         with suppress(psutil.Error):
@@ -268,7 +288,10 @@ def _sentence(answer: dict | None, watched: _Watched, said: str, limits: Limits,
         took = f"reading its files and texts takes more than {limits.reading_seconds} s of processor time"
         return Ended(f"{what}: {took} (stage {stage}); {bad}, or raise --load-timeout.")
     if watched.reached == "memory" or (answer or {}).get("memory") or (code and OUT_OF_MEMORY.search(said)):
-        return Ended(f"{what}: it takes more than {limits.memory_mb} MB of memory (stage {stage}); {bad}, or raise --memory.")
+        took = f"it takes more than {limits.memory_mb} MB of memory"
+        if limits.reading_mb and (watched.since is not None or (answer or {}).get("short")):
+            took = f"reading its files and texts takes more than {limits.reading_mb} MB of memory"
+        return Ended(f"{what}: {took} (stage {stage}); {bad}, or raise --memory.")
     if answer and answer["file"]:
         return InputError(f"{what}: {answer['file']} cannot be used ({answer['why']}); see to its rights and its disk.")
     if answer:
@@ -290,11 +313,11 @@ def _signal(number: int) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ the child
-def _child(pipe: Connection, says: Connection, memory_mb: int, job: Callable[..., Any], arguments: tuple) -> None:
+def _child(pipe: Connection, says: Connection, limits: Limits, job: Callable[..., Any], arguments: tuple) -> None:
     """The whole life of a child.  The work has a thread of its own: a thread that was forked cannot use OpenMP's others."""
-    _link.pipe, _link.depth = pipe, 0
+    _link.pipe, _link.depth, _link.reading_mb = pipe, 0, limits.reading_mb
     _leave_the_terminal(says)
-    _limit_memory(memory_mb)
+    _limit_memory(limits.memory_mb)
     worker = threading.Thread(target=_work, args=(job, arguments), daemon=True)
     worker.start()
     while worker.is_alive():
@@ -308,15 +331,25 @@ def _work(job: Callable[..., Any], arguments: tuple) -> None:
     try:
         answer = {"value": job(*arguments)}
     except InputError as error:
-        answer = {"refused": str(error), "trace": _trace(error)}
+        answer = {"memory": True, "short": _link.short} if of_memory(error) else {"refused": str(error)}
+        answer["trace"] = _trace(error)
     except BaseException as error:  # Rust panics are no Exception
         _limit_memory(None)
         answer = {
-            "memory": isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(str(error))),
+            "memory": of_memory(error), "short": _link.short,
             "file": str(getattr(error, "filename", None) or ""), "why": getattr(error, "strerror", None),
             "trace": traceback.format_exc().splitlines(),
         }  # fmt: skip
     _link.tell(**answer)
+
+
+def of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised in place of, is that memory has run out."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (not isinstance(error, InputError) and OUT_OF_MEMORY.search(str(error))):
+            return True
+        error = error.__context__
+    return False
 
 
 def _trace(error: InputError) -> list[str]:
@@ -356,10 +389,30 @@ def _limit_memory(memory_mb: int | None) -> None:
         return  # elsewhere data is counted otherwise or not at all; the parent watches
     import resource
 
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = hard
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = hard
     if memory_mb is not None:
         there = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10
-        soft = there + (memory_mb << 20)
-        soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        wanted = min(there + (memory_mb << 20), *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY), 1 << 62)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+
+
+def reading_is_bounded(memory_mb: int | None) -> bool:
+    """Whether reading has a limit of memory of its own; a GPU's driver takes more at its start than any reading."""
+    return memory_mb is not None and not torch.cuda.is_available()
+
+
+@contextmanager
+def _less_memory(memory_mb: int | None) -> Iterator[None]:
+    """While open, data may grow by so much only; afterwards the former limit holds again."""
+    if not (_link.pipe and reading_is_bounded(memory_mb) and sys.platform == "linux"):
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    _limit_memory(memory_mb + THREAD_MB * (os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)

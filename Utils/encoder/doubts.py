@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from Utils.encoder.numbers import disagreements
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.candidates import alike, other_weights
 from Utils.intake.inventory import Beside, look_around
@@ -28,11 +27,8 @@ class Trust:
     """Read pickles, as plain tensors, to see whether they hold the same numbers."""
 
 
-def doubts_about(encoder: TextEncoder, prompts: list[str], trust: Trust) -> tuple[list[Beside], list[str]]:
-    """What lies beside the judged files, and one sentence for everything that a loader could make another encoder of.
-
-    prompts: to compare number formats with.
-    """
+def doubts_about(encoder: TextEncoder, trust: Trust) -> tuple[list[Beside], list[str]]:
+    """What lies beside the judged files, and one sentence for everything that a loader could make another encoder of."""
     files = encoder.files
     named = bool(trust.only) or files.parts.file is not None
     judged = set() if named else {file for one in other_weights(files.parts) for file in one.files}
@@ -40,7 +36,7 @@ def doubts_about(encoder: TextEncoder, prompts: list[str], trust: Trust) -> tupl
     if trust.compare_pickles:
         beside = [_compared(b, encoder) if b.doubt and b.kind == PICKLE else b for b in beside]
     doubts = [f"{b.path} ({b.kind}) lies there and was not judged" for b in beside if b.doubt]
-    return beside, [*doubts, *files.doubts, *disagreements(encoder, prompts, files.dtypes)]
+    return beside, [*doubts, *files.doubts]
 
 
 def _compared(pickle: Beside, encoder: TextEncoder) -> Beside:

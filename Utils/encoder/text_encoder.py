@@ -59,6 +59,8 @@ class TextEncoder:
     """The position that stands for the text in families without a summary of their own; None: the mean of all."""
     files: FilesRead | None = None
     """None: it was never in files, as a student in training."""
+    numbers: str = "float32"
+    """The number format that the weights were rounded to; computed is in the model's own."""
 
     @cached_property
     def family(self) -> Family:

@@ -59,7 +59,8 @@ def other_checkpoint(file: Path) -> str | None:
     if lora_names(names):
         return (
             f"{file} is a LoRA, which changes a base and is no encoder; fuse it first: pipe = DiffusionPipeline.from_pretrained"
-            f"(BASE); pipe.load_lora_weights({str(file)!r}); pipe.fuse_lora(); pipe.save_pretrained(FOLDER), then scan FOLDER."
+            f"(BASE); pipe.load_lora_weights({str(file)!r}); pipe.fuse_lora(); pipe.unload_lora_weights(); "
+            "pipe.save_pretrained(FOLDER), then scan FOLDER."
         )
     if single_file_names(names):
         return (

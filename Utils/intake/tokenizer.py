@@ -14,8 +14,8 @@ from Utils.intake.families import LEGACY_EOS, is_family
 from Utils.intake.files import check_files
 from Utils.intake.reader import Reader, read_json
 
-MAX_TOKENIZER = 96 << 20
-"""Bytes; the largest public tokenizers have about forty megabytes."""
+MAX_TOKENIZER = 48 << 20
+"""Bytes of a file; those of the largest public tokenizers have some 34 million."""
 MAX_GROWTH = 4096
 """How much longer the replacements of a tokenizer may make a text; public ones make it no longer than four times."""
 POOLING = "1_Pooling"

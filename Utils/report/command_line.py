@@ -9,7 +9,7 @@ from pathlib import Path
 from Utils.basics.config import settings_of
 from Utils.basics.errors import InputError, sentence_of, swallow, tell, visible
 from Utils.basics.files import ROOT, write_whole
-from Utils.report.limits import SECONDS
+from Utils.report.limits import BASE_MB, READING_SECONDS, SECONDS, TIMES
 from Utils.report.report import VERSION, to_json
 from Utils.report.sarif import to_sarif
 
@@ -74,12 +74,13 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
     )  # fmt: skip
     limits.add_argument(
         "--memory", type=int, metavar="MB",
-        help="memory of one scan (default: 4096 MB and 12 times the weights of suspect and base, at most what the machine has)",
+        help=f"memory of one scan (default: {BASE_MB} MB and {TIMES} times the weights of suspect and base, at most what the "
+        "machine has; less while files are read)",
     )  # fmt: skip
     limits.add_argument("--timeout", type=int, metavar="SECONDS", help=f"time of one scan (default: {SECONDS})")
     limits.add_argument(
         "--load-timeout", type=int, metavar="SECONDS",
-        help="processor time to read files and to tokenise (default: 4, and more for large files)",
+        help=f"processor time to read files and to tokenise (default: {READING_SECONDS}, and more for large files)",
     )  # fmt: skip
     group = parser.add_argument_group("settings", "every number of the scan; a flag beats the config")
     for name, one in settings_of(settings).items():

@@ -14,14 +14,22 @@ from Utils.basics.bounded import Limits
 from Utils.basics.errors import InputError
 from Utils.intake.folders import find_folder, find_parts
 from Utils.intake.inventory import MOST, walk
+from Utils.intake.tokenizer import FILES, MAX_TOKENIZER
 
 BASE_MB, TIMES = 4096, 12
 """Memory of a scan: so much for libraries and corpus, and the weights' bytes so many times over (one tiny scan takes 1.1 GB,
 one of CLIP-L 4 GB)."""
 SECONDS = 6 * 3600
 """A scan of a large encoder takes an hour on a slow CPU."""
-READING_SECONDS, WEIGHTS_RATE, TEXTS_RATE = 4, 20 << 20, 8 << 20
-"""Processor time to read files and texts: so much at least (a tiny scan takes 1 s), and a second for so many bytes more."""
+READING_SECONDS, WEIGHTS_RATE, TEXTS_RATE = 4, 20 << 20, 512 << 10
+"""Processor time to read files and texts: so much at least (a tiny scan takes 1 s), and a second for so many bytes of weights
+and of tokenizers (suspect and base of 250,000 tokens, 17 MB each, take 35 s in all forms that loaders make of them)."""
+READING_MB, WEIGHTS_TIMES, TEXTS_TIMES = 400, 6, 64
+"""Memory that reading adds: so much at least (a tiny scan takes 70 MB, 140 where tokenizers differ), and the bytes of weights
+(half precision that becomes single takes 4 times as much) and of tokenizers (44 times) so many times over."""
+TEXTS_SHARE = 8
+"""Of tokenizers so much counts as this part of the weights: public ones are smaller, for the row of a token takes more than its
+name.  A file that is long for nothing buys nothing."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +48,20 @@ def limits_of(model: str, anchor: str, wanted: Wanted) -> Limits:
     weights, texts = weights + (more[0] or weights), texts + (more[1] or texts)  # a base is as large as what is made of it
     memory = min(BASE_MB + TIMES * (weights >> 20), psutil.virtual_memory().total >> 20)
     reading = READING_SECONDS + weights // WEIGHTS_RATE + texts // TEXTS_RATE
-    return Limits(wanted.memory_mb or memory, wanted.seconds or SECONDS, wanted.reading_seconds or reading)
+    reading_mb = None if wanted.memory_mb else READING_MB + (WEIGHTS_TIMES * weights + TEXTS_TIMES * texts >> 20)
+    return Limits(wanted.memory_mb or memory, wanted.seconds or SECONDS, wanted.reading_seconds or reading, reading_mb)
 
 
 def sizes(model: str) -> tuple[int, int]:
-    """Bytes on disk of an encoder's weights, and of all else that lies beside them; nothing where there is no encoder."""
+    """Bytes on disk of an encoder's weights, and of its tokenizer's files; nothing where there is no encoder."""
     weights = texts = 0
     with suppress(Exception):  # that it cannot be read is for the scan to say
         for file in _files(model):
             if file.is_file():
                 size = _on_disk(file.stat())
-                weights, texts = (weights + size, texts) if file.suffix == ".safetensors" else (weights, texts + size)
-    return weights, texts
+                weights += size if file.suffix == ".safetensors" else 0
+                texts += min(size, MAX_TOKENIZER) if file.name in FILES else 0
+    return weights, min(texts, weights // TEXTS_SHARE)
 
 
 def _files(model: str) -> list[Path]:

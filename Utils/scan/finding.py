@@ -41,3 +41,12 @@ class Verdict:
     evidence: list[dict]
     """{name, value, threshold, met, meaning}: explains; the score decides."""
     notes: list[str] = field(default_factory=list)
+
+
+SEVERITY = ("clean", "inconclusive", "backdoored")
+"""Where an encoder is judged in several ways the worst verdict counts."""
+
+
+def severity(verdict: Verdict) -> int:
+    """How bad a verdict is."""
+    return SEVERITY.index(verdict.verdict)
