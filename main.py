@@ -4,6 +4,7 @@
     python main.py --model M --anchor A --output Results      any encoder; M and A are folders or hub ids
     python main.py --model M --config configs/paper.yaml      the published procedure
     python main.py --models LIST                              many encoders, and a summary
+    python main.py --model M --try STRING                     what a string does, in suspect and base
 
 1 embed the corpus   2 assimilation by layer   3 search a pseudo-trigger   4 its witnesses   5 verdict and report
 Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive.
@@ -43,6 +44,7 @@ from Utils.encoder.numbers import formats_in_doubt, formats_of
 from Utils.encoder.readings import Reading, compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found
+from Utils.found.trying import fires, told_of, try_string
 from Utils.report.command_line import check_arguments, deliver, parse_arguments
 from Utils.report.limits import Wanted, limits_of
 from Utils.report.lists import exit_code, is_first_process, scan_named, worst
@@ -728,6 +730,21 @@ def scan_aside(model: str, request: Request, name: str | None) -> dict:
     return scan_model(model, request, name)
 
 
+def try_aside(model: str, request: Request, text: str) -> dict:
+    """What a string does in suspect and base, as a child process tells it."""
+    quiet_libraries()
+    with reading():
+        device = pick_device(request.device)
+        suspect = load_encoder(model, device)
+        anchor, _ = pick_anchor(request.anchor, suspect, device)
+    if not anchor:
+        raise InputError("a string is compared with what it does in the clean base; name it with --anchor.")
+    prompts = read_prompts(ROOT / request.cfg.corpus)
+    return try_string(
+        suspect, anchor, text, prompts[: request.cfg.prompts], prompts[request.cfg.prompts :], request.cfg.trigger
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Scan as the command line says.  -> the exit code"""
     args = parse_arguments(argv, ScanConfig, SETTINGS)
@@ -747,6 +764,11 @@ def main(argv: list[str] | None = None) -> int:
             here = replace(request, device=device or request.device)
             return run_bounded(scan_aside, (model, here, name), limits_of(model, args.anchor, wanted), model, args.debug)
 
+        if args.tried is not None:
+            limits = limits_of(args.model, args.anchor, wanted)
+            tried = run_bounded(try_aside, (args.model, request, args.tried), limits, args.model, args.debug)
+            print(told_of(tried), flush=True)
+            return int(fires(tried))
         with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
             files = [ROOT / cfg.corpus, ROOT / cfg.calibration]
             reports, unwritten = scan_named(args, scan, depends_on, files, wanted)

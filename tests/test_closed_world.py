@@ -537,7 +537,7 @@ def test_an_encoder_is_judged_in_every_format_in_which_it_is_another_and_the_wor
         return dataclasses.replace(usual(suspect, *rest), verdict=verdict)
 
     monkeypatch.setattr(main, "judge_weights", judged)
-    small = {"landscape_points": 3, "landscape_planes": 1, "landscape_prompts": 1}
+    small = {"landscape_points": 3, "landscape_planes": 1, "landscape_prompts": 1, "trigger_searches": 0}
     cfg = load_config(main.ScanConfig, main.SETTINGS, prompts=40, steps=8, pooled_steps=6, restarts=2, **small)
     report = main.scan_model(str(folder), main.Request(cfg, str(MODELS / "tiny-sd"), tmp_path / "out", "cpu", show=Show(0)))
     assert report["verdict"] == "backdoored"

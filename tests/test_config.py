@@ -24,6 +24,7 @@ from Utils.making.finetuning import FinetuneConfig
 from Utils.making.testbed import TinyModels
 from Utils.making.zoo import Cell, Family, Model, Split, Zoo
 from Utils.scan.calibration import load_calibration
+from Utils.scan.trigger import TriggerConfig
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def test_the_defaults_contradict_nothing():
 
 
 @pytest.mark.parametrize(
-    "kind", [ScanConfig, PlantConfig, Injection, FinetuneConfig, Zoo, Split, Cell, Model, Family, TinyModels]
+    "kind", [ScanConfig, TriggerConfig, PlantConfig, Injection, FinetuneConfig, Zoo, Split, Cell, Model, Family, TinyModels]
 )
 def test_every_setting_has_a_sentence(kind: type):
     assert set(sentences(kind)) == {each.name for each in fields(kind)}
@@ -220,6 +221,8 @@ def test_every_setting_has_a_sentence(kind: type):
 # ----------------------------------------------------------------------------------------- what the score is fitted with
 def changed(value: object) -> object:
     """Another value of the same type."""
+    if isinstance(value, dict):
+        return {name: changed(one) for name, one in value.items()}
     if isinstance(value, bool):
         return not value
     return f"{value}x" if isinstance(value, str) else value + 1

@@ -348,7 +348,7 @@ def test_an_interval_holds_its_share():
 
 # ------------------------------------------------------------------------------------------------------------------ scan
 def scan(model: Path, output: Path) -> dict:
-    small = {"landscape_points": 3, "landscape_planes": 1, "landscape_prompts": 1}
+    small = {"landscape_points": 3, "landscape_planes": 1, "landscape_prompts": 1, "trigger_searches": 0}
     cfg = load_config(main.ScanConfig, main.SETTINGS, prompts=60, steps=8, pooled_steps=6, restarts=2, **small)
     return main.scan_model(str(model), main.Request(cfg, str(MODELS / "tiny-sd"), output, "cpu", show=Show(0)))
 

@@ -37,11 +37,10 @@ def load_config(kind: type[T], file: Path, **overrides: Any) -> T:
     known = settings_of(kind)
     for name, value in overrides.items():
         if value is not None:
-            *outer, last = known[name].path
+            *outer, last = known[name].path if name in known else (name,)
             where = values
             for key in outer:
-                inner = where.get(key)
-                where[key] = dict(inner) if isinstance(inner, dict) else {}
+                where[key] = inner if isinstance(inner := where.get(key), dict) else {}
                 where = where[key]
             where[last] = value
     return from_values(kind, values, str(file))

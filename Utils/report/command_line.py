@@ -64,6 +64,10 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
         metavar="FILE",
         help="also write the findings here as SARIF 2.1.0, for code-scanning pages; - is standard output",
     )
+    parser.add_argument(
+        "--try", dest="tried", metavar="STRING",
+        help="scan nothing, but tell what this string does to unseen prompts in suspect and base; exit code 1: it fires",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors: exit code and files hold the verdict")
     parser.add_argument(
         "--debug", action="store_true", help="also show what libraries print and where an error came from, in escaped lines"
@@ -101,6 +105,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     for flag, limit in (("--memory", args.memory), ("--timeout", args.timeout), ("--load-timeout", args.load_timeout)):
         if limit is not None and limit < 1:
             raise InputError(f"{flag} {limit} leaves nothing; give 1 or more.")
+    if args.tried is not None and (args.models or not args.tried.strip()):
+        raise InputError("--try takes one string and one --model; give both.")
     if args.images < 0:
         raise InputError(f"--images {args.images} is no number of pictures; give 0 or more.")
 

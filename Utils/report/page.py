@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,20 @@ def render_page(report: dict, folder: Path) -> str:
         found=found,
         pictures=[(title, [data_uri(folder / file) for file in files]) for title, files in rows if files],
         figures=[(caption, data_uri(folder / found["files"][name], 0), name in WIDE) for name, caption in CAPTIONS.items()],
+        try_command=try_command(report),
         strings=[s for b in backdoors for s in (b["trigger"] or {}).get("strings") or []],
         readings=[r for r in report.get("readings", []) if r["examples"]],
         claimed=any(b["kind"] != "tokenizer" for b in backdoors if b["trigger"]),
         no_pictures=next((note for note in report["notes"] if note.startswith("no pictures")), None),
     )
+
+
+def try_command(report: dict) -> str:
+    """What a user types to see the first string at work."""
+    strings = (report["trigger"] or {}).get("strings") or [{"text": "STRING"}]
+    words = ["python", "main.py", "--model", report["model"]["path"]]
+    words += ["--anchor", report["anchor"]["path"]] if report["anchor"] else []
+    return shlex.join([*words, "--try", strings[0]["text"]])
 
 
 def harmless(value: Any) -> Any:

@@ -81,18 +81,20 @@ def collapsed(triggered: Tensor, clean: Tensor) -> Tensor:
 
 
 def rate_at(
-    place: str, string: str, awake: TextEncoder, asleep: TextEncoder, prompts: list[str], clean: Tensor, clean_asleep: Tensor
-) -> Rate | None:
-    """What a string does at one place; None: too little for all prompts to be tried.
+    place: str, string: str, awake: TextEncoder, asleep: TextEncoder, prompts: list[str], clean: Tensor, clean_asleep: Tensor,
+    whole: bool = False,
+) -> Rate | None:  # fmt: skip
+    """What a string does at one place; None: too little for all prompts to be tried, unless `whole` asks for it.
 
     awake: the encoder it is meant for; asleep: the one that does not know it; clean, clean_asleep (n, d): their summaries of
     the prompts alone.
     """
     texts = [put(string, prompt, place, i) for i, prompt in enumerate(prompts)]
-    few = slice(None, None, max(1, len(prompts) // FEW))
-    tried = summaries(awake, texts[few])
-    if nearer(tried, tried.mean(dim=0), clean[few]) < FIRES / 2:
-        return None
+    if not whole:
+        few = slice(None, None, max(1, len(prompts) // FEW))
+        tried = summaries(awake, texts[few])
+        if nearer(tried, tried.mean(dim=0), clean[few]) < FIRES / 2:
+            return None
     triggered, quiet = summaries(awake, texts), summaries(asleep, texts)
     forced, cos = triggered.mean(dim=0), F.cosine_similarity
     return Rate(

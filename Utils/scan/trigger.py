@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,9 @@ class TriggerConfig:
     proven_collapse: float = 0.8
     """A string that fires is a proof when prompts with it lose this share of what tells them apart ..."""
     proven_margin: float = 0.3
-    """... and so much more of it than in the base."""
+    """... so much more of it than in the base ..."""
+    proven_effect: float = 1.1
+    """... and its effect is at least this; fine-tunes that went far reached 0.9."""
 
     def __post_init__(self):
         for name in ("steps", "candidates", "top", "patience", "shortlist"):
@@ -133,7 +135,7 @@ def find_strings(
     prompts: what the search may see; unseen: what strings are judged by; v (k, d): a pseudo-trigger.
     """
     hunt = Hunt(suspect, base, cfg, generator, usable_tokens(suspect))
-    trial = trial_of(hunt, unseen)
+    trial = trial_of(suspect, base, cfg, unseen)
     pairs = best_pairs(hunt, texts_for(hunt, prompts, SHORT, 2), shortlist(hunt, v))
     found, best = {}, Candidate(pairs[0], "start", 0.0)
     for number in range(cfg.searches):
@@ -142,7 +144,7 @@ def find_strings(
         texts = texts_for(hunt, prompts, (low, low + 2), cfg.prompts)
         candidate = refine(hunt, texts, *first_tokens(hunt, pairs, number, best))
         best = max(best, candidate, key=lambda c: c.score)
-        text = suspect.tokenizer.decode(candidate.tokens).strip()
+        text = text_of(suspect, candidate.tokens)
         if text and text not in found and (fired := trial.best(text)):
             found[text] = fired
         on_search()
@@ -320,9 +322,14 @@ def refine(hunt: Hunt, texts: Texts, tokens: Tensor, place: str) -> Candidate:
     return Candidate(tokens, place, best)
 
 
+def text_of(encoder: TextEncoder, tokens: Tensor) -> str:
+    """What somebody types to get tokens (k,); some tokenizers leave the marks of word ends in what they decode."""
+    return encoder.tokenizer.decode(tokens).replace("</w>", " ").strip()
+
+
 def typed(encoder: TextEncoder, tokens: Tensor) -> Tensor:
     """Those strings of tokens (c, k) that the tokenizer makes of their own text; all of them where it makes none."""
-    texts = encoder.tokenizer.batch_decode(tokens)
+    texts = [text_of(encoder, one) for one in tokens]
     made = encoder.tokenizer(texts, add_special_tokens=False).input_ids
     same = [a == b for a, b in zip(made, tokens.tolist(), strict=True)]
     return tokens[torch.tensor(same)] if any(same) else tokens
@@ -338,10 +345,10 @@ def together(tokens: Tensor, swapped: Tensor) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------------- 3: strings
-def trial_of(hunt: Hunt, unseen: list[str]) -> Trial:
+def trial_of(suspect: TextEncoder, base: TextEncoder, cfg: TriggerConfig, unseen: list[str]) -> Trial:
     """Long prompts that strings are typed into."""
     prompts = of_length(unseen, LONG, PROMPTS)
-    return Trial(hunt, prompts, summaries(hunt.suspect, prompts), summaries(hunt.base, prompts))
+    return Trial(suspect, base, cfg, prompts, summaries(suspect, prompts), summaries(base, prompts))
 
 
 def strength(fired: Fired) -> tuple[bool, float]:
@@ -353,19 +360,22 @@ def strength(fired: Fired) -> tuple[bool, float]:
 class Trial:
     """Unseen prompts, and their summaries in suspect and base, (n, d)."""
 
-    hunt: Hunt
+    suspect: TextEncoder
+    base: TextEncoder
+    cfg: TriggerConfig
     prompts: list[str]
     clean: Tensor
     reference: Tensor
 
-    def at(self, text: str, place: str) -> Fired | None:
-        rate = rate_at(place, text, self.hunt.suspect, self.hunt.base, self.prompts, self.clean, self.reference)
+    def at(self, text: str, place: str, whole: bool = False) -> Fired | None:
+        """What a string does at one place; None where it does too little for all prompts to be tried, unless `whole`."""
+        rate = rate_at(place, text, self.suspect, self.base, self.prompts, self.clean, self.reference, whole)
         return rate and Fired(text, rate, len(self.prompts), self.proves(rate))
 
     def part(self, count: int) -> Trial:
         """The same with fewer prompts."""
         few = slice(None, None, max(1, len(self.prompts) // count))
-        return Trial(self.hunt, self.prompts[few], self.clean[few], self.reference[few])
+        return replace(self, prompts=self.prompts[few], clean=self.clean[few], reference=self.reference[few])
 
     def best(self, text: str) -> Fired | None:
         """A string at the place where it does most."""
@@ -373,8 +383,8 @@ class Trial:
 
     def proves(self, rate: Rate) -> bool:
         """Whether what a string does needs no calibration."""
-        cfg = self.hunt.cfg
-        return rate.fires and rate.collapse >= max(cfg.proven_collapse, rate.asleep_collapse + cfg.proven_margin)
+        least = max(self.cfg.proven_collapse, rate.asleep_collapse + self.cfg.proven_margin)
+        return rate.fires and rate.collapse >= least and rate.effect >= self.cfg.proven_effect
 
 
 def shortened(trial: Trial, fired: Fired) -> Fired:
