@@ -152,7 +152,8 @@ def test_a_legacy_end_of_text_keeps_its_pooling(tiny: TextEncoder, editable: Pat
 # --------------------------------------------------------------------------------------------------------------- scan
 def test_a_scan_ends_uncalibrated(folder: Path, tmp_path: Path):
     settings = [
-        "--prompts", "24", "--rounds", "1", "--steps", "3", "--pooled-steps", "3", "--trigger-searches", "0", "--landscape-points", "3", "--restarts", "2",
+        "--prompts", "24", "--rounds", "1", "--steps", "3", "--pooled-steps", "3", "--trigger-searches", "0",
+        "--landscape-points", "3", "--restarts", "2",
         "--landscape-planes", "1", "--device", "cpu", "--quiet",
     ]  # fmt: skip
     code = main.main(["--model", str(folder), "--anchor", str(folder), "--output", str(tmp_path), *settings])

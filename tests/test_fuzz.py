@@ -184,7 +184,8 @@ def test_the_oracle_accepts_what_is_healthy_and_sees_what_differs(bases: list[Pa
 
 # -------------------------------------------------------------------------------------------------------- the command line
 STEPS = (
-    "--prompts", "24", "--rounds", "1", "--steps", "3", "--pooled-steps", "0", "--trigger-searches", "0", "--landscape-points", "3", "--restarts", "1",
+    "--prompts", "24", "--rounds", "1", "--steps", "3", "--pooled-steps", "0", "--trigger-searches", "0",
+    "--landscape-points", "3", "--restarts", "1",
 )  # fmt: skip
 
 

@@ -44,7 +44,8 @@ ANCHOR: dict[str, str] = {"path": "base"}
 REQUEST = {"device": "cpu", "seed": 1}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="names, signals and devices are Linux's")
 QUICK = (
-    "--prompts", "24", "--rounds", "1", "--steps", "3", "--pooled-steps", "0", "--trigger-searches", "0", "--landscape-points", "3", "--restarts", "2",
+    "--prompts", "24", "--rounds", "1", "--steps", "3", "--pooled-steps", "0", "--trigger-searches", "0",
+    "--landscape-points", "3", "--restarts", "2",
     "--landscape-planes", "1", "--device", "cpu",
 )  # fmt: skip
 
