@@ -92,7 +92,17 @@ def test_what_the_model_says_is_text_and_nothing_else(folder, where):
     elif where == "note":
         report["notes"] = [HOSTILE]
     elif where == "string":
-        report["trigger"]["strings"] = [{"text": HOSTILE, "success_rate": 1.0, "anchor_success_rate": 0.0}]
+        report["trigger"]["strings"] = [
+            {
+                "text": HOSTILE,
+                "place": HOSTILE,
+                "success_rate": 1.0,
+                "interval": [0.9, 1.0],
+                "anchor_success_rate": 0.0,
+                "collapse": 0.9,
+                "anchor_collapse": 0.1,
+            }
+        ]
     page = render_page(report, folder)
     assert "<script" not in page
     assert "\x1b" not in page
