@@ -1,0 +1,53 @@
+"""The search for strings: where tokens are put, what is tried together, what counts as a proof."""
+
+import pytest
+import torch
+
+from Utils.scan import trigger
+from Utils.scan.finding import Verdict
+from Utils.scan.proof import with_strings
+from Utils.scan.replay import Rate
+
+
+@pytest.mark.parametrize("place", ["start", "end"])
+def test_a_string_stands_where_it_is_put_and_the_prompt_around_it(tiny, place: str):
+    ids, tokens = tiny.ids(["dog", "a cat"]), torch.tensor([[7, 8], [9, 10]])
+    out, where = trigger.insert(tiny, ids, tokens, place)
+    for row in range(4):
+        own = ids[row % 2].tolist()
+        words = own[1 : own.index(tiny.eos)]
+        string = tokens[row // 2].tolist()
+        inside = string + words if place == "start" else words + string
+        assert out[row].tolist()[: len(inside) + 2] == [own[0], *inside, tiny.eos]
+        assert out[row, where[row]].tolist() == string
+
+
+@pytest.mark.parametrize("place", ["start", "end"])
+def test_a_full_prompt_loses_words_and_never_its_end(tiny, place: str):
+    out, where = trigger.insert(tiny, tiny.ids(["photograph of somebody who reads"]), torch.tensor([[7, 8, 9]]), place)
+    assert out[0, where[0]].tolist() == [7, 8, 9]
+    assert out[0, -1] == tiny.eos
+
+
+def test_the_best_swaps_are_tried_together():
+    swapped = torch.tensor([[5, 2, 3], [1, 6, 3], [1, 2, 7]])
+    assert trigger.together(torch.tensor([1, 2, 3]), swapped).tolist() == [[5, 6, 3], [5, 6, 7]]
+
+
+RATE = Rate("start", 1.0, 0.0, 0.95, 0.1, 0.5, torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({}, "backdoored"), ({"success": 0.85}, "clean"), ({"asleep": 0.2}, "clean"), ({"collapse": 0.7}, "clean"),
+        ({"asleep_collapse": 0.7}, "clean"), ({"apart": 0.1}, "clean"),
+    ],
+)  # fmt: skip
+def test_only_a_string_that_fires_alone_in_the_suspect_and_makes_prompts_one_is_a_proof(change: dict, verdict: str):
+    rate = Rate(**{**vars(RATE), **change})
+    trial = trigger.Trial(None, None, trigger.TriggerConfig(), [], torch.zeros(1), torch.zeros(1))
+    strings = trigger.Strings([trigger.Fired("zz", rate, 120, trial.proves(rate))], rate.effect)
+    quiet = Verdict("clean", "Nothing.", 0.1, [])
+    assert with_strings(quiet, strings, 0.01).verdict == verdict
+    assert with_strings(quiet, strings, 0.9).verdict == "clean"  # of a wrong anchor nothing is a proof
