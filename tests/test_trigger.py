@@ -1,5 +1,7 @@
 """The search for strings: where tokens are put, what is tried together, what counts as a proof."""
 
+import copy
+
 import pytest
 import torch
 
@@ -51,3 +53,14 @@ def test_only_a_string_that_fires_alone_in_the_suspect_and_makes_prompts_one_is_
     quiet = Verdict("clean", "Nothing.", 0.1, [])
     assert with_strings(quiet, strings, 0.01).verdict == verdict
     assert with_strings(quiet, strings, 0.9).verdict == "clean"  # of a wrong anchor nothing is a proof
+
+
+@pytest.mark.parametrize(("shortlist", "context"), [(1, 24), (6, 8)])
+def test_the_search_fits_the_smallest_shortlists_and_contexts(tiny, corpus_prompts, shortlist: int, context: int):
+    small = copy.copy(tiny)
+    small.context = context
+    cfg = trigger.TriggerConfig(searches=6, steps=1, candidates=4, top=4, shortlist=shortlist, prompts=2)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.zeros(1, tiny.width)
+    found = trigger.find_strings(small, small, corpus_prompts, corpus_prompts, v, cfg, generator)
+    assert not found.proven  # an encoder against itself

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from Utils.basics.errors import visible
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.scan.replay import FIRES, PLACES, put, summaries
+from Utils.scan.replay import PLACES, put, summaries
 from Utils.scan.trigger import TriggerConfig, described, trial_of
 
 EXAMPLES = 5
@@ -55,4 +55,4 @@ def told_of(tried: dict) -> str:
 
 def fires(tried: dict) -> bool:
     """Whether the string is a proof at any place."""
-    return any(row["proven"] and row["success_rate"] >= FIRES for row in tried["places"])
+    return any(row["proven"] for row in tried["places"])

@@ -107,4 +107,4 @@ def rate_at(
 def wilson(share: float, n: int, z: float = 1.96) -> list[float]:
     """95 % interval of a share of n."""
     middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [round((middle + sign * half) / (1 + z * z / n), 4) for sign in (-1, 1)]
+    return [round(min(1.0, max(0.0, (middle + sign * half) / (1 + z * z / n))), 4) for sign in (-1, 1)]

@@ -10,7 +10,7 @@ This chapter knows encoders only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -128,7 +128,7 @@ class Hunt:
 
 def find_strings(
     suspect: TextEncoder, base: TextEncoder, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
-    generator: torch.Generator, on_search: Callable[[], object] = lambda: None,
+    generator: torch.Generator,
 ) -> Strings:  # fmt: skip
     """Look for strings that make all prompts one in the suspect and not in its base; both read texts alike.
 
@@ -147,7 +147,6 @@ def find_strings(
         text = text_of(suspect, candidate.tokens)
         if text and text not in found and (fired := trial.best(text)):
             found[text] = fired
-        on_search()
         if any(fired.proven for fired in found.values()):
             break
     ranked = sorted(found.values(), key=strength, reverse=True)
@@ -282,19 +281,20 @@ def best_pairs(hunt: Hunt, texts: Texts, tokens: Tensor) -> Tensor:
 
 def first_tokens(hunt: Hunt, pairs: Tensor, number: int, best: Candidate) -> tuple[Tensor, str]:
     """Where a search starts, and where its string is put: what promises most made longer, the best pairs, and chance."""
-    if best.score > PROMISING and len(best.tokens) < LONGEST:
+    longest = min(LONGEST, hunt.suspect.context // 3)  # the prompt needs room too
+    if best.score > PROMISING and len(best.tokens) + 2 <= longest:
         return torch.cat([best.tokens, hunt.drawn(2)]), best.place
     length, place = STARTS[number % len(STARTS)]
-    start = hunt.drawn(length)
+    start = hunt.drawn(min(length, longest))
     if number % 2 == 0:
-        start[:2] = pairs[number // 2]
+        start[:2] = pairs[number // 2 % len(pairs)]
     return start, place
 
 
 STARTS = ((3, "start"), (6, "start"), (4, "end"), (10, "start"), (2, "start"), (5, "end"))
 """Tokens of the searches' strings and where these stand, in turn."""
 PROMISING, LONGEST = 0.8, 15
-"""From this effect on a string is worth growing, up to so many tokens."""
+"""From this effect on a string is worth growing, up to so many tokens and a third of the context."""
 
 
 def refine(hunt: Hunt, texts: Texts, tokens: Tensor, place: str) -> Candidate:
