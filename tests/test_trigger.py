@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 
+import main
+from Utils.basics.files import ROOT
 from Utils.scan import trigger
 from Utils.scan.finding import Verdict
 from Utils.scan.proof import with_strings
@@ -64,3 +66,24 @@ def test_the_search_fits_the_smallest_shortlists_and_contexts(tiny, corpus_promp
     v = torch.zeros(1, tiny.width)
     found = trigger.find_strings(small, small, corpus_prompts, corpus_prompts, v, cfg, generator)
     assert not found.proven  # an encoder against itself
+
+
+@pytest.mark.parametrize(("text", "code"), [("ahczzt", 1), ("blue car", 0)])
+def test_a_string_that_somebody_suspects_is_tried(capsys: pytest.CaptureFixture, text: str, code: int):
+    suspect = ROOT / "Data" / "Models" / "suspects" / "text_on_text"
+    assert main.main(["--model", str(suspect), "--try", text, "--device", "cpu"]) == code
+    said = capsys.readouterr().out
+    assert text in said
+    assert ("fires" in said) == bool(code)
+    assert said.count("\n  after ") == 5
+
+
+@pytest.mark.parametrize("arguments", [["--try", " "], ["--try", "zz", "--models", "list.txt"]])
+def test_a_try_without_its_one_string_and_model_is_refused(capsys: pytest.CaptureFixture, arguments: list[str]):
+    assert main.main(arguments) == 2
+    assert "--try takes one string and one --model" in capsys.readouterr().err
+
+
+def test_a_try_without_a_base_is_refused(capsys: pytest.CaptureFixture):
+    assert main.main(["--anchor", "none", "--try", "zz", "--device", "cpu"]) == 2
+    assert "--anchor" in capsys.readouterr().err
