@@ -124,6 +124,15 @@ def reads_often() -> None:
                 pass
 
 
+def reads_many(texts: int) -> str:
+    for _ in range(6):
+        with reading(texts):
+            began = time.process_time()
+            while time.process_time() < began + 0.3:
+                pass
+    return "read"
+
+
 def test_memory_without_end_is_one_sentence():
     for job in (allocates, allocates_at_once):
         error = refusal(job)
@@ -151,6 +160,11 @@ def test_reading_is_limited_in_processor_time_all_readings_together():
         assert isinstance(error, Ended)
         assert "more than 1 s of processor time" in str(error)
         assert "--load-timeout" in str(error)
+
+
+def test_texts_that_are_read_add_to_the_time_that_reading_may_take():
+    assert run_bounded(reads_many, (500,), LIMITS, "m") == "read"  # 1.8 s, and 1 s and 3,000 texts are allowed
+    assert "--load-timeout" in str(refusal(reads_many, 10))
 
 
 def allocates_while_it_reads(in_python: bool) -> None:

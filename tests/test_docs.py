@@ -172,6 +172,7 @@ def test_what_the_readme_says_of_exit_codes_is_what_main_does():
 
 def limits_said() -> list[str]:
     """The figures of docs/report.md, as the code has them."""
+    from Utils.basics.bounded import TEXTS_A_SECOND
     from Utils.report import limits
 
     return [
@@ -183,6 +184,7 @@ def limits_said() -> list[str]:
         f"{limits.READING_MB} MB of further memory, {limits.WEIGHTS_TIMES} times the weights",
         f"{limits.TEXTS_TIMES} times the tokenizer files",
         f"an {limits.TEXTS_SHARE}th of the weights",
+        f"every {TEXTS_A_SECOND:,} texts",
     ]
 
 

@@ -46,6 +46,8 @@ KEPT = 200
 """Last lines of a child's output that --debug shows."""
 LONGEST_ANSWER = 256 << 20
 """Bytes; a report has some thousands."""
+TEXTS_A_SECOND = 1000
+"""So many texts, tokenised once the files are read, add a second of processor time; usual tokenizers take a tenth of it."""
 THREAD_MB = 10
 """Stacks of the threads that torch and tokenizers begin on every core, once there is work for them: taken, hardly ever used."""
 
@@ -87,13 +89,16 @@ _link = _Link()
 
 # --------------------------------------------------------------------------------------------- what the work tells of itself
 @contextmanager
-def reading() -> Iterator[None]:
-    """While open, a stranger's files or texts are read, and the limits of processor time and memory for that hold."""
+def reading(texts: int = 0) -> Iterator[None]:
+    """While open, a stranger's files or texts are read, and the limits of processor time and memory for that hold.
+
+    texts: how many; each adds to the time that is allowed.
+    """
     if _link.depth:
         yield
         return
     _link.depth, _link.short = 1, False
-    _link.tell(reading=True)
+    _link.tell(reading=True, texts=texts)
     try:
         with _less_memory(_link.reading_mb):
             yield
@@ -181,6 +186,7 @@ class _Watched:
         self.began = time.monotonic()
         self.stage, self.reached, self.trace = "start", "", []
         self.read, self.since = 0.0, None  # processor time of reading so far, and when the present reading began
+        self.allowed = float(limits.reading_seconds)
         self.held = 0  # memory when it began
         self.bar: tqdm | None = None
         self.named = ""
@@ -209,6 +215,7 @@ class _Watched:
             now = self._processor_time()
             if not message["reading"] and self.since is not None:
                 self.read += now - self.since
+            self.allowed += message.get("texts", 0) / TEXTS_A_SECOND
             self.since, self.held = (now, self._memory()) if message["reading"] else (None, 0)
         elif "bar" in message:
             self._draw(message)
@@ -233,7 +240,7 @@ class _Watched:
         """Whether a limit is reached; `reached` says which."""
         if time.monotonic() - self.began > self.limits.seconds:
             self.reached = "seconds"
-        elif self.since is not None and self.read + self._processor_time() - self.since > self.limits.reading_seconds:
+        elif self.since is not None and self.read + self._processor_time() - self.since > self.allowed:
             self.reached = "reading"
         elif self._memory() > min(self.there + (self.limits.memory_mb << 20), self._most_in_reading()):
             self.reached = "memory"
@@ -285,7 +292,7 @@ def _sentence(answer: dict | None, watched: _Watched, said: str, limits: Limits,
     if watched.reached == "seconds":
         return Ended(f"{what}: no end within {limits.seconds} s (stage {stage}); {bad}, or raise --timeout.")
     if watched.reached == "reading":
-        took = f"reading its files and texts takes more than {limits.reading_seconds} s of processor time"
+        took = f"reading its files and texts takes more than {watched.allowed:.0f} s of processor time"
         return Ended(f"{what}: {took} (stage {stage}); {bad}, or raise --load-timeout.")
     if watched.reached == "memory" or (answer or {}).get("memory") or (code and OUT_OF_MEMORY.search(said)):
         took = f"it takes more than {limits.memory_mb} MB of memory"

@@ -159,16 +159,30 @@ class TextEncoder:
 
     def ids(self, texts: list[str]) -> Tensor:
         """Token ids of texts, padded to the full context as the tokenizer pads.  -> (n, T)"""
+        whole = {"padding": "max_length", "truncation": True, "max_length": self.context, "return_tensors": "pt"}
+        with self._reading(len(texts)):
+            return self.tokenizer(texts, **whole).input_ids
+
+    def tokens(self, texts: list[str]) -> list[list[int]]:
+        """What texts are cut into, without begin and end."""
+        with self._reading(len(texts)):
+            return self.tokenizer(texts, add_special_tokens=False).input_ids
+
+    def texts(self, tokens: Tensor) -> list[str]:
+        """What somebody types to get tokens (n, k); some tokenizers leave the marks of word ends in what they decode."""
+        with self._reading(len(tokens)):
+            return [self.tokenizer.decode(one).replace("</w>", " ").strip() for one in tokens]
+
+    @contextmanager
+    def _reading(self, texts: int) -> Iterator[None]:
+        """Limits of time and memory, and one sentence for whatever a tokenizer fails with."""
         try:
-            with reading():
-                rows = self.tokenizer(
-                    texts, padding="max_length", truncation=True, max_length=self.context, return_tensors="pt"
-                )
+            with reading(texts):
+                yield
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # tokenizers raises bare Exception, and Rust panics past it
             raise InputError(f"the tokenizer of {self.path} cannot read a text{told(error)}; restore its files.") from None
-        return rows.input_ids
 
     def attended(self, ids: Tensor) -> Tensor:
         """Positions up to and including the end-of-text token, begin of text excluded.  (b, T) ids -> (b, T) bool"""

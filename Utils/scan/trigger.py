@@ -144,7 +144,7 @@ def find_strings(
         texts = texts_for(hunt, prompts, (low, low + 2), cfg.prompts)
         candidate = refine(hunt, texts, *first_tokens(hunt, pairs, number, best))
         best = max(best, candidate, key=lambda c: c.score)
-        text = text_of(suspect, candidate.tokens)
+        text = suspect.texts(candidate.tokens[None])[0]
         if text and text not in found and (fired := trial.best(text)):
             found[text] = fired
         if any(fired.proven for fired in found.values()):
@@ -322,15 +322,9 @@ def refine(hunt: Hunt, texts: Texts, tokens: Tensor, place: str) -> Candidate:
     return Candidate(tokens, place, best)
 
 
-def text_of(encoder: TextEncoder, tokens: Tensor) -> str:
-    """What somebody types to get tokens (k,); some tokenizers leave the marks of word ends in what they decode."""
-    return encoder.tokenizer.decode(tokens).replace("</w>", " ").strip()
-
-
 def typed(encoder: TextEncoder, tokens: Tensor) -> Tensor:
     """Those strings of tokens (c, k) that the tokenizer makes of their own text; all of them where it makes none."""
-    texts = [text_of(encoder, one) for one in tokens]
-    made = encoder.tokenizer(texts, add_special_tokens=False).input_ids
+    made = encoder.tokens(encoder.texts(tokens))
     same = [a == b for a, b in zip(made, tokens.tolist(), strict=True)]
     return tokens[torch.tensor(same)] if any(same) else tokens
 
