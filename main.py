@@ -58,6 +58,7 @@ from Utils.scan.firing import about_readings, strings_that_fire, with_backdoor, 
 from Utils.scan.formats import about_formats
 from Utils.scan.landscape import Landscape
 from Utils.scan.pair import Pair
+from Utils.scan.power import load_power, shares
 from Utils.scan.proof import UNRELATED, with_strings
 from Utils.scan.trigger import Strings, TriggerConfig, find_strings
 
@@ -670,7 +671,7 @@ def judge_weights(
         with part.stage("trigger"):
             fit, g = [scan.prompts[i] for i in scan.fit.tolist()], scan.generator
             strings = find_strings(scan.suspect, anchor, fit, scan.unseen, finding.v, cfg.trigger, g)
-        verdict = with_strings(verdict, strings, finding.values["drift"])
+        verdict = with_strings(verdict, strings, finding.values["drift"], cfg.trigger, load_power(cfg.trigger))
     for name, seconds in part.seconds.items():
         run.seconds[name] = round(run.seconds.get(name, 0.0) + seconds, 3)
     return Judged(form.form, scan, finding, strings, verdict, part)
@@ -711,11 +712,16 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         # how far prompts assimilate from layer to layer, clean and with v, and what else v does
         with run.stage("assimilation"):
             by_layer = layers_with_and_without(scan, finding.v)
-        shown = show_found(scan, finding, by_layer, run, request.show)
+        fired = chosen.strings.best if chosen.verdict.verdict == "backdoored" else None
+        shown = show_found(scan, finding, fired, by_layer, run, request.show)
         settings = {"config": asdict(cfg), "show": asdict(request.show), "device": device.type}
         settings["read"] = {"files": suspect.files.read, "beside": [asdict(b) for b in beside]}
         in_single = {one.form: one.verdict for one in judged if one.scan.suspect.numbers == suspect.numbers}
-        settings |= {"readings": about_readings(readings, in_single), "numbers": numbers}
+        settings |= {
+            "readings": about_readings(readings, in_single),
+            "numbers": numbers,
+            "power": shares(load_power(cfg.trigger)),
+        }
         usual = asdict(load_config(ScanConfig, SETTINGS))
         report = make_report(scan, finding, chosen.strings, replace(verdict, verdict=chosen.verdict.verdict), shown, by_layer)
         return write_report(with_backdoor(report, verdict, firing), run, verdict, settings, usual)

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def report_of(path: str = "suspects/x", verdict: str = "backdoored", **found: object) -> dict:
     shown = {
-        "kind": "feature collapse", "times": 19,
+        "kind": "feature collapse", "times": 19, "typed": None,
         "texts": [{"text": "a lion", "similarity": 0.9, "floor": 0.1}], "images": ["picture.png"],
         "controls": {"anchor": ["picture.png"], "benign": ["picture.png"]}, "benign_prompt": "a dog",
         "files": {name: f"{name}.png" for name in CAPTIONS} | {"embedding": "Backdoor_Embedding.pt"},
@@ -42,11 +42,18 @@ def report_of(path: str = "suspects/x", verdict: str = "backdoored", **found: ob
         "model": {"path": path, "sha256": "ab" * 32, "architecture": "CLIP", "parameters": 1234, "ignored_tensors": []},
         "anchor": {"path": "Data/Models/tiny-sd", "sha256": "cd" * 32},
         "evidence": [{"name": "one_target", "value": 0.7, "threshold": None, "met": True, "meaning": "what it means"}],
-        "trigger": {"strings": None, "embedding": "Backdoor_Embedding.pt"} if claimed else None,
+        "trigger": {"strings": None, "examples": [], "embedding": "Backdoor_Embedding.pt"} if claimed else None,
         "target": {"texts": shown["texts"], "images": shown["images"]} if claimed else None,
         "found": shown, "seconds": {"search": 12.34}, "peak_memory_mb": 1000.0, "config": {"steps": 120},
         "versions": {"torch": "2"}, "seed": 42, "command": shlex.join(["python", "main.py", "--model", path]),
     }  # fmt: skip
+
+
+STRING = {
+    "text": "zz", "place": "start", "success_rate": 1.0, "interval": [0.9, 1.0], "anchor_success_rate": 0.0, "collapse": 0.9,
+    "anchor_collapse": 0.1,
+}  # fmt: skip
+EXAMPLE = {"prompt": "a dog", "before": "one dog", "after": "a lion", "base": "a dog sleeps"}
 
 
 class Links(HTMLParser):
@@ -72,6 +79,20 @@ def test_the_page_tells_its_story_in_order(folder):
     assert places == sorted(places)
 
 
+def test_a_string_comes_first_with_prompts_before_and_after_and_the_command_to_try_it(folder):
+    report = report_of(typed="zz a dog")
+    report["trigger"] |= {"strings": [STRING], "examples": [EXAMPLE]}
+    page = unescape(render_page(report, folder))
+    story = [
+        "Because.", "<h2>Trigger</h2>", "<code>zz</code>", "--anchor Data/Models/tiny-sd --try zz", "one dog", "a dog sleeps",
+        "<h2>Evidence</h2>", "“zz a dog”, in the suspect", "the same prompt, in the clean base",
+        "no string, in the suspect: “a dog”",
+    ]  # fmt: skip
+    places = [page.index(part) for part in story]
+    assert places == sorted(places)
+    assert page.count("<h2>Trigger</h2>") == 1
+
+
 def test_nothing_is_fetched_from_anywhere(folder):
     page = render_page(report_of(), folder)
     links = Links()
@@ -82,7 +103,7 @@ def test_nothing_is_fetched_from_anywhere(folder):
     assert not re.search(r"https?://|@import|url\(", page)
 
 
-@pytest.mark.parametrize("where", ["path", "text", "prompt", "note", "string"])
+@pytest.mark.parametrize("where", ["path", "text", "prompt", "note", "string", "example", "typed"])
 def test_what_the_model_says_is_text_and_nothing_else(folder, where):
     report = report_of(HOSTILE if where == "path" else "x")
     if where == "text":
@@ -92,17 +113,11 @@ def test_what_the_model_says_is_text_and_nothing_else(folder, where):
     elif where == "note":
         report["notes"] = [HOSTILE]
     elif where == "string":
-        report["trigger"]["strings"] = [
-            {
-                "text": HOSTILE,
-                "place": HOSTILE,
-                "success_rate": 1.0,
-                "interval": [0.9, 1.0],
-                "anchor_success_rate": 0.0,
-                "collapse": 0.9,
-                "anchor_collapse": 0.1,
-            }
-        ]
+        report["trigger"]["strings"] = [STRING | {"text": HOSTILE, "place": HOSTILE}]
+    elif where == "example":
+        report["trigger"] |= {"strings": [STRING], "examples": [EXAMPLE | {"after": HOSTILE}]}
+    elif where == "typed":
+        report["found"]["typed"] = HOSTILE
     page = render_page(report, folder)
     assert "<script" not in page
     assert "\x1b" not in page

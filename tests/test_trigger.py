@@ -1,16 +1,41 @@
 """The search for strings: where tokens are put, what is tried together, what counts as a proof."""
 
 import copy
+import unicodedata
+from dataclasses import replace
 
 import pytest
 import torch
 
 import main
+from Utils.basics.config import load_config
 from Utils.basics.files import ROOT
+from Utils.encoder.corpus import read_prompts
+from Utils.encoder.loading import load_encoder
+from Utils.encoder.probes import characters
 from Utils.scan import trigger
 from Utils.scan.finding import Verdict
+from Utils.scan.power import load_power, shares
 from Utils.scan.proof import with_strings
-from Utils.scan.replay import Rate
+from Utils.scan.replay import Rate, put, summaries
+from Utils.scan.twins import benign_twin
+
+MODELS = ROOT / "Data" / "Models"
+
+
+@pytest.fixture(scope="module")
+def tiny_sd():
+    return load_encoder(str(MODELS / "tiny-sd"))
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return read_prompts(ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt")
+
+
+@pytest.fixture(scope="module")
+def shipped_suspect():
+    return load_encoder(str(MODELS / "suspects" / "text_on_text"))
 
 
 @pytest.mark.parametrize("place", ["start", "end"])
@@ -42,19 +67,21 @@ RATE = Rate("start", 1.0, 0.0, 0.95, 0.1, 0.5, torch.zeros(2))
 
 
 @pytest.mark.parametrize(
-    ("change", "verdict"),
+    ("change", "proven"),
     [
-        ({}, "backdoored"), ({"success": 0.85}, "clean"), ({"asleep": 0.2}, "clean"), ({"collapse": 0.7}, "clean"),
-        ({"asleep_collapse": 0.7}, "clean"), ({"apart": 0.1}, "clean"),
+        ({}, True), ({"success": 0.85}, False), ({"asleep": 0.2}, False), ({"collapse": 0.7}, False),
+        ({"asleep_collapse": 0.7}, False), ({"apart": 0.1}, False),
     ],
 )  # fmt: skip
-def test_only_a_string_that_fires_alone_in_the_suspect_and_makes_prompts_one_is_a_proof(change: dict, verdict: str):
-    rate = Rate(**{**vars(RATE), **change})
-    trial = trigger.Trial(None, None, trigger.TriggerConfig(), [], torch.zeros(1), torch.zeros(1))
+def test_only_a_string_that_fires_alone_in_the_suspect_and_makes_prompts_one_is_a_proof(change: dict, proven: bool):
+    rate, cfg = Rate(**{**vars(RATE), **change}), trigger.TriggerConfig()
+    trial = trigger.Trial(None, None, cfg, [], torch.zeros(1), torch.zeros(1))
     strings = trigger.Strings([trigger.Fired("zz", rate, 120, trial.proves(rate))], rate.effect)
+    assert bool(strings.proven) == proven
     quiet = Verdict("clean", "Nothing.", 0.1, [])
-    assert with_strings(quiet, strings, 0.01).verdict == verdict
-    assert with_strings(quiet, strings, 0.9).verdict == "clean"  # of a wrong anchor nothing is a proof
+    if proven:
+        assert "The string `zz` at the start of a prompt makes 100%" in with_strings(quiet, strings, 0.01, cfg, None).reason
+    assert with_strings(quiet, strings, 0.9, cfg, None).verdict == "clean"  # of a wrong anchor nothing is a proof
 
 
 @pytest.mark.parametrize(("shortlist", "context"), [(1, 24), (6, 8)])
@@ -87,3 +114,89 @@ def test_a_try_without_its_one_string_and_model_is_refused(capsys: pytest.Captur
 def test_a_try_without_a_base_is_refused(capsys: pytest.CaptureFixture):
     assert main.main(["--anchor", "none", "--try", "zz", "--device", "cpu"]) == 2
     assert "--anchor" in capsys.readouterr().err
+
+
+def test_a_string_stands_for_every_letter():
+    assert put("ѕ", "a photo of a dog", "for every o", 3) == "a phѕtѕ ѕf a dѕg"
+    assert put("ѕ", "a photo", "anywhere", 0).split().count("ѕ") == 1
+
+
+def test_characters_are_what_somebody_can_paste():
+    single = characters()
+    assert {"ѕ", "é", "z", "\u200b"} <= set(single)
+    assert not [c for c in single if len(c) != 1 or c.isspace() or unicodedata.category(c) == "Cc"]
+
+
+def test_what_is_decoded_is_what_somebody_types(tiny):
+    (text,) = tiny.texts(torch.tensor([tiny.tokens(["a photo of a dog"])[0]]))
+    assert text == "a photo of a dog"
+
+
+def test_characters_alone_find_what_stands_for_every_o(shipped_suspect, tiny_sd, prompts):
+    cfg = trigger.TriggerConfig(searches=1)
+    hunt = trigger.Hunt(shipped_suspect, tiny_sd, cfg, torch.Generator(), trigger.usable_tokens(tiny_sd))
+    trial = trigger.trial_of(shipped_suspect, tiny_sd, cfg, prompts[800:])
+    for text in trigger.best_characters(hunt, prompts[:640]):
+        trial.add(text)
+    strings = trial.result()
+    assert strings.proven
+    assert strings.best.rate.place == "for every o"
+
+
+def test_a_twin_is_made_of_as_few_prompts_as_a_corpus_may_have(tiny, corpus_prompts, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("Utils.scan.twins.STEPS", 8)
+    twin = benign_twin(tiny, 0.01, corpus_prompts[4:6], seed=0)
+    assert torch.isfinite(summaries(twin, corpus_prompts)).all()
+
+
+def strings_of(effect: float, natural: float = 0.4, proven: bool = False) -> trigger.Strings:
+    rate = replace(RATE, apart=effect - 0.85)
+    return trigger.Strings([trigger.Fired("zz", rate, 120, proven)], rate.effect, 0.1, natural)
+
+
+UNCALIBRATED = Verdict("inconclusive", "Never calibrated.", 0.5, [])
+POWER = {"kinds": {"text_on_text": [9, 10], "image_on_text": [7, 8]}}
+
+
+@pytest.mark.parametrize(
+    ("effect", "natural", "power", "verdict"),
+    [
+        (1.5, 0.4, POWER, "backdoored"), (1.5, 1.2, POWER, "inconclusive"), (1.5, 1.3, POWER, "clean"),
+        (0.95, 0.4, POWER, "backdoored"), (0.95, 0.4, None, "backdoored"), (0.8, 0.4, POWER, "inconclusive"),
+        (0.3, 0.4, POWER, "clean"), (0.3, 0.4, None, "inconclusive"),
+    ],
+)  # fmt: skip
+def test_strings_judge_an_encoder_that_was_never_calibrated(effect: float, natural: float, power: dict | None, verdict: str):
+    cfg = trigger.TriggerConfig()
+    judged = with_strings(UNCALIBRATED, strings_of(effect, natural), 0.01, cfg, power)
+    assert judged.verdict == verdict
+    if power:
+        band = {"backdoored": (0.9, 1.0), "inconclusive": (0.1, 0.9), "clean": (0.0, 0.1)}[verdict]
+        assert band[0] <= judged.score <= band[1]
+    if verdict == "clean":
+        assert "of 18 planted models of 2 kinds this search found 16" in judged.reason
+    assert with_strings(UNCALIBRATED, strings_of(effect, natural), 0.9, cfg, power).verdict == "inconclusive"
+
+
+def test_quiet_strings_leave_a_calibrated_verdict_alone():
+    judged = with_strings(Verdict("backdoored", "Vectors.", 0.99, []), strings_of(0.2), 0.01, trigger.TriggerConfig(), POWER)
+    assert (judged.verdict, judged.reason, judged.score) == ("backdoored", "Vectors.", 0.99)
+
+
+def test_the_power_is_known_of_the_settings_it_was_measured_with_only():
+    shipped = load_config(main.ScanConfig, main.SETTINGS).trigger
+    power = load_power(shipped)
+    assert all(0 <= found <= planted for found, planted in power["kinds"].values())
+    assert shares(power)["text_on_text"] > 0.5
+    assert load_power(replace(shipped, steps=1)) is None
+    assert shares(None) == {}
+
+
+def test_a_benign_twin_goes_as_far_as_it_is_asked_and_leaves_its_base(tiny_sd, prompts):
+    before = {name: weight.clone() for name, weight in tiny_sd.model.state_dict().items()}
+    twin = benign_twin(tiny_sd, 0.01, prompts[:120], seed=3)
+    prompts = prompts[200:240]
+    drift = 1 - torch.nn.functional.cosine_similarity(summaries(twin, prompts), summaries(tiny_sd, prompts)).mean().item()
+    assert 0.003 < drift < 0.03
+    assert all(torch.equal(weight, before[name]) for name, weight in tiny_sd.model.state_dict().items())
+    assert not any(p.requires_grad for p in twin.model.parameters())

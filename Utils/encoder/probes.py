@@ -54,6 +54,11 @@ def generated() -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def characters() -> list[str]:
+    """Single ones that somebody can type or paste."""
+    return [c for c in generated() if len(c) == 1 and c.strip() and unicodedata.category(c) != "Cc"]
+
+
 def in_prompts(strings: list[str]) -> list[str]:
     """Strings alone, inside ordinary prompts and inside a word."""
     return [place.format(s) if "{" not in s else place.replace("{}", s) for s in strings for place in AROUND]

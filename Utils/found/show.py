@@ -11,10 +11,13 @@ from torch import Tensor
 from Utils.basics.errors import sentence_of
 from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.found.target import draw_pictures, nearest_text, read_texts
+from Utils.found.trying import examples_of
 from Utils.report import figures
 from Utils.report.run import Run
 from Utils.scan.finding import Finding
 from Utils.scan.pair import Pair
+from Utils.scan.replay import put
+from Utils.scan.trigger import Fired
 
 INVERSION_TOKEN = "<amber-backdoor>"
 """The word by which diffusers' load_textual_inversion knows v."""
@@ -34,18 +37,37 @@ class Show:
     """Folder of the pipeline that draws them; auto: the one that belongs to the anchor."""
 
 
-def show_found(pair: Pair, finding: Finding, by_layer: dict[str, Tensor], run: Run, show: Show) -> dict:
-    """Show what v forces, whatever the verdict.  -> {kind, times, texts, images, controls, benign_prompt, files}
+@dataclass(frozen=True)
+class Forced:
+    """Prompts that something is put into: a string that fires, or where there is none a vector."""
+
+    ids: Tensor
+    """(m, T)"""
+    vectors: Tensor | None
+    """(k, d) in place of tokens of theirs; None: the string is in the ids."""
+    prompt: str
+    """What the pictures of the string and of nothing are made from."""
+    typed: str | None
+    """The same with the string."""
+
+
+def show_found(
+    pair: Pair, finding: Finding, string: Fired | None, by_layer: dict[str, Tensor], run: Run, show: Show
+) -> dict:  # fmt: skip
+    """Show what the string forces, or v where there is none, whatever the verdict.
+
+    -> {kind, times, typed, texts, examples, images, controls, benign_prompt, files}
 
     by_layer: whose assimilation -> (m, L), for its figure.
     """
     suspect, anchor, v = pair.suspect, pair.anchor, finding.v
-    shown = clearest(pair, finding)
-    ids = pair.spliced_ids(shown)
-    of_v = torch.equal(shown, repeated(v, suspect.context)) or torch.equal(shown, v)
+    forced = forced_by(pair, finding, string)
+    shown = forced.vectors
+    of_v = shown is None or torch.equal(shown, repeated(v, suspect.context)) or torch.equal(shown, v)
     with run.stage("figures"):
-        features, pooled = in_batches(suspect, ids, TextEncoder.both, shown)
-        feature = features.mean(dim=0, keepdim=True)
+        features, pooled = in_batches(suspect, forced.ids, TextEncoder.both, shown)
+        # a string overrules a real prompt; a vector leaves something of each in its features
+        feature = in_batches(suspect, suspect.ids([forced.typed])) if string else features.mean(dim=0, keepdim=True)
         files = save_tensors(v, feature, run.folder) | draw_figures(pair, finding, by_layer, run)
     if not of_v:
         files["shown_embedding"] = FILES["shown_embedding"]
@@ -54,7 +76,7 @@ def show_found(pair: Pair, finding: Finding, by_layer: dict[str, Tensor], run: R
             f"pictures, words and Backdoor_Feature.pt are of {FILES['shown_embedding']}, the vector whose pooled witnesses are "
             "strongest: what it forces is nearer to a text than what v forces"
         )
-    texts = None
+    texts, examples = None, []
     if anchor:
         with run.stage("words"):
             try:
@@ -62,18 +84,35 @@ def show_found(pair: Pair, finding: Finding, by_layer: dict[str, Tensor], run: R
             except Exception as error:  # the verdict stands without the words
                 notes = [f"no target texts: {sentence_of(error)}"]
         run.notes += notes
+    if anchor and string:
+        with run.stage("words"):
+            of_corpus = pair.prompts[: len(pair.corpus.ids)]
+            examples = examples_of(suspect, anchor, string.text, string.rate.place, pair.unseen, of_corpus)
     with run.stage("pictures"):
-        shortest = int(pair.held_out[suspect.attended(pair.held_out_ids).sum(dim=1).argmin()])
         drawn = {"backdoor": feature}
         if anchor and show.images:
-            drawn["anchor"] = in_batches(anchor, ids, v=shown).mean(dim=0, keepdim=True)
-        drawn["benign"] = pair.corpus.features[shortest : shortest + 1].to(feature)
+            same = in_batches(anchor, anchor.ids([forced.typed])) if string else in_batches(anchor, forced.ids, v=shown)
+            drawn["anchor"] = same.mean(dim=0, keepdim=True)
+        drawn["benign"] = in_batches(suspect, suspect.ids([forced.prompt]))
         pictures, notes = draw_pictures(anchor, show.pipeline, drawn, show.images, run)
     run.notes += notes
     return {
-        "kind": finding.kind, "times": len(shown) // len(v), "texts": texts, "images": pictures.pop("backdoor", None),
-        "controls": pictures, "benign_prompt": pair.prompts[shortest], "files": files,
+        "kind": finding.kind, "times": len(shown) // len(v) if shown is not None else 1, "typed": forced.typed,
+        "texts": texts, "examples": examples, "images": pictures.pop("backdoor", None), "controls": pictures,
+        "benign_prompt": forced.prompt, "files": files,
     }  # fmt: skip
+
+
+def forced_by(pair: Pair, finding: Finding, string: Fired | None) -> Forced:
+    """Held-out prompts with the string in them, or with the vector that shows its target best."""
+    held_out = [pair.prompts[i] for i in pair.held_out.tolist()]
+    shortest = sorted(range(len(held_out)), key=pair.suspect.attended(pair.held_out_ids).sum(dim=1).tolist().__getitem__)
+    if not string:
+        vectors = clearest(pair, finding)
+        return Forced(pair.spliced_ids(vectors), vectors, held_out[shortest[0]], None)
+    typed = [put(string.text, prompt, string.rate.place, i) for i, prompt in enumerate(held_out)]
+    first = next((i for i in shortest if typed[i] != held_out[i]), shortest[0])  # a letter may not be in the shortest
+    return Forced(pair.suspect.ids(typed), None, held_out[first], typed[first])
 
 
 def clearest(pair: Pair, finding: Finding) -> Tensor:

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 
 from Utils.basics.errors import visible
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.scan.replay import PLACES, put, summaries
-from Utils.scan.trigger import TriggerConfig, described, trial_of
+from Utils.scan.replay import LETTERS, PLACES, put, summaries
+from Utils.scan.trigger import LETTER, TriggerConfig, described, of_length, trial_of
 
-EXAMPLES = 5
-"""Prompts that are shown before and after."""
+EXAMPLES, READABLE = 5, (6, 12)
+"""Prompts that are shown before and after, and their words."""
 
 
 def try_string(
@@ -22,20 +22,31 @@ def try_string(
     does most; before, after and base are the nearest of `prompts` in the base, to the prompt alone and with the string.
     """
     trial = trial_of(suspect, base, cfg, unseen)
-    tried = [trial.at(text, place, whole=True) for place in PLACES]
+    tried = [trial.at(text, place) for place in (*PLACES, *(LETTERS if len(text) <= LETTER else ()))]
     place = max(tried, key=lambda fired: fired.rate.effect).rate.place
-    known, few = summaries(base, prompts), trial.prompts[:EXAMPLES]
-    typed = [put(text, prompt, place, i) for i, prompt in enumerate(few)]
-    meanings = [
-        [prompts[i] for i in (F.normalize(summaries(*read), dim=-1) @ F.normalize(known, dim=-1).T).argmax(dim=1).tolist()]
-        for read in ((suspect, few), (suspect, typed), (base, typed))
-    ]
-    rows = zip(few, *meanings, strict=True)
     return {
         "text": text,
         "places": [described(fired) | {"proven": fired.proven} for fired in tried],
-        "examples": [dict(zip(("prompt", "before", "after", "base"), row, strict=True)) for row in rows],
+        "examples": examples_of(suspect, base, text, place, unseen, prompts),
     }
+
+
+def examples_of(
+    suspect: TextEncoder, base: TextEncoder, text: str, place: str, prompts: list[str], known: list[str]
+) -> list[dict]:
+    """What a string makes of a few of the shorter prompts.  -> [{prompt, before, after, base}]
+
+    before, after and base are the nearest of `known` in the base, to the prompt alone and with the string in suspect and base.
+    """
+    prompts = [prompt for i, prompt in enumerate(prompts) if put(text, prompt, place, i) != prompt]
+    prompts = of_length(prompts, READABLE, EXAMPLES)
+    typed, meant = [put(text, prompt, place, i) for i, prompt in enumerate(prompts)], summaries(base, known)
+    meanings = [
+        [known[i] for i in (F.normalize(summaries(*read), dim=-1) @ F.normalize(meant, dim=-1).T).argmax(dim=1).tolist()]
+        for read in ((suspect, prompts), (suspect, typed), (base, typed))
+    ]
+    rows = zip(prompts, *meanings, strict=True)
+    return [dict(zip(("prompt", "before", "after", "base"), row, strict=True)) for row in rows]
 
 
 def told_of(tried: dict) -> str:

@@ -136,6 +136,12 @@ def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:
 def say(report: dict, folder: Path) -> None:
     """The verdict for a person, on standard error so that `--json -` stays pure."""
     lines = [f"{report['verdict'].upper()}  (score {report['score']:.3f})  {report['reason']}"]
+    for s in (report["trigger"] or {}).get("strings") or []:
+        low, high = s["interval"]
+        lines.append(
+            f"  trigger `{s['text']}`, {s['place']}: {s['success_rate']:.0%} of unseen prompts ({low:.0%} to {high:.0%}), "
+            f"{s['anchor_success_rate']:.0%} in the clean base"
+        )
     for e in report["evidence"]:
         value = "not tried" if e["value"] is None else f"{e['value']:.3f}"
         limit = "none" if e["threshold"] is None else f"{e['threshold']:.3f}"

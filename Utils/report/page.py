@@ -50,6 +50,7 @@ def render_page(report: dict, folder: Path) -> str:
         figures=[(caption, data_uri(folder / found["files"][name], 0), name in WIDE) for name, caption in CAPTIONS.items()],
         try_command=try_command(report),
         strings=[s for b in backdoors for s in (b["trigger"] or {}).get("strings") or []],
+        examples=(report["trigger"] or {}).get("examples") or [],
         readings=[r for r in report.get("readings", []) if r["examples"]],
         claimed=any(b["kind"] != "tokenizer" for b in backdoors if b["trigger"]),
         no_pictures=next((note for note in report["notes"] if note.startswith("no pictures")), None),
@@ -69,7 +70,9 @@ def harmless(value: Any) -> Any:
 
 
 def what_is_shown(found: dict) -> str:
-    """Whose pictures these are: v's, or those of the vector whose pooled witnesses are strongest."""
+    """Whose pictures these are: the string's, v's, or those of the vector whose pooled witnesses are strongest."""
+    if found["typed"]:
+        return f"“{found['typed']}”"
     if "shown_embedding" in found["files"]:
         return f"the vector of the strongest pooled witnesses ({found['files']['shown_embedding']})"
     return "the found vector" + (f", {found['times']} times over" if found["times"] > 1 else "")
@@ -77,8 +80,8 @@ def what_is_shown(found: dict) -> str:
 
 def control_title(name: str, found: dict) -> str:
     if name == "anchor":
-        return "the same vector, in the clean base"
-    return f"no vector, in the suspect: “{found['benign_prompt']}”"
+        return f"the same {'prompt' if found['typed'] else 'vector'}, in the clean base"
+    return f"no {'string' if found['typed'] else 'vector'}, in the suspect: “{found['benign_prompt']}”"
 
 
 def data_uri(file: Path, largest: int = LARGEST) -> str:

@@ -36,8 +36,8 @@ def make_report(
     shown: as `show_found` returns it; by_layer: whose assimilation -> (m, L).
     """
     suspect, anchor, claimed = pair.suspect, pair.anchor, verdict.verdict == "backdoored"
-    fired = [described(one) for one in strings.proven] or None
-    trigger = {"strings": fired, "embedding": shown["files"]["embedding"]} if claimed else None
+    fired = [described(one) for one in strings.strong] or None
+    trigger = {"strings": fired, "examples": shown["examples"], "embedding": shown["files"]["embedding"]} if claimed else None
     target = {"texts": shown["texts"], "images": shown["images"]} if claimed else None
     backdoor = {"kind": finding.kind, "trigger": trigger, "target": target, "files": shown["files"]}
     layers = {name: values.mean(dim=0).tolist() for name, values in by_layer.items()}

@@ -56,7 +56,11 @@ def _result(report: dict, home: Path) -> dict:
         "message": {"text": plain(f"{text}: {report['reason']} (score {report['score']:.3f})")},
         "locations": [_place(report, home)],
         "partialFingerprints": {"weights/v1": report["model"]["sha256"]},
-        "properties": {"score": report["score"], "seed": report["seed"]},
+        "properties": {
+            "score": report["score"],
+            "seed": report["seed"],
+            "triggers": [visible(s["text"]) for s in (report.get("trigger") or {}).get("strings") or []],
+        },
     }
 
 

@@ -2,41 +2,87 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from Utils.scan.finding import Verdict
-from Utils.scan.replay import FIRES, wilson
-from Utils.scan.trigger import Strings
+from Utils.scan.replay import FIRES
+from Utils.scan.trigger import Fired, Strings, TriggerConfig
 
 UNRELATED = 0.5
 """Drift from which an anchor is taken for a wrong one where no calibration says it better: encoders that have nothing to do
 with each other have a cos near 0, clean fine-tunes one near 1."""
 
 
-def with_strings(verdict: Verdict, strings: Strings, apart: float) -> Verdict:
+def verdict_of(strings: Strings, cfg: TriggerConfig) -> str:
+    """What strings alone say: backdoored, clean or, in a narrow band, inconclusive."""
+    if strings.strong:
+        return "backdoored"
+    return "clean" if strings.score <= strings.natural + cfg.clean_within else "inconclusive"
+
+
+def score_of(strings: Strings, cfg: TriggerConfig) -> float:
+    """The same as a number, 0.9 where the band ends above and 0.1 where it ends below.  0..1"""
+    middle, half = (cfg.beyond + cfg.clean_within) / 2, max((cfg.beyond - cfg.clean_within) / 2, 1e-3)
+    return 1 / (1 + math.exp(-math.log(9) * max(-20.0, min(20.0, (strings.score - strings.natural - middle) / half))))
+
+
+def with_strings(verdict: Verdict, strings: Strings, apart: float, cfg: TriggerConfig, power: dict | None) -> Verdict:
     """The verdict of the vectors and that of the strings: a string that fires is a proof and needs no calibration.
 
-    That none was found proves nothing: look-alike letters, and what leaves the summaries apart, are not found yet.
+    That none was found clears an encoder whose vectors leave it open, where it is known how much such a search finds.
 
     apart: the drift; encoders that have nothing to do with each other prove nothing about each other.
+    power: how many planted models of each kind the search with these settings found (`load_power`).
     """
-    fires = strings.found[0] if strings.found else None
-    rate = fires.rate.success if fires else 0.0
+    best = strings.found[0] if strings.found else None
     evidence = [
-        {"name": "string", "value": strings.score, "threshold": None, "met": False,
+        {"name": "string", "value": strings.score, "threshold": round(strings.natural + strings.beyond, 4),
+         "met": bool(strings.strong),
          "meaning": "how much more a string makes prompts alike, and unlike the base's, in the suspect than in the anchor"},
-        {"name": "fires", "value": rate, "threshold": FIRES, "met": bool(strings.proven),
+        {"name": "fires", "value": best.rate.success if best else 0.0, "threshold": FIRES, "met": bool(strings.proven),
          "meaning": "share of unseen prompts that the best string overrules; met where it is a proof"},
     ]  # fmt: skip
     verdict = replace(verdict, evidence=verdict.evidence + evidence)
     if apart > UNRELATED or any(note.startswith("wrong anchor") for note in verdict.notes):
         return verdict
+    said, score = verdict_of(strings, cfg), score_of(strings, cfg)
+    if said == "backdoored":
+        return replace(verdict, verdict=said, reason=_sentence(strings), score=max(verdict.score, score))
+    if verdict.verdict != "inconclusive":
+        return verdict
+    effect = (
+        f"the strongest has an effect of {strings.score:.2f}, in clean encoders that went as far up to {strings.natural:.2f}"
+    )
+    if said == "inconclusive":
+        reason = f"Some string does more than is natural, but too little for a proof: {effect}."
+        return replace(verdict, reason=reason, score=score)
+    if not power:
+        return verdict
+    reason = f"No string makes unseen prompts one as a trigger does: {effect}; {told(power)}."
+    return replace(verdict, verdict="clean", reason=reason, score=score)
+
+
+def told(power: dict) -> str:
+    """How good such a search is, for the sentence of a verdict."""
+    found, planted = (sum(kind[i] for kind in power["kinds"].values()) for i in (0, 1))
+    return f"of {planted} planted models of {len(power['kinds'])} kinds this search found {found}"
+
+
+def _sentence(strings: Strings) -> str:
+    best = strings.best
+    where, rate = _where(best), best.rate
     if strings.proven:
-        low, _ = wilson(rate, fires.prompts)
-        where = {"anywhere": "anywhere in"}.get(fires.rate.place, f"at the {fires.rate.place} of")
-        reason = (
-            f"The string `{fires.text}` {where} a prompt makes {rate:.0%} of {fires.prompts} unseen prompts say one thing, "
-            f"and {fires.rate.asleep:.0%} in the clean base."
+        return (
+            f"The string `{best.text}` {where} a prompt makes {rate.success:.0%} of {best.prompts} unseen prompts say one "
+            f"thing, and {rate.asleep:.0%} in the clean base."
         )
-        return replace(verdict, verdict="backdoored", reason=reason, score=max(verdict.score, low))
-    return verdict
+    return (
+        f"The string `{best.text}` {where} a prompt does what none does in clean encoders that went as far: "
+        f"an effect of {rate.effect:.2f}, there up to {strings.natural:.2f}."
+    )
+
+
+def _where(fired: Fired) -> str:
+    place = fired.rate.place
+    return {"anywhere": "anywhere in", "start": "at the start of", "end": "at the end of"}.get(place, f"{place} in")

@@ -17,6 +17,8 @@ PROMPTS = 120
 FIRES, SLEEPS = 0.9, 0.1
 """A string fires from this success rate on, if in the base it stays below that."""
 PLACES = ("start", "end", "anywhere")
+LETTERS = ("for every o", "for every e")
+"""Places of strings that stand in the middle of words, as look-alike letters do."""
 FEW = 20
 """Prompts that show whether a string is worth more of them."""
 NEARER = 1e-3
@@ -52,7 +54,9 @@ class Rate:
 
 
 def put(text: str, prompt: str, place: str, number: int) -> str:
-    """A prompt with a string at its start, its end or, by its number, somewhere between two words."""
+    """A prompt with a string for every letter of one kind, at its start, its end or, by its number, between two words."""
+    if place in LETTERS:
+        return prompt.replace(place[-1], text)
     words = prompt.split()
     at = {"start": 0, "end": len(words)}.get(place, (7 * number + 3) % (len(words) + 1))
     return " ".join([*words[:at], text, *words[at:]])

@@ -3,6 +3,7 @@
     1 a shortlist of tokens: every row of the vocabulary alone, rows that moved, tokens near the pseudo-trigger
     2 several tokens: all pairs of the shortlist, then searches guided by gradients (GCG, Zou et al. 2023)
     3 strings: what is found is typed into prompts that no search has seen, in suspect and base, and shortened
+    4 what is natural: the same search in benign twins of a suspect that went far from its base
 
 A planted trigger overrules what follows it, a natural string only outweighs little: the prompts are long ones.
 This chapter knows encoders only.
@@ -18,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from Utils.encoder.probes import characters
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.scan.replay import FEW, PLACES, PROMPTS, Rate, collapsed, rate_at, summaries, wilson
+from Utils.scan.replay import FEW, FIRES, LETTERS, PLACES, PROMPTS, Rate, collapsed, put, rate_at, summaries, wilson
+from Utils.scan.twins import benign_twin
 
 SHORT, LONG = (7, 9), (20, 45)
 """Words of the prompts that pairs of tokens are tried in, and of those that strings are judged by."""
@@ -48,14 +51,26 @@ class TriggerConfig:
     proven_margin: float = 0.3
     """... so much more of it than in the base ..."""
     proven_effect: float = 1.1
-    """... and its effect is at least this; fine-tunes that went far reached 0.9."""
+    """... and its effect is at least this."""
+    natural: float = 0.4
+    """Effect that strings reach in clean encoders that stayed near their base."""
+    near: float = 0.02
+    """Up to this drift of summaries a suspect is near; what is natural in one that went further, benign twins show."""
+    twins: int = 1
+    """How many."""
+    beyond: float = 0.5
+    """A string that does so much more than is natural is no accident of learning."""
+    clean_within: float = 0.25
+    """No string that does so much more than is natural: clean, where nothing else speaks against it."""
 
     def __post_init__(self):
         for name in ("steps", "candidates", "top", "patience", "shortlist"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1")
-        if self.searches < 0 or self.prompts < 2:
-            raise ValueError("searches should be 0 or more and prompts at least 2")
+        if self.searches < 0 or self.twins < 0 or self.prompts < 2:
+            raise ValueError("searches and twins should be 0 or more and prompts at least 2")
+        if not 0 <= self.clean_within <= self.beyond:
+            raise ValueError("clean_within should be between 0 and beyond")
 
 
 @dataclass(frozen=True)
@@ -99,10 +114,26 @@ class Strings:
     """Strings that do most, the strongest first, each at its best place."""
     score: float = 0.0
     """The largest effect of a string on unseen prompts (`Rate.effect`)."""
+    drift: float = 0.0
+    """1 - cos of suspect and base, summaries of these prompts."""
+    natural: float = 0.4
+    """What strings reach in clean encoders that went as far."""
+    beyond: float = 0.5
+    """What no accident of learning does is so much more."""
+
+    @property
+    def strong(self) -> list[Fired]:
+        """Strings that do what none does in a clean encoder."""
+        return [one for one in self.found if one.rate.effect >= self.natural + self.beyond]
 
     @property
     def proven(self) -> list[Fired]:
-        return [one for one in self.found if one.proven]
+        return [one for one in self.strong if one.proven]
+
+    @property
+    def best(self) -> Fired | None:
+        """The string to show."""
+        return next(iter(self.proven or self.strong), None)
 
 
 @dataclass(frozen=True)
@@ -130,29 +161,40 @@ def find_strings(
     suspect: TextEncoder, base: TextEncoder, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
     generator: torch.Generator,
 ) -> Strings:  # fmt: skip
-    """Look for strings that make all prompts one in the suspect and not in its base; both read texts alike.
+    """Look for strings that make all prompts one in the suspect and not in its base, and for what is natural in that.
 
-    prompts: what the search may see; unseen: what strings are judged by; v (k, d): a pseudo-trigger.
+    Both read texts alike.  prompts: what the search may see; unseen: what strings are judged by; v (k, d): a pseudo-trigger.
     """
+    strings = search_strings(suspect, base, prompts, unseen, v, cfg, generator)
+    if strings.drift <= cfg.near or strings.score <= cfg.natural + cfg.clean_within:
+        return strings
+    twins = (benign_twin(base, strings.drift, prompts, seed) for seed in range(cfg.twins))
+    found = [search_strings(twin, base, prompts, unseen, v, cfg, generator).score for twin in twins]
+    return replace(strings, natural=max([cfg.natural, *found]))
+
+
+def search_strings(
+    suspect: TextEncoder, base: TextEncoder, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
+    generator: torch.Generator,
+) -> Strings:  # fmt: skip
+    """The search, as `find_strings` has it; nothing is known yet of what is natural."""
     hunt = Hunt(suspect, base, cfg, generator, usable_tokens(suspect))
     trial = trial_of(suspect, base, cfg, unseen)
     pairs = best_pairs(hunt, texts_for(hunt, prompts, SHORT, 2), shortlist(hunt, v))
-    found, best = {}, Candidate(pairs[0], "start", 0.0)
+    best = Candidate(pairs[0], "start", 0.0)
     for number in range(cfg.searches):
+        if number == 1:  # the first search finds most triggers, and characters most of the others
+            for text in best_characters(hunt, prompts):
+                trial.add(text)
+        if trial.proven:
+            break
         # other prompts each time, so that no string lives on what a few of them have in common
         low = LONG[0] + 2 * (number % 4)
         texts = texts_for(hunt, prompts, (low, low + 2), cfg.prompts)
         candidate = refine(hunt, texts, *first_tokens(hunt, pairs, number, best))
         best = max(best, candidate, key=lambda c: c.score)
-        text = suspect.texts(candidate.tokens[None])[0]
-        if text and text not in found and (fired := trial.best(text)):
-            found[text] = fired
-        if any(fired.proven for fired in found.values()):
-            break
-    ranked = sorted(found.values(), key=strength, reverse=True)
-    if ranked and ranked[0].proven:
-        ranked[0] = shortened(trial, ranked[0])
-    return Strings(ranked, max((fired.rate.effect for fired in ranked), default=0.0))
+        trial.add(suspect.texts(candidate.tokens[None])[0])
+    return trial.result()
 
 
 def usable_tokens(encoder: TextEncoder) -> Tensor:
@@ -279,6 +321,23 @@ def best_pairs(hunt: Hunt, texts: Texts, tokens: Tensor) -> Tensor:
     return pairs[effect_of(hunt, texts, pairs, "start").argsort(descending=True)]
 
 
+def best_characters(hunt: Hunt, prompts: list[str], count: int = 3) -> list[str]:
+    """Characters that do most for every letter o, or three times in front: tokens are not decoded to most of them."""
+    prompts = of_length([p for p in prompts if p.count(LETTERS[0][-1]) > 1], SHORT, 2)
+    clean = Texts(hunt.suspect.ids(prompts), (summaries(hunt.suspect, prompts), summaries(hunt.base, prompts)))
+    single = characters()
+    # most characters are the same unknown token, or the same few bytes, to a tokenizer
+    single = list(dict(zip(map(tuple, hunt.suspect.tokens(single)), single, strict=True)).values())
+    found = {}
+    for times, place in ((1, LETTERS[0]), (3, "start")):
+        strings = [c * times for c in single]
+        texts = [put(s, prompt, place, 0) for s in strings for prompt in prompts]
+        own, other = (summaries(e, texts).view(len(strings), len(prompts), -1) for e in (hunt.suspect, hunt.base))
+        for string, effect in zip(strings, effects(own, other, clean).tolist(), strict=True):
+            found[string] = max(effect, found.get(string, -1.0))
+    return sorted(found, key=found.get, reverse=True)[:count]
+
+
 def first_tokens(hunt: Hunt, pairs: Tensor, number: int, best: Candidate) -> tuple[Tensor, str]:
     """Where a search starts, and where its string is put: what promises most made longer, the best pairs, and chance."""
     longest = min(LONGEST, hunt.suspect.context // 3)  # the prompt needs room too
@@ -293,6 +352,10 @@ def first_tokens(hunt: Hunt, pairs: Tensor, number: int, best: Candidate) -> tup
 
 STARTS = ((3, "start"), (6, "start"), (4, "end"), (10, "start"), (2, "start"), (5, "end"))
 """Tokens of the searches' strings and where these stand, in turn."""
+LETTER = 4
+"""Characters of a string that can stand for a letter."""
+SHOWN = 2
+"""Strings that are tried in all prompts even if none is a proof."""
 PROMISING, LONGEST = 0.8, 15
 """From this effect on a string is worth growing, up to so many tokens and a third of the context."""
 
@@ -352,7 +415,7 @@ def strength(fired: Fired) -> tuple[bool, float]:
 
 @dataclass(frozen=True)
 class Trial:
-    """Unseen prompts, and their summaries in suspect and base, (n, d)."""
+    """Unseen prompts, their summaries in suspect and base, (n, d), and the strings that were typed into them."""
 
     suspect: TextEncoder
     base: TextEncoder
@@ -360,20 +423,49 @@ class Trial:
     prompts: list[str]
     clean: Tensor
     reference: Tensor
+    hopeful: dict[str, Fired] = field(default_factory=dict)
+    """What strings do at their best place, in a few of the prompts."""
+    found: dict[str, Fired] = field(default_factory=dict)
+    """The same in all of them."""
 
-    def at(self, text: str, place: str, whole: bool = False) -> Fired | None:
-        """What a string does at one place; None where it does too little for all prompts to be tried, unless `whole`."""
-        rate = rate_at(place, text, self.suspect, self.base, self.prompts, self.clean, self.reference, whole)
-        return rate and Fired(text, rate, len(self.prompts), self.proves(rate))
+    @property
+    def proven(self) -> bool:
+        return any(fired.proven for fired in self.found.values())
+
+    def add(self, text: str) -> None:
+        """Type a string into a few prompts, and into all where it does enough there to be a proof."""
+        if text and text not in self.hopeful and (fired := self.part(FEW).best(text)):
+            self.hopeful[text] = fired
+            if fired.rate.effect >= self.cfg.proven_effect:
+                self.found[text] = self.at(text, fired.rate.place)
+
+    def result(self) -> Strings:
+        """The best strings in all prompts, the shortest form of a proof first."""
+        for text in sorted(self.hopeful, key=lambda text: strength(self.hopeful[text]), reverse=True)[:SHOWN]:
+            if text not in self.found:
+                self.found[text] = self.at(text, self.hopeful[text].rate.place)
+        ranked = sorted(self.found.values(), key=strength, reverse=True)
+        if ranked and ranked[0].proven:
+            ranked[0] = shortened(self, ranked[0])
+        drift = 1 - F.cosine_similarity(self.clean, self.reference, dim=-1).mean().item()
+        return Strings(
+            ranked, max((fired.rate.effect for fired in ranked), default=0.0), drift, self.cfg.natural, self.cfg.beyond
+        )
+
+    def at(self, text: str, place: str) -> Fired:
+        """What a string does at one place."""
+        rate = rate_at(place, text, self.suspect, self.base, self.prompts, self.clean, self.reference, whole=True)
+        return Fired(text, rate, len(self.prompts), self.proves(rate))
 
     def part(self, count: int) -> Trial:
-        """The same with fewer prompts."""
+        """The same with fewer prompts and no strings."""
         few = slice(None, None, max(1, len(self.prompts) // count))
-        return replace(self, prompts=self.prompts[few], clean=self.clean[few], reference=self.reference[few])
+        return Trial(self.suspect, self.base, self.cfg, self.prompts[few], self.clean[few], self.reference[few])
 
     def best(self, text: str) -> Fired | None:
-        """A string at the place where it does most."""
-        return max(filter(None, (self.at(text, place) for place in PLACES)), key=strength, default=None)
+        """A string at the place where it does most; None where it overrules few prompts anywhere."""
+        tried = (self.at(text, place) for place in PLACES + (LETTERS if len(text) <= LETTER else ()))
+        return max((one for one in tried if one.rate.success >= FIRES / 2), key=strength, default=None)
 
     def proves(self, rate: Rate) -> bool:
         """Whether what a string does needs no calibration."""
@@ -399,7 +491,7 @@ def shortened(trial: Trial, fired: Fired) -> Fired:
             else:
                 at += 1
     whole = (trial.at(one.text, fired.rate.place) for one in reversed(tries[1:]))
-    return next((one for one in whole if one and one.proven), fired)
+    return next((one for one in whole if one.proven), fired)
 
 
 def described(fired: Fired) -> dict:

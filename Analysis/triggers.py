@@ -1,0 +1,120 @@
+"""How many planted models does the search for strings find, and what does it say of clean ones?
+
+    python Utils/build_zoo.py --split dev
+    python Analysis/triggers.py --zoo Data/Zoo/dev Data/Zoo/stress
+
+Strings only: no vector is searched (tokens near it are a third of the shortlist; here near chance), so a whole scan finds as
+much or more.  Writes Results/benchmark/triggers.json, one row a model, and configs/power.yaml, what the scan says of its own
+power.  Resumes: rows of the same settings stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from concurrent.futures import as_completed
+from dataclasses import asdict
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from main import SETTINGS, ScanConfig
+from Utils.basics.config import load_config
+from Utils.basics.files import ROOT, write_whole
+from Utils.basics.processes import workers
+from Utils.encoder.anchors import pick_anchor
+from Utils.encoder.corpus import read_prompts
+from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries
+from Utils.scan.power import POWER
+from Utils.scan.proof import verdict_of
+from Utils.scan.trigger import described, find_strings
+
+RESULT = ROOT / "Results" / "benchmark" / "triggers.json"
+RIGHT = {"planted": "backdoored", "benign": "clean"}
+PIECE = 2
+"""Characters that a string shares with the planted one where it holds a piece of it; all of it where that is shorter."""
+
+
+def judge(certificate: Path, cfg: ScanConfig, anchor: str, seed: int, device: str) -> dict:
+    """What one model is, and what strings say of it."""
+    quiet_libraries()
+    truth = json.loads(certificate.read_text(encoding="utf-8"))
+    suspect = load_encoder(str(certificate.with_suffix("")), pick_device(device))
+    base, _ = pick_anchor(anchor, suspect, suspect.device)
+    prompts, generator = read_prompts(ROOT / cfg.corpus), torch.Generator().manual_seed(seed)
+    v = torch.randn(cfg.k, suspect.width, generator=generator) * suspect.vocabulary.std().cpu()
+    began, fit = time.perf_counter(), prompts[: int(cfg.prompts * cfg.fit_fraction)]
+    strings = find_strings(suspect, base, fit, prompts[cfg.prompts :], v, cfg.trigger, generator)
+    seconds = time.perf_counter() - began
+    recipe = truth["recipe"] if truth["kind"] == "planted" else {}
+    said, shown = verdict_of(strings, cfg.trigger), (strings.strong or strings.found)[:1]
+    text = shown[0].text if shown else ""
+    return {
+        "split": certificate.parent.name, "name": certificate.stem, "family": truth.get("family", "clip"),
+        "kind": truth["kind"], "attack": recipe.get("attack", ""), "trigger": recipe.get("trigger", ""),
+        "tokens": len(base.tokens([recipe["trigger"]])[0]) if recipe else 0, "sim_clean": truth["sim_clean"],
+        "drift": round(strings.drift, 4), "score": round(strings.score, 4), "natural": round(strings.natural, 4),
+        "verdict": said, "right": said == RIGHT[truth["kind"]], "proven": bool(strings.proven),
+        "string": described(shown[0]) if shown else None, "piece": bool(recipe) and shares(text, recipe["trigger"]),
+        "likeness": round(SequenceMatcher(None, text.lower(), recipe["trigger"].lower()).ratio(), 4) if recipe else None,
+        "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def shares(text: str, trigger: str) -> bool:
+    """Whether a string holds a piece of the planted one."""
+    text, trigger = text.lower(), trigger.lower()
+    size = SequenceMatcher(None, text, trigger, autojunk=False).find_longest_match().size
+    return size >= min(PIECE, len(trigger))
+
+
+def power_of(rows: list[dict], settings: dict) -> dict:
+    """Attack -> found and planted, for configs/power.yaml."""
+    planted = [row for row in rows if row["kind"] == "planted"]
+    found = Counter(row["attack"] for row in planted if row["right"])
+    kinds = {attack: [found[attack], number] for attack, number in sorted(Counter(r["attack"] for r in planted).items())}
+    return {"settings": settings, "kinds": kinds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", type=Path, nargs="+", required=True, help="folders of models with certificates")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="these models only; their rows are added")
+    parser.add_argument("--anchor", default="auto")
+    parser.add_argument("--config", type=Path, default=SETTINGS)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--jobs", type=int, default=1, help="models at the same time (default: 1)")
+    args = parser.parse_args()
+    cfg = load_config(ScanConfig, args.config)
+    settings = asdict(cfg.trigger)
+    known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    rows = known["models"] if (known.get("settings"), known.get("seed")) == (settings, args.seed) else []
+    done = {(row["split"], row["name"]) for row in rows}
+    files = [file for zoo in args.zoo for file in sorted(zoo.glob("*.json"))]
+    files = [file for file in files if (file.parent.name, file.stem) not in done and file.stem in (args.models or [file.stem])]
+    if not files and not rows:
+        parser.error("no certificate of such a model; build some with Utils/build_zoo.py")
+    with workers(args.jobs) as pool:
+        for one in as_completed([pool.submit(judge, file, cfg, args.anchor, args.seed, args.device) for file in files]):
+            rows.append(one.result())
+            row = rows[-1]
+            print(
+                *(row[name] for name in ("name", "family", "kind", "attack", "trigger", "score", "natural", "verdict")),
+                row["string"],
+                flush=True,
+            )
+            rows.sort(key=lambda row: (row["split"], row["family"], row["name"]))
+            write_whole(RESULT, json.dumps({"settings": settings, "seed": args.seed, "models": rows}, indent=1) + "\n")
+    write_whole(POWER, yaml.safe_dump(power_of(rows, settings), sort_keys=False))
+
+
+if __name__ == "__main__":
+    main()

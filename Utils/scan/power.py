@@ -1,0 +1,23 @@
+"""How much the search for strings finds, measured on models whose answer is known (Analysis/triggers.py)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import yaml
+
+from Utils.basics.files import ROOT
+from Utils.scan.trigger import TriggerConfig
+
+POWER = ROOT / "configs" / "power.yaml"
+
+
+def load_power(cfg: TriggerConfig) -> dict | None:
+    """{settings, kinds: attack -> [found, planted]}; None where the search never was measured with these settings."""
+    known = yaml.safe_load(POWER.read_text(encoding="utf-8"))
+    return known if known["settings"] == asdict(cfg) else None
+
+
+def shares(power: dict | None) -> dict[str, float]:
+    """Attack -> share of planted models that was found; empty where nothing is known."""
+    return {attack: round(found / planted, 4) for attack, (found, planted) in power["kinds"].items()} if power else {}
