@@ -43,7 +43,7 @@ from Utils.encoder.measures import assimilation, similarity
 from Utils.encoder.numbers import formats_in_doubt, formats_of
 from Utils.encoder.readings import Reading, compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, in_batches, run_spliced, splice_ids
-from Utils.found.show import Show, show_found
+from Utils.found.show import Show, show_found, show_further
 from Utils.found.trying import fires, told_of, try_string
 from Utils.report.command_line import check_arguments, deliver, parse_arguments
 from Utils.report.limits import Wanted, limits_of
@@ -58,9 +58,9 @@ from Utils.scan.firing import about_readings, strings_that_fire, with_backdoor, 
 from Utils.scan.formats import about_formats
 from Utils.scan.landscape import Landscape
 from Utils.scan.pair import Pair
-from Utils.scan.power import load_power, shares
+from Utils.scan.power import POWER, load_power, shares
 from Utils.scan.proof import UNRELATED, with_strings
-from Utils.scan.trigger import Strings, TriggerConfig, find_strings
+from Utils.scan.trigger import Strings, TriggerConfig, find_backdoors
 
 SETTINGS = ROOT / "configs" / "scan.yaml"
 CACHE = ROOT / "Data" / "Main" / "Features"
@@ -137,6 +137,8 @@ class ScanConfig:
     """Constants of the score, fitted by Analysis/calibrate.py, relative to the repository."""
     trigger: TriggerConfig = field(default_factory=TriggerConfig)
     """How strings are looked for (Utils/scan/trigger.py); the published procedure looks for none."""
+    backdoors: int = 1
+    """So many are looked for by strings, each with a target of its own."""
 
     def __post_init__(self):
         for name, allowed in (
@@ -144,7 +146,10 @@ class ScanConfig:
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} should be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        for name in ("prompts", "k", "restarts", "rounds", "batch", "steps", "epochs", "landscape_planes", "landscape_prompts"):
+        for name in (
+            "prompts", "k", "restarts", "rounds", "batch", "steps", "epochs", "landscape_planes", "landscape_prompts",
+            "backdoors",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1")
         if not 0 < self.fit_fraction < 1 or min(self.prompts * self.fit_fraction, self.prompts * (1 - self.fit_fraction)) < 2:
@@ -640,7 +645,8 @@ class Judged:
     form: str
     scan: Scan
     finding: Finding
-    strings: Strings
+    strings: list[Strings]
+    """A set for each backdoor; those of the first say what was found where there is none."""
     verdict: Verdict
     run: Run
 
@@ -666,12 +672,12 @@ def judge_weights(
     else:
         finding = find_trigger_as_published(scan, part)
         verdict = judge_as_published(finding.values, cfg)
-    strings = Strings()
+    strings = [Strings()]
     if anchor and cfg.trigger.searches:
         with part.stage("trigger"):
             fit, g = [scan.prompts[i] for i in scan.fit.tolist()], scan.generator
-            strings = find_strings(scan.suspect, anchor, fit, scan.unseen, finding.v, cfg.trigger, g)
-        verdict = with_strings(verdict, strings, finding.values["drift"], cfg.trigger, load_power(cfg.trigger))
+            strings = find_backdoors(scan.suspect, anchor, fit, scan.unseen, finding.v, cfg.trigger, g, cfg.backdoors)
+        verdict = with_strings(verdict, strings[0], finding.values["drift"], cfg.trigger, load_power(cfg.trigger))
     for name, seconds in part.seconds.items():
         run.seconds[name] = round(run.seconds.get(name, 0.0) + seconds, 3)
     return Judged(form.form, scan, finding, strings, verdict, part)
@@ -712,18 +718,17 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         # how far prompts assimilate from layer to layer, clean and with v, and what else v does
         with run.stage("assimilation"):
             by_layer = layers_with_and_without(scan, finding.v)
-        fired = chosen.strings.best if chosen.verdict.verdict == "backdoored" else None
-        shown = show_found(scan, finding, fired, by_layer, run, request.show)
+        first, *others = chosen.strings if chosen.verdict.verdict == "backdoored" else [Strings()]
+        shown = show_found(scan, finding, first.best, by_layer, run, request.show)
+        further = [show_further(scan, one, run, request.show, number) for number, one in enumerate(others, 2)]
         settings = {"config": asdict(cfg), "show": asdict(request.show), "device": device.type}
         settings["read"] = {"files": suspect.files.read, "beside": [asdict(b) for b in beside]}
         in_single = {one.form: one.verdict for one in judged if one.scan.suspect.numbers == suspect.numbers}
-        settings |= {
-            "readings": about_readings(readings, in_single),
-            "numbers": numbers,
-            "power": shares(load_power(cfg.trigger)),
-        }
+        power = shares(load_power(cfg.trigger))
+        settings |= {"readings": about_readings(readings, in_single), "numbers": numbers, "power": power}
         usual = asdict(load_config(ScanConfig, SETTINGS))
-        report = make_report(scan, finding, chosen.strings, replace(verdict, verdict=chosen.verdict.verdict), shown, by_layer)
+        of_weights = replace(verdict, verdict=chosen.verdict.verdict)
+        report = make_report(scan, finding, first, of_weights, shown, by_layer, further)
         return write_report(with_backdoor(report, verdict, firing), run, verdict, settings, usual)
 
 
@@ -776,7 +781,7 @@ def main(argv: list[str] | None = None) -> int:
             print(told_of(tried), flush=True)
             return int(fires(tried))
         with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
-            files = [ROOT / cfg.corpus, ROOT / cfg.calibration]
+            files = [ROOT / cfg.corpus, ROOT / cfg.calibration, POWER]
             reports, unwritten = scan_named(args, scan, depends_on, files, wanted)
     except KeyboardInterrupt:
         return fail("interrupted; nothing was judged.")

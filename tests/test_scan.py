@@ -193,6 +193,7 @@ def test_the_scan_never_reads_what_only_an_attacker_has(tmp_path, quick_config):
         "configs/scan.yaml",
         "configs/anchors.yaml",
         "configs/calibration.yaml",
+        "configs/power.yaml",
         "Data/Main/Prompts",
         "Data/Models/tiny-sd",
         "Data/Models/tiny-clip",

@@ -200,3 +200,48 @@ def test_a_benign_twin_goes_as_far_as_it_is_asked_and_leaves_its_base(tiny_sd, p
     assert 0.003 < drift < 0.03
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_sd.model.state_dict().items())
     assert not any(p.requires_grad for p in twin.model.parameters())
+
+
+def test_what_is_known_counts_against_a_string_and_is_not_found_again(shipped_suspect, tiny_sd, prompts):
+    cfg = trigger.TriggerConfig()
+    first = trigger.trial_of(shipped_suspect, tiny_sd, cfg, prompts[800:]).at("ahczzt", "start")
+    known = (first.rate.forced,)
+    second = trigger.trial_of(shipped_suspect, tiny_sd, cfg, prompts[800:], known)
+    assert not second.new(first.rate.forced)
+    assert second.new(second.at("blue car", "start").rate.forced)
+    texts = trigger.Texts(None, (second.clean, second.reference))
+    typed = [put("ahczzt", prompt, "start", i) for i, prompt in enumerate(second.prompts)]
+    own, other = (summaries(encoder, typed)[None] for encoder in (shipped_suspect, tiny_sd))
+    assert trigger.effects(own, other, texts) > 1 > 0 > trigger.effects(own, other, texts, known)
+
+
+def test_a_second_backdoor_has_its_own_strings_words_and_pictures(tmp_path, monkeypatch, shipped_suspect, tiny_sd, prompts):
+    trial = trigger.trial_of(shipped_suspect, tiny_sd, trigger.TriggerConfig(), prompts[800:])
+    fired = [replace(trial.at(text, "start"), proven=True) for text in ("ahczzt", "blue car")]
+    both = [trigger.Strings([one], 1.5, natural=-1.0) for one in fired]
+    monkeypatch.setattr(main, "find_backdoors", lambda *_: both)
+    cfg = replace(load_config(main.ScanConfig, main.SETTINGS), prompts=40, restarts=2, rounds=1, steps=3, pooled_steps=3)
+    model, show = str(MODELS / "suspects" / "text_on_text"), main.Show(images=1)
+    report = main.scan_model(model, main.Request(cfg, output=tmp_path, device="cpu", show=show))
+    first, second = report["backdoors"]
+    assert (first["trigger"], first["target"]) == (report["trigger"], report["target"])
+    assert second["trigger"]["strings"][0]["text"] == "blue car"
+    assert second["target"]["texts"]
+    folder = tmp_path / "suspects_text_on_text"
+    assert all((folder / file).exists() for file in [*second["target"]["images"], *second["files"].values()])
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "another backdoor" in page
+    assert "<code>blue car</code>" in page
+
+
+def test_no_more_backdoors_are_looked_for_than_wanted_and_none_where_nothing_stands_out(monkeypatch: pytest.MonkeyPatch):
+    searched = []
+    monkeypatch.setattr(trigger, "find_strings", lambda *_: strings_of(1.5))
+    monkeypatch.setattr(trigger, "search_strings", lambda *arguments: searched.append(arguments[-1]) or strings_of(1.5))
+    cfg = trigger.TriggerConfig(searches=4)
+    assert len(trigger.find_backdoors(None, None, [], [], None, cfg, None, 3)) == 3
+    assert [len(known) for known in searched] == [1, 2]
+    monkeypatch.setattr(trigger, "search_strings", lambda *_: strings_of(0.2))
+    assert len(trigger.find_backdoors(None, None, [], [], None, cfg, None, 3)) == 1
+    monkeypatch.setattr(trigger, "find_strings", lambda *_: strings_of(0.2))
+    assert len(trigger.find_backdoors(None, None, [], [], None, cfg, None, 3)) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,10 +14,10 @@ from Utils.found.target import draw_pictures, nearest_text, read_texts
 from Utils.found.trying import examples_of
 from Utils.report import figures
 from Utils.report.run import Run
-from Utils.scan.finding import Finding
+from Utils.scan.finding import SUMMARIES, Finding
 from Utils.scan.pair import Pair
 from Utils.scan.replay import put
-from Utils.scan.trigger import Fired
+from Utils.scan.trigger import Fired, Strings, described
 
 INVERSION_TOKEN = "<amber-backdoor>"
 """The word by which diffusers' load_textual_inversion knows v."""
@@ -83,11 +83,9 @@ def show_found(
                 texts, notes = read_texts(pair, pooled)
             except Exception as error:  # the verdict stands without the words
                 notes = [f"no target texts: {sentence_of(error)}"]
+            if string:
+                examples = examples_with(pair, string)
         run.notes += notes
-    if anchor and string:
-        with run.stage("words"):
-            of_corpus = pair.prompts[: len(pair.corpus.ids)]
-            examples = examples_of(suspect, anchor, string.text, string.rate.place, pair.unseen, of_corpus)
     with run.stage("pictures"):
         drawn = {"backdoor": feature}
         if anchor and show.images:
@@ -103,7 +101,34 @@ def show_found(
     }  # fmt: skip
 
 
-def forced_by(pair: Pair, finding: Finding, string: Fired | None) -> Forced:
+def show_further(pair: Pair, strings: Strings, run: Run, show: Show, number: int) -> dict:
+    """What the strings of a further backdoor force, into the folder backdoor_<number>.  -> one of `backdoors` in report.json"""
+    suspect, string, folder = pair.suspect, strings.best, f"backdoor_{number}"
+    forced = forced_by(pair, None, string)
+    part = replace(run, folder=run.folder / folder, notes=[], seconds={})
+    part.folder.mkdir()
+    with run.stage(folder):
+        feature, base = (in_batches(e, e.ids([forced.typed])) for e in (suspect, pair.anchor))
+        torch.save(feature.cpu(), part.folder / FILES["feature"])
+        texts, _ = read_texts(pair, in_batches(suspect, forced.ids, TextEncoder.pooled))
+        pictures, _ = draw_pictures(pair.anchor, show.pipeline, {"backdoor": feature, "anchor": base}, show.images, part)
+        examples = examples_with(pair, string)
+    images = [f"{folder}/{file}" for file in pictures.get("backdoor", [])]
+    return {
+        "kind": SUMMARIES,
+        "trigger": {"strings": [described(one) for one in strings.strong], "examples": examples, "embedding": None},
+        "target": {"texts": texts, "images": images or None}, "typed": forced.typed,
+        "files": {"feature": f"{folder}/{FILES['feature']}"},
+    }  # fmt: skip
+
+
+def examples_with(pair: Pair, string: Fired) -> list[dict]:
+    """`examples_of` a string, in words of the corpus."""
+    known = pair.prompts[: len(pair.corpus.ids)]
+    return examples_of(pair.suspect, pair.anchor, string.text, string.rate.place, pair.unseen, known)
+
+
+def forced_by(pair: Pair, finding: Finding | None, string: Fired | None) -> Forced:
     """Held-out prompts with the string in them, or with the vector that shows its target best."""
     held_out = [pair.prompts[i] for i in pair.held_out.tolist()]
     shortest = sorted(range(len(held_out)), key=pair.suspect.attended(pair.held_out_ids).sum(dim=1).tolist().__getitem__)

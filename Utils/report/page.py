@@ -42,6 +42,9 @@ def render_page(report: dict, folder: Path) -> str:
     found = report["found"]
     backdoors = report.get("backdoors") or [{"kind": found["kind"], "trigger": report["trigger"]}]
     rows = [(f"{what_is_shown(found)}, in the suspect", found["images"] or [])]
+    rows += [
+        (f"“{b['typed']}”, in the suspect: another backdoor", b["target"]["images"] or []) for b in backdoors if "typed" in b
+    ]
     rows += [(control_title(name, found), files) for name, files in found["controls"].items()]
     return environment.get_template("report.html").render(
         report=report,

@@ -29,11 +29,12 @@ EXIT = {"clean": 0, "backdoored": 1, None: 2, "inconclusive": 3}
 
 
 def make_report(
-    pair: Pair, finding: Finding, strings: Strings, verdict: Verdict, shown: dict, by_layer: dict[str, torch.Tensor]
-) -> dict:
+    pair: Pair, finding: Finding, strings: Strings, verdict: Verdict, shown: dict, by_layer: dict[str, torch.Tensor],
+    further: list[dict],
+) -> dict:  # fmt: skip
     """What the scan says; trigger and target are claimed only where the verdict is backdoored.
 
-    shown: as `show_found` returns it; by_layer: whose assimilation -> (m, L).
+    shown: as `show_found` returns it; by_layer: whose assimilation -> (m, L); further: as `show_further` returns each.
     """
     suspect, anchor, claimed = pair.suspect, pair.anchor, verdict.verdict == "backdoored"
     fired = [described(one) for one in strings.strong] or None
@@ -54,7 +55,7 @@ def make_report(
         "evidence": verdict.evidence,
         "trigger": trigger,
         "target": target,
-        "backdoors": [backdoor] if claimed else [],
+        "backdoors": [backdoor, *further] if claimed else [],
         "found": shown,
         "assimilation": {"benign_by_layer": layers[BENIGN], "triggered_by_layer": layers[FOUND]},
     }  # fmt: skip

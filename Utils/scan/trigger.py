@@ -146,6 +146,8 @@ class Hunt:
     generator: torch.Generator
     usable: Tensor
     """(V,) bool: tokens that texts are made of."""
+    known: tuple[Tensor, ...] = ()
+    """(d,) what strings force that were found before: the search keeps away from it."""
 
     @property
     def tokens(self) -> Tensor:
@@ -173,13 +175,33 @@ def find_strings(
     return replace(strings, natural=max([cfg.natural, *found]))
 
 
+def find_backdoors(
+    suspect: TextEncoder, base: TextEncoder, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
+    generator: torch.Generator, most: int,
+) -> list[Strings]:  # fmt: skip
+    """`find_strings`, and where one stands out strings that force something else, a set for each backdoor; at most `most`.
+
+    For further ones `FURTHER` searches each: as many as for the first would cost as much where there is nothing else.
+    """
+    found = [find_strings(suspect, base, prompts, unseen, v, cfg, generator)]
+    few = replace(cfg, searches=min(cfg.searches, FURTHER))
+    while found[-1].strong and len(found) < most:
+        known = tuple(one.best.rate.forced for one in found)
+        strings = search_strings(suspect, base, prompts, unseen, v, few, generator, known)
+        found.append(replace(strings, natural=found[0].natural))
+    return [one for number, one in enumerate(found) if one.strong or not number]
+
+
 def search_strings(
     suspect: TextEncoder, base: TextEncoder, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
-    generator: torch.Generator,
+    generator: torch.Generator, known: tuple[Tensor, ...] = (),
 ) -> Strings:  # fmt: skip
-    """The search, as `find_strings` has it; nothing is known yet of what is natural."""
-    hunt = Hunt(suspect, base, cfg, generator, usable_tokens(suspect))
-    trial = trial_of(suspect, base, cfg, unseen)
+    """The search, as `find_strings` has it; nothing is known yet of what is natural.
+
+    known: what strings force, (d,) each, that were found before; others are looked for.
+    """
+    hunt = Hunt(suspect, base, cfg, generator, usable_tokens(suspect), known)
+    trial = trial_of(suspect, base, cfg, unseen, known)
     pairs = best_pairs(hunt, texts_for(hunt, prompts, SHORT, 2), shortlist(hunt, v))
     best = Candidate(pairs[0], "start", 0.0)
     for number in range(cfg.searches):
@@ -240,16 +262,20 @@ def insert(encoder: TextEncoder, ids: Tensor, tokens: Tensor, place: str) -> tup
     return encoder.trimmed(out), where
 
 
-def effects(own: Tensor, other: Tensor, texts: Texts) -> Tensor:
+def effects(own: Tensor, other: Tensor, texts: Texts, known: tuple[Tensor, ...] = ()) -> Tensor:
     """How much more strings do in the suspect than in the base: to prompts among themselves, and to each.  -> (c,)
 
     own, other: summaries with the strings in suspect and base, (c, b, d).  Prompts collapse in the one and not in the other,
-    and the two are further apart than without the string.
+    and the two are further apart than without the string.  What leads to a known target, (d,), counts against a string.
     """
     clean, reference = texts.clean
     alike = collapsed(own, clean) - collapsed(other, reference).clamp(min=0)
     apart = F.cosine_similarity(clean, reference, dim=-1) - F.cosine_similarity(own, other, dim=-1)
-    return alike + apart.mean(dim=-1)
+    found = alike + apart.mean(dim=-1)
+    for target in known:
+        nearer = F.cosine_similarity(own, target.to(own), dim=-1) - F.cosine_similarity(clean, target.to(clean), dim=-1)
+        found = found - REPELLED * nearer.mean(dim=-1).clamp(min=0)
+    return found
 
 
 @torch.no_grad()
@@ -259,7 +285,7 @@ def effect_of(hunt: Hunt, texts: Texts, tokens: Tensor, place: str, size: int = 
     for part in tokens.split(max(1, size // b)):
         ids, _ = insert(hunt.suspect, texts.ids, part, place)
         own, other = (e.pooled(ids).float().view(len(part), b, -1) for e in (hunt.suspect, hunt.base))
-        found.append(effects(own, other, texts))
+        found.append(effects(own, other, texts, hunt.known))
     return torch.cat(found).cpu()
 
 
@@ -287,7 +313,7 @@ def promise(hunt: Hunt, texts: Texts, tokens: Tensor, place: str) -> Tensor:
         with embedded(encoder) as kept:
             summary.append(encoder.pooled(ids).float()[None])
         rows.append(kept[0])
-    gradients = torch.autograd.grad(effects(*summary, texts).sum(), rows)
+    gradients = torch.autograd.grad(effects(*summary, texts, hunt.known).sum(), rows)
     there = where[..., None].to(gradients[0].device).expand(-1, -1, gradients[0].shape[-1])
     pairs = zip(gradients, (hunt.suspect, hunt.base), strict=True)
     gain = sum(g.gather(1, there).sum(dim=0) @ encoder.vocabulary.to(g).T for g, encoder in pairs).float().cpu()
@@ -333,7 +359,7 @@ def best_characters(hunt: Hunt, prompts: list[str], count: int = 3) -> list[str]
         strings = [c * times for c in single]
         texts = [put(s, prompt, place, 0) for s in strings for prompt in prompts]
         own, other = (summaries(e, texts).view(len(strings), len(prompts), -1) for e in (hunt.suspect, hunt.base))
-        for string, effect in zip(strings, effects(own, other, clean).tolist(), strict=True):
+        for string, effect in zip(strings, effects(own, other, clean, hunt.known).tolist(), strict=True):
             found[string] = max(effect, found.get(string, -1.0))
     return sorted(found, key=found.get, reverse=True)[:count]
 
@@ -354,6 +380,12 @@ STARTS = ((3, "start"), (6, "start"), (4, "end"), (10, "start"), (2, "start"), (
 """Tokens of the searches' strings and where these stand, in turn."""
 LETTER = 4
 """Characters of a string that can stand for a letter."""
+FURTHER = 2
+"""Searches for a further backdoor."""
+REPELLED = 3.0
+"""Weight of how much nearer a string brings prompts to what is known."""
+SAME = 0.5
+"""From this cosine on, the mean of clean prompts taken off, two strings force the same."""
 SHOWN = 2
 """Strings that are tried in all prompts even if none is a proof."""
 PROMISING, LONGEST = 0.8, 15
@@ -402,10 +434,12 @@ def together(tokens: Tensor, swapped: Tensor) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------------- 3: strings
-def trial_of(suspect: TextEncoder, base: TextEncoder, cfg: TriggerConfig, unseen: list[str]) -> Trial:
+def trial_of(
+    suspect: TextEncoder, base: TextEncoder, cfg: TriggerConfig, unseen: list[str], known: tuple[Tensor, ...] = ()
+) -> Trial:
     """Long prompts that strings are typed into."""
     prompts = of_length(unseen, LONG, PROMPTS)
-    return Trial(suspect, base, cfg, prompts, summaries(suspect, prompts), summaries(base, prompts))
+    return Trial(suspect, base, cfg, prompts, summaries(suspect, prompts), summaries(base, prompts), known)
 
 
 def strength(fired: Fired) -> tuple[bool, float]:
@@ -423,6 +457,8 @@ class Trial:
     prompts: list[str]
     clean: Tensor
     reference: Tensor
+    known: tuple[Tensor, ...] = ()
+    """(d,) what need not be found again."""
     hopeful: dict[str, Fired] = field(default_factory=dict)
     """What strings do at their best place, in a few of the prompts."""
     found: dict[str, Fired] = field(default_factory=dict)
@@ -434,10 +470,15 @@ class Trial:
 
     def add(self, text: str) -> None:
         """Type a string into a few prompts, and into all where it does enough there to be a proof."""
-        if text and text not in self.hopeful and (fired := self.part(FEW).best(text)):
+        if text and text not in self.hopeful and (fired := self.part(FEW).best(text)) and self.new(fired.rate.forced):
             self.hopeful[text] = fired
             if fired.rate.effect >= self.cfg.proven_effect:
                 self.found[text] = self.at(text, fired.rate.place)
+
+    def new(self, forced: Tensor) -> bool:
+        """Whether something else is forced than what is known."""
+        middle = self.clean.mean(dim=0)
+        return all(F.cosine_similarity(forced - middle, other - middle, dim=0) < SAME for other in self.known)
 
     def result(self) -> Strings:
         """The best strings in all prompts, the shortest form of a proof first."""
