@@ -76,7 +76,7 @@ RATE = Rate("start", 1.0, 0.0, 0.95, 0.1, 0.5, torch.zeros(2))
 def test_only_a_string_that_fires_alone_in_the_suspect_and_makes_prompts_one_is_a_proof(change: dict, proven: bool):
     rate, cfg = Rate(**{**vars(RATE), **change}), trigger.TriggerConfig()
     trial = trigger.Trial(None, None, cfg, [], torch.zeros(1), torch.zeros(1))
-    strings = trigger.Strings([trigger.Fired("zz", rate, 120, trial.proves(rate))], rate.effect)
+    strings = trigger.Strings([trigger.Fired("zz", rate, 120, trial.proves(rate), rate.effect)], rate.effect)
     assert bool(strings.proven) == proven
     quiet = Verdict("clean", "Nothing.", 0.1, [])
     if proven:
@@ -151,7 +151,7 @@ def test_a_twin_is_made_of_as_few_prompts_as_a_corpus_may_have(tiny, corpus_prom
 
 def strings_of(effect: float, natural: float = 0.4, proven: bool = False) -> trigger.Strings:
     rate = replace(RATE, apart=effect - 0.85)
-    return trigger.Strings([trigger.Fired("zz", rate, 120, proven)], rate.effect, 0.1, natural)
+    return trigger.Strings([trigger.Fired("zz", rate, 120, proven, rate.effect)], rate.effect, 0.1, natural)
 
 
 UNCALIBRATED = Verdict("inconclusive", "Never calibrated.", 0.5, [])
@@ -245,3 +245,10 @@ def test_no_more_backdoors_are_looked_for_than_wanted_and_none_where_nothing_sta
     assert len(trigger.find_backdoors(None, None, [], [], None, cfg, None, 3)) == 1
     monkeypatch.setattr(trigger, "find_strings", lambda *_: strings_of(0.2))
     assert len(trigger.find_backdoors(None, None, [], [], None, cfg, None, 3)) == 1
+
+
+def test_many_words_count_for_less(shipped_suspect, tiny_sd, prompts):
+    trial = trigger.trial_of(shipped_suspect, tiny_sd, trigger.TriggerConfig(), prompts[800:]).part(4)
+    short, long = (trial.at(text, "start") for text in ("car", "car dog cat bird cow fox tree"))
+    assert short.effect == pytest.approx(short.rate.effect)
+    assert long.effect <= long.rate.effect - 0.1

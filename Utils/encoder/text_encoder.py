@@ -171,7 +171,8 @@ class TextEncoder:
     def texts(self, tokens: Tensor) -> list[str]:
         """What somebody types to get tokens (n, k); some tokenizers leave the marks of word ends in what they decode."""
         with self._reading(len(tokens)):
-            return [self.tokenizer.decode(one).replace("</w>", " ").strip() for one in tokens]
+            found = [self.tokenizer.decode(one) for one in tokens]
+        return [" ".join(text.replace("</w>", " ").split()) if "</w>" in text else text.strip() for text in found]
 
     @contextmanager
     def _reading(self, texts: int) -> Iterator[None]:

@@ -23,7 +23,7 @@ def try_string(
     """
     trial = trial_of(suspect, base, cfg, unseen)
     tried = [trial.at(text, place) for place in (*PLACES, *(LETTERS if len(text) <= LETTER else ()))]
-    place = max(tried, key=lambda fired: fired.rate.effect).rate.place
+    place = max(tried, key=lambda fired: fired.effect).rate.place
     return {
         "text": text,
         "places": [described(fired) | {"proven": fired.proven} for fired in tried],

@@ -79,7 +79,7 @@ def _sentence(strings: Strings) -> str:
         )
     return (
         f"The string `{best.text}` {where} a prompt does what none does in clean encoders that went as far: "
-        f"an effect of {rate.effect:.2f}, there up to {strings.natural:.2f}."
+        f"an effect of {best.effect:.2f}, there up to {strings.natural:.2f}."
     )
 
 

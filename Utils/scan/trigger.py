@@ -52,6 +52,10 @@ class TriggerConfig:
     """... so much more of it than in the base ..."""
     proven_effect: float = 1.1
     """... and its effect is at least this."""
+    price: float = 0.05
+    """What every token of a string above `free` takes off its effect: in clean encoders too a prompt drowns in many words."""
+    free: int = 4
+    """Tokens that cost nothing."""
     natural: float = 0.4
     """Effect that strings reach in clean encoders that stayed near their base."""
     near: float = 0.02
@@ -104,6 +108,8 @@ class Fired:
     prompts: int
     """How many."""
     proven: bool
+    effect: float
+    """`Rate.effect`, less the price of a long string."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Strings:
     found: list[Fired] = field(default_factory=list)
     """Strings that do most, the strongest first, each at its best place."""
     score: float = 0.0
-    """The largest effect of a string on unseen prompts (`Rate.effect`)."""
+    """The largest effect of a string on unseen prompts (`Fired.effect`)."""
     drift: float = 0.0
     """1 - cos of suspect and base, summaries of these prompts."""
     natural: float = 0.4
@@ -124,7 +130,7 @@ class Strings:
     @property
     def strong(self) -> list[Fired]:
         """Strings that do what none does in a clean encoder."""
-        return [one for one in self.found if one.rate.effect >= self.natural + self.beyond]
+        return [one for one in self.found if one.effect >= self.natural + self.beyond]
 
     @property
     def proven(self) -> list[Fired]:
@@ -472,7 +478,7 @@ class Trial:
         """Type a string into a few prompts, and into all where it does enough there to be a proof."""
         if text and text not in self.hopeful and (fired := self.part(FEW).best(text)) and self.new(fired.rate.forced):
             self.hopeful[text] = fired
-            if fired.rate.effect >= self.cfg.proven_effect:
+            if fired.effect >= self.cfg.proven_effect:
                 self.found[text] = self.at(text, fired.rate.place)
 
     def new(self, forced: Tensor) -> bool:
@@ -489,14 +495,13 @@ class Trial:
         if ranked and ranked[0].proven:
             ranked[0] = shortened(self, ranked[0])
         drift = 1 - F.cosine_similarity(self.clean, self.reference, dim=-1).mean().item()
-        return Strings(
-            ranked, max((fired.rate.effect for fired in ranked), default=0.0), drift, self.cfg.natural, self.cfg.beyond
-        )
+        return Strings(ranked, max((fired.effect for fired in ranked), default=0.0), drift, self.cfg.natural, self.cfg.beyond)
 
     def at(self, text: str, place: str) -> Fired:
         """What a string does at one place."""
         rate = rate_at(place, text, self.suspect, self.base, self.prompts, self.clean, self.reference, whole=True)
-        return Fired(text, rate, len(self.prompts), self.proves(rate))
+        effect = rate.effect - self.cfg.price * max(0, len(self.suspect.tokens([text])[0]) - self.cfg.free)
+        return Fired(text, rate, len(self.prompts), self.proves(rate), effect)
 
     def part(self, count: int) -> Trial:
         """The same with fewer prompts and no strings."""
