@@ -27,8 +27,9 @@ from Utils.basics.files import ROOT, write_whole
 
 BENCHMARK, MODELS, CONFIGS = ROOT / "Results" / "benchmark", ROOT / "Data" / "Models", ROOT / "configs"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
-FAMILIES = {"clip": "CLIP", "longclip": "LongCLIP", "siglip": "SigLIP"}
+FAMILIES = {"clip": "CLIP", "longclip": "LongCLIP", "siglip": "SigLIP", "minilm": "MiniLM"}
 ATTACKS = {"text_on_text": "text-on-text", "image_on_text": "image-on-text"}
+FURTHER = {"artificial": "meaningless vector", "embedding_row": "embedding row only"}
 VERDICTS = ("backdoored", "inconclusive", "clean")
 WIDTH = 120
 """Longest line of a command."""
@@ -46,6 +47,11 @@ def grid(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def literal(text: str) -> str:
+    """A string that somebody made up, in a cell."""
+    return f"`{visible(text).replace('|', '&#124;').replace('`', '&#96;')}`"
 
 
 def rate(count: int, number: int) -> str:
@@ -132,6 +138,69 @@ def earlier_score() -> str:
         f"{rate(sum(r['right'] for r in benign), len(benign))} benign cleared,\n{len(doubtful)} inconclusive "
         f"(Sim_clean {' and '.join(f'{value:.2f}' for value in doubtful)}; the cleared ones {cleared})."
     )
+
+
+# -------------------------------------------------------------------------------------------------------------- strings
+def triggers() -> str:
+    """What strings alone say of every family, and the commands."""
+    found = read(BENCHMARK / "triggers.json")
+    models, rows = found["models"], []
+    kinds = [("planted", family, attack) for family in FAMILIES for attack in (*ATTACKS, *FURTHER)] + [
+        ("benign", family, "") for family in FAMILIES
+    ]
+    for kind, family, attack in kinds:
+        some = [row for row in models if (row["kind"], row["family"], row["attack"]) == (kind, family, attack)]
+        if some:
+            told = (ATTACKS | FURTHER).get(attack, "fine-tunes")
+            piece = f"{sum(row['piece'] for row in some)} of {len(some)}" if attack else ""
+            rows.append([
+                f"{FAMILIES[family]}, {kind}, {told}", rate(sum(row["right"] for row in some), len(some)),
+                *(sum(row["verdict"] == verdict for row in some) for verdict in VERDICTS), piece,
+                span((row["score"] for row in some), 2), span((row["natural"] for row in some), 2),
+            ])  # fmt: skip
+    head = [f"{len(models)} encoders", "judged rightly", *VERDICTS, "a piece of the trigger", "effects", "natural"]
+    return f"{grid(head, rows)}\n\nSeed {found['seed']}.\n\n{command(*trigger_commands(models))}"
+
+
+def trigger_commands(models: list[dict]) -> list[str]:
+    """How Results/benchmark/triggers.json is made; of a split that was not built whole, by names."""
+    lines = []
+    for split in sorted({row["split"] for row in models}):
+        names = " ".join(row["name"] for row in models if row["split"] == split)
+        if split == "minilm":
+            lines += ["python Analysis/real_encoder.py", "python Analysis/triggers.py --zoo Data/Zoo/minilm --anchor FOLDER"]
+        else:
+            lines += [f"python Utils/build_zoo.py --split {split} --jobs 2"]
+            lines += [f"python Analysis/triggers.py --zoo Data/Zoo/{split} --models {names}"]
+    return lines
+
+
+def strings_by_model() -> str:
+    """The string that is shown for each planted model."""
+    rows = [
+        [
+            f"`{row['name']}`", FAMILIES[row["family"]], (ATTACKS | FURTHER)[row["attack"]], literal(row["trigger"]),
+            literal(row["string"]["text"]), row["string"]["place"], f"{100 * row['string']['success_rate']:.0f} %",
+            f"{100 * row['string']['anchor_success_rate']:.0f} %", f"{row['string']['collapse']:.2f}",
+            f"{row['string']['anchor_collapse']:.2f}", row["verdict"],
+        ]
+        for row in read(BENCHMARK / "triggers.json")["models"]
+        if row["kind"] == "planted" and row["string"]
+    ]  # fmt: skip
+    head = [
+        "model",
+        "family",
+        "attack",
+        "planted",
+        "found",
+        "place",
+        "fires",
+        "in the base",
+        "collapse",
+        "in the base",
+        "verdict",
+    ]
+    return grid(head, rows)
 
 
 # -------------------------------------------------------------------------------------------------------------- targets
@@ -283,7 +352,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(verdicts, name) for name in ("acceptance", "dev_clip_some", "dev_longclip_some", "dev_siglip_some")},
     "claim": claim, "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
-    "splits": splits,
+    "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model,
 }  # fmt: skip
 
 
