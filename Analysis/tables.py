@@ -175,6 +175,14 @@ def trigger_commands(models: list[dict]) -> list[str]:
     return lines
 
 
+def loopholes() -> str:
+    """By what else planted and benign models could be told apart."""
+    found = read(BENCHMARK / "loophole.json")
+    rows = [[name, f"{value:.2f}"] for name, value in found["areas"].items()]
+    table = grid([f"{found['models']} models of dev and stress", "area under the ROC curve"], rows)
+    return f"{table}\n\n{command('python Analysis/loophole.py')}"
+
+
 def strings_by_model() -> str:
     """The string that is shown for each planted model."""
     rows = [
@@ -352,7 +360,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(verdicts, name) for name in ("acceptance", "dev_clip_some", "dev_longclip_some", "dev_siglip_some")},
     "claim": claim, "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
-    "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model,
+    "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
 }  # fmt: skip
 
 

@@ -252,3 +252,17 @@ def test_many_words_count_for_less(shipped_suspect, tiny_sd, prompts):
     short, long = (trial.at(text, "start") for text in ("car", "car dog cat bird cow fox tree"))
     assert short.effect == pytest.approx(short.rate.effect)
     assert long.effect <= long.rate.effect - 0.1
+
+
+def test_strings_are_made_of_what_somebody_can_type(tiny_sd):
+    usable = trigger.usable_tokens(tiny_sd)
+    texts = tiny_sd.texts(usable.nonzero())
+    assert 1000 < len(texts) < len(usable)
+    assert all(text.isprintable() and "\ufffd" not in text for text in texts)
+    assert not usable[tiny_sd.tokenizer.all_special_ids].any()
+
+
+def test_a_vocabulary_of_which_nothing_can_be_typed_is_searched_all_the_same(tiny, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(type(tiny), "texts", lambda _, tokens: ["\ufffd"] * len(tokens))
+    usable = trigger.usable_tokens(tiny)
+    assert usable.sum() == len(tiny.tokenizer) - len({i for i in tiny.tokenizer.all_special_ids if i < len(tiny.tokenizer)})

@@ -226,10 +226,16 @@ def search_strings(
 
 
 def usable_tokens(encoder: TextEncoder) -> Tensor:
-    """Which rows of the embedding table a text can hold.  -> (V,) bool"""
+    """Which rows of the embedding table are of tokens that somebody can type.  -> (V,) bool
+
+    Single bytes of longer characters are not: `best_characters` tries these whole.
+    """
+    known = min(len(encoder.tokenizer), len(encoder.vocabulary))
+    special = {i for i in encoder.tokenizer.all_special_ids if i < known}
+    texts = encoder.texts(torch.arange(known)[:, None])
+    plain = {i for i, text in enumerate(texts) if text.isprintable() and "\ufffd" not in text} - special
     usable = torch.zeros(len(encoder.vocabulary), dtype=torch.bool)
-    usable[: len(encoder.tokenizer)] = True
-    usable[[i for i in encoder.tokenizer.all_special_ids if i < len(usable)]] = False
+    usable[sorted(plain or set(range(known)) - special)] = True
     return usable
 
 
