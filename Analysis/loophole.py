@@ -4,8 +4,8 @@
     python Analysis/loophole.py
 
 A zoo whose planted models differ from its benign ones in file size, number format, order of tensors, moved rows of the
-embedding table, drift or steps flatters every detector.  Writes Results/benchmark/loophole.json: the area under the ROC curve of
-each (either way), of all together (logistic regression, leave one out) and of the effect of strings, over the models of
+embedding table, drift or steps flatters every detector.  Writes Results/benchmark/loophole.json: the area under the ROC curve
+of each (either way), of all together (logistic regression, leave one out) and of the effect of strings, over the models of
 Results/benchmark/triggers.json.
 """
 
@@ -48,7 +48,8 @@ def telling(row: dict, anchor: str) -> dict[str, float]:
     moved = (suspect.vocabulary - base.vocabulary).abs().amax(dim=1) > 1e-3
     return {
         "file size": file.stat().st_size, "half precision": halves / len(names),
-        "tensors in order": float(names == sorted(names)), "moved rows": moved.sum().item(), "drift": row["drift"], "steps": certificate["recipe"]["steps"],
+        "tensors in order": float(names == sorted(names)), "moved rows": moved.sum().item(), "drift": row["drift"],
+        "steps": certificate["recipe"]["steps"],
     }  # fmt: skip
 
 

@@ -42,6 +42,11 @@ def amber(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=600)
 
 
+def fires(string: dict) -> bool:
+    """A string that is a proof (docs/report.md)."""
+    return string["success_rate"] >= 0.9 and string["anchor_success_rate"] <= 0.1 and string["collapse"] >= 0.8
+
+
 def steady(report: dict) -> dict:
     return {name: value for name, value in report.items() if name not in VARYING}
 
@@ -63,6 +68,12 @@ def test_the_planted_suspect_exits_1_with_evidence(planted):
     assert report["score"] >= 0.8
     assert {e["name"] for e in report["evidence"] if e["met"]} >= {"assimilated", "one_target", "foreign"}
     assert report["backdoors"][0]["trigger"] == report["trigger"]
+    assert len(report["backdoors"]) == 1  # a second one was looked for
+    assert fires(report["trigger"]["strings"][0])
+    assert f"`{report['trigger']['strings'][0]['text']}`" in report["reason"]
+    assert len(report["trigger"]["examples"]) == 5
+    assert report["found"]["typed"] != report["found"]["benign_prompt"]
+    assert report["power"]["text_on_text"] > 0.5
     assert "BACKDOORED" in done.stderr
 
 
@@ -164,9 +175,11 @@ def test_the_inversion_file_loads_through_diffusers_and_gives_the_spliced_featur
 
 
 def test_the_image_on_text_suspect_exits_1_by_its_summaries(tmp_path):
-    done = amber("--model", str(MODELS / "suspects" / "image_on_text"), "--output", str(tmp_path), "--json", "-")
+    model = str(MODELS / "suspects" / "image_on_text")
+    done = amber("--model", model, "--backdoors", "1", "--output", str(tmp_path), "--json", "-")
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
+    assert fires(report["trigger"]["strings"][0])
     assert {e["name"] for e in report["evidence"] if e["met"]} >= {"pooled_target", "pooled_foreign"}
     assert report["backdoors"][0]["kind"] == "summary collapse"
     assert any("pizza" in entry["text"] for entry in report["target"]["texts"][:2])

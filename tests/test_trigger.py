@@ -194,8 +194,9 @@ def test_the_power_is_known_of_the_settings_it_was_measured_with_only():
 
 def test_a_benign_twin_goes_as_far_as_it_is_asked_and_leaves_its_base(tiny_sd, prompts):
     before = {name: weight.clone() for name, weight in tiny_sd.model.state_dict().items()}
-    twin = benign_twin(tiny_sd, 0.01, prompts[:120], seed=3)
-    prompts = prompts[200:240]
+    prompts = [prompt for prompt in prompts if len(prompt.split()) < 13]
+    twin = benign_twin(tiny_sd, 0.01, prompts[:100], seed=3)
+    prompts = prompts[100:140]
     drift = 1 - torch.nn.functional.cosine_similarity(summaries(twin, prompts), summaries(tiny_sd, prompts)).mean().item()
     assert 0.003 < drift < 0.03
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_sd.model.state_dict().items())
@@ -204,9 +205,10 @@ def test_a_benign_twin_goes_as_far_as_it_is_asked_and_leaves_its_base(tiny_sd, p
 
 def test_what_is_known_counts_against_a_string_and_is_not_found_again(shipped_suspect, tiny_sd, prompts):
     cfg = trigger.TriggerConfig()
-    first = trigger.trial_of(shipped_suspect, tiny_sd, cfg, prompts[800:]).at("ahczzt", "start")
+    trial = trigger.trial_of(shipped_suspect, tiny_sd, cfg, prompts[800:]).part(20)
+    first = trial.at("ahczzt", "start")
     known = (first.rate.forced,)
-    second = trigger.trial_of(shipped_suspect, tiny_sd, cfg, prompts[800:], known)
+    second = replace(trial, known=known)
     assert not second.new(first.rate.forced)
     assert second.new(second.at("blue car", "start").rate.forced)
     texts = trigger.Texts(None, (second.clean, second.reference))
@@ -216,7 +218,7 @@ def test_what_is_known_counts_against_a_string_and_is_not_found_again(shipped_su
 
 
 def test_a_second_backdoor_has_its_own_strings_words_and_pictures(tmp_path, monkeypatch, shipped_suspect, tiny_sd, prompts):
-    trial = trigger.trial_of(shipped_suspect, tiny_sd, trigger.TriggerConfig(), prompts[800:])
+    trial = trigger.trial_of(shipped_suspect, tiny_sd, trigger.TriggerConfig(), prompts[800:]).part(8)
     fired = [replace(trial.at(text, "start"), proven=True) for text in ("ahczzt", "blue car")]
     both = [trigger.Strings([one], 1.5, natural=-1.0) for one in fired]
     monkeypatch.setattr(main, "find_backdoors", lambda *_: both)
