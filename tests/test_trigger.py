@@ -268,3 +268,16 @@ def test_a_vocabulary_of_which_nothing_can_be_typed_is_searched_all_the_same(tin
     monkeypatch.setattr(type(tiny), "texts", lambda _, tokens: ["\ufffd"] * len(tokens))
     usable = trigger.usable_tokens(tiny)
     assert usable.sum() == len(tiny.tokenizer) - len({i for i in tiny.tokenizer.all_special_ids if i < len(tiny.tokenizer)})
+
+
+def test_a_corpus_without_an_o_is_searched_all_the_same(tiny):
+    prompts = ["a red cat", "a bird that sings", "the grey fish", "my tree"]
+    cfg = trigger.TriggerConfig(searches=2, steps=1, candidates=4, top=4, shortlist=4, prompts=2)
+    assert not trigger.find_strings(tiny, tiny, prompts, prompts, torch.zeros(1, tiny.width), cfg, torch.Generator()).proven
+
+
+def test_few_unseen_prompts_prove_nothing_and_the_report_says_so():
+    few = replace(strings_of(1.5), prompts=99)
+    judged = with_strings(UNCALIBRATED, few, 0.01, trigger.TriggerConfig(), POWER)
+    assert (judged.verdict, judged.score) == ("inconclusive", 0.5)
+    assert "in 99 unseen prompts" in judged.notes[-1]

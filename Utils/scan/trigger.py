@@ -126,6 +126,8 @@ class Strings:
     """What strings reach in clean encoders that went as far."""
     beyond: float = 0.5
     """What no accident of learning does is so much more."""
+    prompts: int = PROMPTS
+    """How many they were typed into."""
 
     @property
     def strong(self) -> list[Fired]:
@@ -361,7 +363,8 @@ def best_pairs(hunt: Hunt, texts: Texts, tokens: Tensor) -> Tensor:
 
 def best_characters(hunt: Hunt, prompts: list[str], count: int = 3) -> list[str]:
     """Characters that do most for every letter o, or three times in front: tokens are not decoded to most of them."""
-    prompts = of_length([p for p in prompts if p.count(LETTERS[0][-1]) > 1], SHORT, 2)
+    lettered = [p for p in prompts if p.count(LETTERS[0][-1]) > 1]
+    prompts = of_length(lettered if len(lettered) > 1 else prompts, SHORT, 2)
     clean = Texts(hunt.suspect.ids(prompts), (summaries(hunt.suspect, prompts), summaries(hunt.base, prompts)))
     single = characters()
     # most characters are the same unknown token, or the same few bytes, to a tokenizer
@@ -501,7 +504,8 @@ class Trial:
         if ranked and ranked[0].proven:
             ranked[0] = shortened(self, ranked[0])
         drift = 1 - F.cosine_similarity(self.clean, self.reference, dim=-1).mean().item()
-        return Strings(ranked, max((fired.effect for fired in ranked), default=0.0), drift, self.cfg.natural, self.cfg.beyond)
+        effect = max((fired.effect for fired in ranked), default=0.0)
+        return Strings(ranked, effect, drift, self.cfg.natural, self.cfg.beyond, len(self.prompts))
 
     def at(self, text: str, place: str) -> Fired:
         """What a string does at one place."""
