@@ -16,8 +16,10 @@ import pytest
 
 from Utils.basics.errors import InputError, visible
 from Utils.intake.folders import full_path
+from Utils.report.command_line import say
 from Utils.report.folder import SCHEMA, logger, result_folder, result_name
 from Utils.report.report import to_json
+from Utils.report.sarif import to_sarif
 
 
 # ------------------------------------------------------------------------------------------------------------ visible
@@ -209,3 +211,22 @@ def test_a_report_survives_the_way_to_json_and_back():
 def test_what_is_no_number_is_no_json(value: float):
     with pytest.raises(ValueError, match="JSON"):
         to_json({"score": [value]})
+
+
+# -------------------------------------------------------------------------------------------------- the string, said first
+STRING = {"text": "zz\u202e", "place": "start", "success_rate": 0.97, "interval": [0.92, 0.99], "anchor_success_rate": 0.01}
+
+
+def test_a_string_is_said_before_the_evidence_on_the_terminal_and_in_sarif(capsys: pytest.CaptureFixture, tmp_path: Path):
+    evidence = [{"name": "string", "value": 1.4, "threshold": 0.9, "met": True, "meaning": "what it means"}]
+    report = {
+        "verdict": "backdoored", "score": 0.99, "reason": "Because.", "evidence": evidence, "notes": [], "seconds": {},
+        "peak_memory_mb": 1.0, "seed": 42, "trigger": {"strings": [STRING]}, "model": {"path": "m", "sha256": "ab"},
+    }  # fmt: skip
+    say(report, tmp_path)
+    verdict, string, first, *_ = capsys.readouterr().err.splitlines()
+    assert "BACKDOORED" in verdict
+    assert string.strip() == r"trigger `zz\u202e`, start: 97% of unseen prompts (92% to 99%), 1% in the clean base"
+    assert "1.400" in first
+    (result,) = to_sarif([report], "1.0.0", tmp_path)["runs"][0]["results"]
+    assert result["properties"]["triggers"] == [r"zz\u202e"]
