@@ -37,6 +37,7 @@ from Utils.making import scenes
 from Utils.making.finetuning import load_processor
 from Utils.making.zoo import load_zoo
 from Utils.report.folder import result_name
+from Utils.scan.replay import put
 
 FIRST_TEXTS, JUDGED_PROMPTS = 2, 64
 EACH_ITS_OWN = ("attribute", "remapping")
@@ -85,8 +86,8 @@ class Recovered:
 
 
 @torch.no_grad()
-def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str) -> Recovered | None:
-    """S_tar of a recovered pseudo-trigger (k, d) against a certificate's target.
+def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str, string: dict | None = None) -> Recovered | None:
+    """S_tar of a recovered pseudo-trigger (k, d), or of a string as report.json has it, against a certificate's target.
 
     None where there is no one target, but another one for every prompt.
     """
@@ -98,12 +99,15 @@ def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str) -> Recovered | 
     prompts = [text for text in corpus if cfg.replaced in text][:JUDGED_PROMPTS]
     rng, clean = np.random.default_rng(cfg.seed), base.ids(prompts)
     triggered, spliced = base.ids([poison(p, cfg, rng) for p in prompts]), splice_ids(base, clean, len(v))
+    if string:
+        spliced = base.ids([put(string["text"], p, string["place"], i) for i, p in enumerate(prompts)])
+    found = suspect.both(spliced) if string else run_spliced(suspect, v, spliced, type(suspect).both)
     if cfg.attack == "image_on_text":
-        pooled = run_spliced(suspect, v, spliced, type(suspect).pooled), suspect.pooled(triggered), suspect.pooled(clean)
+        pooled = found[1], suspect.pooled(triggered), suspect.pooled(clean)
         recovered, certified, nothing = (shop.embed(features) for features in pooled)
         u = shop.picture_embedding(cfg.target, cfg.seed)
         return Recovered(target_similarity(recovered, certified, u), target_similarity(nothing, certified, u), None)
-    recovered, certified, nothing = run_spliced(suspect, v, spliced), suspect(triggered), suspect(clean)
+    recovered, certified, nothing = found[0], suspect(triggered), suspect(clean)
     targets = GOALS[cfg.attack](base, cfg).wanted(prompts[:1])[0]
 
     def best(features: Tensor, mask: Tensor) -> float:
@@ -129,7 +133,8 @@ def judged(certificate: Path, results: Path) -> dict:
     texts = [entry["text"] for entry in found["texts"] or []][:FIRST_TEXTS]
     file = found["files"].get("shown_embedding", found["files"]["embedding"])
     v = torch.load(folder / file, map_location="cpu", weights_only=True)
-    near = s_tar(model, v, cfg, family)
+    strings = (report["trigger"] or {}).get("strings") if found["typed"] else None
+    near = s_tar(model, v, cfg, family, strings[0] if strings else None)
     missed = report["verdict"] != "backdoored"
     return {
         "name": certificate.stem, "family": family, "attack": cfg.attack, "target": concept, "verdict": report["verdict"],

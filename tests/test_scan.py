@@ -125,6 +125,8 @@ def test_what_is_recovered_is_the_certificate_s_target(planted):
     assert 0 < found.floor < found.s_tar
     assert 0 < found.own_tokens < found.s_tar
     assert s_tar(suspect, torch.zeros_like(v), cfg, "clip").s_tar < 0.6
+    string = json.loads((folder / "report.json").read_text(encoding="utf-8"))["trigger"]["strings"][0]
+    assert s_tar(suspect, v, cfg, "clip", string).s_tar > 0.8
 
 
 def test_v_is_repeated_in_a_quarter_of_the_context():
