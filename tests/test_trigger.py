@@ -281,3 +281,12 @@ def test_few_unseen_prompts_prove_nothing_and_the_report_says_so():
     judged = with_strings(UNCALIBRATED, few, 0.01, trigger.TriggerConfig(), POWER)
     assert (judged.verdict, judged.score) == ("inconclusive", 0.5)
     assert "in 99 unseen prompts" in judged.notes[-1]
+
+
+def test_a_string_that_is_put_in_as_it_is_is_shown_before_one_for_letters():
+    letter = trigger.Fired("q", replace(RATE, place="for every o"), 120, True, 1.6)
+    plain = trigger.Fired("zz", RATE, 120, True, 1.3)
+    weak = trigger.Fired("dog", RATE, 120, False, 0.95)
+    assert trigger.Strings([letter, plain, weak], 1.6).best is plain
+    assert trigger.Strings([letter, weak], 1.6).best is letter  # a proof before what is none
+    assert trigger.Strings([], 0.0).best is None

@@ -37,7 +37,7 @@ def make_report(
     shown: as `show_found` returns it; by_layer: whose assimilation -> (m, L); further: as `show_further` returns each.
     """
     suspect, anchor, claimed = pair.suspect, pair.anchor, verdict.verdict == "backdoored"
-    fired = [described(one) for one in strings.strong] or None
+    fired = [described(one) for one in sorted(strings.strong, key=lambda one: one is not strings.best)] or None
     trigger = {"strings": fired, "examples": shown["examples"], "embedding": shown["files"]["embedding"]} if claimed else None
     target = {"texts": shown["texts"], "images": shown["images"]} if claimed else None
     backdoor = {"kind": finding.kind, "trigger": trigger, "target": target, "files": shown["files"]}

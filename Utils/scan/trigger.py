@@ -140,8 +140,8 @@ class Strings:
 
     @property
     def best(self) -> Fired | None:
-        """The string to show."""
-        return next(iter(self.proven or self.strong), None)
+        """The string to show: of those that do enough one that is put in as it is, if there is any."""
+        return next(iter(sorted(self.proven or self.strong, key=in_place_of_letters)), None)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def find_backdoors(
 ) -> list[Strings]:  # fmt: skip
     """`find_strings`, and where one stands out strings that force something else, a set for each backdoor; at most `most`.
 
-    For further ones `FURTHER` searches each: as many as for the first would cost as much where there is nothing else.
+    For further ones `FURTHER` searches each: the usual number would double the time where there is nothing else.
     """
     found = [find_strings(suspect, base, prompts, unseen, v, cfg, generator)]
     few = replace(cfg, searches=min(cfg.searches, FURTHER))
@@ -213,7 +213,7 @@ def search_strings(
     pairs = best_pairs(hunt, texts_for(hunt, prompts, SHORT, 2), shortlist(hunt, v))
     best = Candidate(pairs[0], "start", 0.0)
     for number in range(cfg.searches):
-        if number == 1:  # the first search finds most triggers, and characters most of the others
+        if number == min(1, cfg.searches - 1):  # the first search finds most triggers, and characters most of the others
             for text in best_characters(hunt, prompts):
                 trial.add(text)
         if trial.proven:
@@ -395,8 +395,8 @@ STARTS = ((3, "start"), (6, "start"), (4, "end"), (10, "start"), (2, "start"), (
 """Tokens of the searches' strings and where these stand, in turn."""
 LETTER = 4
 """Characters of a string that can stand for a letter."""
-FURTHER = 2
-"""Searches for a further backdoor."""
+FURTHER = 1
+"""Searches for a further backdoor, beside characters."""
 REPELLED = 3.0
 """Weight of how much nearer a string brings prompts to what is known."""
 SAME = 0.5
@@ -457,6 +457,11 @@ def trial_of(
     return Trial(suspect, base, cfg, prompts, summaries(suspect, prompts), summaries(base, prompts), known)
 
 
+def in_place_of_letters(fired: Fired) -> bool:
+    """Whether a string stands for letters of the prompt."""
+    return fired.rate.place in LETTERS
+
+
 def strength(fired: Fired) -> tuple[bool, float]:
     """What makes one string better evidence than another."""
     return fired.proven, min(fired.rate.success, fired.rate.collapse) - max(fired.rate.asleep, fired.rate.asleep_collapse)
@@ -503,8 +508,11 @@ class Trial:
         ranked = sorted(self.found.values(), key=strength, reverse=True)
         if ranked and ranked[0].proven:
             ranked[0] = shortened(self, ranked[0])
-        drift = 1 - F.cosine_similarity(self.clean, self.reference, dim=-1).mean().item()
         effect = max((fired.effect for fired in ranked), default=0.0)
+        plain = next((i for i, fired in enumerate(ranked) if not in_place_of_letters(fired)), 0)  # as `Strings.best` has it
+        if plain and ranked[plain].proven:
+            ranked[plain] = shortened(self, ranked[plain])
+        drift = 1 - F.cosine_similarity(self.clean, self.reference, dim=-1).mean().item()
         return Strings(ranked, effect, drift, self.cfg.natural, self.cfg.beyond, len(self.prompts))
 
     def at(self, text: str, place: str) -> Fired:
