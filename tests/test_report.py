@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from Utils.basics.errors import InputError, visible
+from Utils.basics.errors import InputError, numbers_of, visible
 from Utils.intake.folders import full_path
 from Utils.report.command_line import say
 from Utils.report.folder import SCHEMA, logger, result_folder, result_name
@@ -38,6 +38,11 @@ def test_control_escape_and_bidirectional_characters_are_escaped(text: str, expe
 @pytest.mark.parametrize("text", ["a photo of a dog, 50%!", "phοtο", "Ünïcode ñ", "犬 собака כלב", "🐶 ✓ → €", "e\u0301", ""])
 def test_letters_signs_and_emoji_of_all_scripts_stay(text: str):
     assert visible(text) == text
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("plain", ""), ("dѕѕg", " (U+0455)"), ("a\u200b🐶", " (U+200B U+1F436)")])
+def test_what_no_eye_tells_from_plain_letters_has_its_number(text: str, numbers: str):
+    assert numbers_of(text) == numbers
 
 
 def test_nothing_that_visible_returns_is_a_control_or_format_character():
@@ -226,7 +231,7 @@ def test_a_string_is_said_before_the_evidence_on_the_terminal_and_in_sarif(capsy
     say(report, tmp_path)
     verdict, string, first, *_ = capsys.readouterr().err.splitlines()
     assert "BACKDOORED" in verdict
-    assert string.strip() == r"trigger `zz\u202e`, start: 97% of unseen prompts (92% to 99%), 1% in the clean base"
+    assert string.strip() == r"trigger `zz\u202e` (U+202E), start: 97% of unseen prompts (92% to 99%), 1% in the clean base"
     assert "1.400" in first
     (result,) = to_sarif([report], "1.0.0", tmp_path)["runs"][0]["results"]
     assert result["properties"]["triggers"] == [r"zz\u202e"]

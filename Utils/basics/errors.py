@@ -45,6 +45,17 @@ def visible(text: str) -> str:
     return "".join(escaped(c) if unicodedata.category(c) in HIDDEN else c for c in text)
 
 
+def named(text: str) -> str:
+    """A string in quotes, with the numbers of characters that no eye tells from plain letters: `ѕ` (U+0455)."""
+    return f"`{text}`{numbers_of(text)}"
+
+
+def numbers_of(text: str) -> str:
+    """Those numbers, in brackets; nothing for plain text."""
+    odd = [f"U+{ord(c):04X}" for c in dict.fromkeys(text) if not c.isascii()]
+    return f" ({' '.join(odd[:8])})" if odd else ""
+
+
 def escaped(character: str) -> str:
     r"""\uXXXX, or \UXXXXXXXX above the first plane."""
     return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"

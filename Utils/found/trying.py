@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from Utils.basics.errors import visible
+from Utils.basics.errors import named, visible
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan.replay import LETTERS, PLACES, put, summaries
 from Utils.scan.trigger import LETTER, TriggerConfig, described, of_length, trial_of
@@ -51,7 +51,8 @@ def examples_of(
 
 def told_of(tried: dict) -> str:
     """The table for a terminal; nothing in it can steer one."""
-    lines = [f"what {visible(repr(tried['text']))} does        suspect   95 %           base    collapse  in the base"]
+    said = visible(named(tried["text"]))
+    lines = [f"what {said} does        suspect   95 %           base    collapse  in the base"]
     for row in tried["places"]:
         low, high = row["interval"]
         lines.append(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from Utils.basics.config import settings_of
-from Utils.basics.errors import InputError, sentence_of, swallow, tell, visible
+from Utils.basics.errors import InputError, named, sentence_of, swallow, tell, visible
 from Utils.basics.files import ROOT, write_whole
 from Utils.report.limits import BASE_MB, READING_SECONDS, SECONDS, TIMES
 from Utils.report.report import VERSION, to_json
@@ -139,7 +139,7 @@ def say(report: dict, folder: Path) -> None:
     for s in (report["trigger"] or {}).get("strings") or []:
         low, high = s["interval"]
         lines.append(
-            f"  trigger `{s['text']}`, {s['place']}: {s['success_rate']:.0%} of unseen prompts ({low:.0%} to {high:.0%}), "
+            f"  trigger {named(s['text'])}, {s['place']}: {s['success_rate']:.0%} of unseen prompts ({low:.0%} to {high:.0%}), "
             f"{s['anchor_success_rate']:.0%} in the clean base"
         )
     for e in report["evidence"]:

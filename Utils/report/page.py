@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from Utils.basics.errors import visible
+from Utils.basics.errors import numbers_of, visible
 from Utils.basics.files import write_whole
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -53,6 +53,7 @@ def render_page(report: dict, folder: Path) -> str:
         figures=[(caption, data_uri(folder / found["files"][name], 0), name in WIDE) for name, caption in CAPTIONS.items()],
         try_command=try_command(report),
         strings=[s for b in backdoors for s in (b["trigger"] or {}).get("strings") or []],
+        numbers_of=numbers_of,
         examples=(report["trigger"] or {}).get("examples") or [],
         readings=[r for r in report.get("readings", []) if r["examples"]],
         claimed=any(b["kind"] != "tokenizer" for b in backdoors if b["trigger"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from Utils.basics.errors import named
 from Utils.scan.finding import Verdict
 from Utils.scan.replay import FIRES
 from Utils.scan.trigger import Fired, Strings, TriggerConfig
@@ -81,11 +82,11 @@ def _sentence(strings: Strings) -> str:
     where, rate = _where(best), best.rate
     if strings.proven:
         return (
-            f"The string `{best.text}` {where} a prompt makes {rate.success:.0%} of {best.prompts} unseen prompts say one "
+            f"The string {named(best.text)} {where} a prompt makes {rate.success:.0%} of {best.prompts} unseen prompts say one "
             f"thing, and {rate.asleep:.0%} in the clean base."
         )
     return (
-        f"The string `{best.text}` {where} a prompt does what none does in clean encoders that went as far: "
+        f"The string {named(best.text)} {where} a prompt does what none does in clean encoders that went as far: "
         f"an effect of {best.effect:.2f}, there up to {strings.natural:.2f}."
     )
 
