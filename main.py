@@ -719,7 +719,7 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         with run.stage("assimilation"):
             by_layer = layers_with_and_without(scan, finding.v)
         first, *others = chosen.strings if chosen.verdict.verdict == "backdoored" else [Strings()]
-        shown = show_found(scan, finding, first.best, by_layer, run, request.show)
+        shown = show_found(scan, finding, by_layer, run, request.show, first.best)
         further = [show_further(scan, one, run, request.show, number) for number, one in enumerate(others, 2)]
         settings = {"config": asdict(cfg), "show": asdict(request.show), "device": device.type}
         settings["read"] = {"files": suspect.files.read, "beside": [asdict(b) for b in beside]}

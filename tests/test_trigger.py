@@ -222,7 +222,15 @@ def test_a_second_backdoor_has_its_own_strings_words_and_pictures(tmp_path, monk
     fired = [replace(trial.at(text, "start"), proven=True) for text in ("ahczzt", "blue car")]
     both = [trigger.Strings([one], 1.5, natural=-1.0) for one in fired]
     monkeypatch.setattr(main, "find_backdoors", lambda *_: both)
-    cfg = replace(load_config(main.ScanConfig, main.SETTINGS), prompts=40, restarts=2, rounds=1, steps=3, pooled_steps=3)
+    cfg = replace(
+        load_config(main.ScanConfig, main.SETTINGS),
+        prompts=40,
+        restarts=2,
+        rounds=1,
+        steps=3,
+        pooled_steps=3,
+        landscape_points=3,
+    )
     model, show = str(MODELS / "suspects" / "text_on_text"), main.Show(images=1)
     report = main.scan_model(model, main.Request(cfg, output=tmp_path, device="cpu", show=show))
     first, second = report["backdoors"]

@@ -52,7 +52,7 @@ class Forced:
 
 
 def show_found(
-    pair: Pair, finding: Finding, string: Fired | None, by_layer: dict[str, Tensor], run: Run, show: Show
+    pair: Pair, finding: Finding, by_layer: dict[str, Tensor], run: Run, show: Show, string: Fired | None = None
 ) -> dict:  # fmt: skip
     """Show what the string forces, or v where there is none, whatever the verdict.
 
