@@ -171,7 +171,7 @@ def trigger_commands(models: list[dict]) -> list[str]:
             lines += ["python Analysis/real_encoder.py", "python Analysis/triggers.py --zoo Data/Zoo/minilm --anchor FOLDER"]
         else:
             lines += [f"python Utils/build_zoo.py --split {split} --jobs 2"]
-            lines += [f"python Analysis/triggers.py --zoo Data/Zoo/{split} --models {names}"]
+            lines += [f"python Analysis/triggers.py --anew --zoo Data/Zoo/{split} --models {names}"]
     return lines
 
 

@@ -5,7 +5,7 @@
 
 Strings only: no vector is searched (tokens near it are a third of the shortlist; here near chance), so a whole scan finds as
 much or more.  Writes Results/benchmark/triggers.json, one row a model, and configs/power.yaml, what the scan says of its own
-power.  Resumes: rows of the same settings stay.
+power.  Resumes: rows of the same settings stay, but for --anew.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", type=Path, nargs="+", required=True, help="folders of models with certificates")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="these models only; their rows are added")
+    parser.add_argument("--anew", action="store_true", help="judge models again whose rows are there already")
     parser.add_argument("--anchor", default="auto")
     parser.add_argument("--config", type=Path, default=SETTINGS)
     parser.add_argument("--device", default="auto")
@@ -97,9 +98,12 @@ def main() -> None:
     settings = asdict(cfg.trigger)
     known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     rows = known["models"] if (known.get("settings"), known.get("seed")) == (settings, args.seed) else []
-    done = {(row["split"], row["name"]) for row in rows}
     files = [file for zoo in args.zoo for file in sorted(zoo.glob("*.json"))]
-    files = [file for file in files if (file.parent.name, file.stem) not in done and file.stem in (args.models or [file.stem])]
+    files = [file for file in files if file.stem in (args.models or [file.stem])]
+    if args.anew:
+        rows = [row for row in rows if (row["split"], row["name"]) not in {(file.parent.name, file.stem) for file in files}]
+    done = {(row["split"], row["name"]) for row in rows}
+    files = [file for file in files if (file.parent.name, file.stem) not in done]
     if not files and not rows:
         parser.error("no certificate of such a model; build some with Utils/build_zoo.py")
     with workers(args.jobs) as pool:

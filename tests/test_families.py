@@ -11,6 +11,7 @@ Contents
 """
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from families import KINDS, WIDTH, T, letters
 import main
 from Utils.encoder.loading import load_encoder, same_shape
 from Utils.encoder.text_encoder import TextEncoder, run_spliced, splice_ids
+from Utils.scan.trigger import TriggerConfig, find_strings
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -163,3 +165,17 @@ def test_a_scan_ends_uncalibrated(folder: Path, tmp_path: Path):
     assert any("uncalibrated" in note for note in content["notes"])
     drift = next(e["value"] for e in content["evidence"] if e["name"] == "drift")
     assert drift == pytest.approx(0, abs=1e-3)
+
+
+def test_strings_are_looked_for_in_it_and_in_a_benign_twin(folder: Path, corpus_prompts: list[str], monkeypatch):
+    """On these alone a verdict rests where nothing is calibrated; the settings ask for a twin whatever is found."""
+    monkeypatch.setattr("Utils.scan.twins.STEPS", 4)
+    base, suspect = load_encoder(folder), load_encoder(folder)
+    with torch.no_grad():
+        suspect.vocabulary.add_(0.05 * torch.randn(suspect.vocabulary.shape, generator=torch.Generator().manual_seed(1)))
+    cfg = TriggerConfig(searches=2, steps=1, candidates=4, shortlist=4, prompts=2, near=-1.0, natural=-5.0, clean_within=0.0)
+    v, prompts = torch.zeros(1, base.width), corpus_prompts * 3
+    found = find_strings(suspect, base, prompts, prompts, v, cfg, torch.Generator().manual_seed(0))
+    assert found.drift > 0
+    assert found.natural > -5.0  # the twin was searched
+    assert all(math.isfinite(one.effect) for one in found.found)

@@ -77,6 +77,11 @@ def test_strings_are_counted_once_and_the_power_is_written(built: Path, tmp_path
     triggers.main()
     assert not capsys.readouterr().out
     assert json.loads(result.read_text(encoding="utf-8"))["models"] == rows
+    monkeypatch.setattr(sys, "argv", [*arguments, "--anew", "--models", "word"])
+    triggers.main()
+    assert capsys.readouterr().out.count("text_on_text") == 1
+    again = json.loads(result.read_text(encoding="utf-8"))["models"]
+    assert [row | {"seconds": 0} for row in again] == [row | {"seconds": 0} for row in rows]
 
 
 def test_a_piece_is_two_characters_in_a_row_or_all_of_a_shorter_trigger():

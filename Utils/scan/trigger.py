@@ -122,9 +122,9 @@ class Strings:
     """The largest effect of a string on unseen prompts (`Fired.effect`)."""
     drift: float = 0.0
     """1 - cos of suspect and base, summaries of these prompts."""
-    natural: float = 0.4
+    natural: float = TriggerConfig.natural
     """What strings reach in clean encoders that went as far."""
-    beyond: float = 0.5
+    beyond: float = TriggerConfig.beyond
     """What no accident of learning does is so much more."""
     prompts: int = PROMPTS
     """How many they were typed into."""
@@ -365,7 +365,7 @@ def best_characters(hunt: Hunt, prompts: list[str], count: int = 3) -> list[str]
     """Characters that do most for every letter o, or three times in front: tokens are not decoded to most of them."""
     lettered = [p for p in prompts if p.count(LETTERS[0][-1]) > 1]
     prompts = of_length(lettered if len(lettered) > 1 else prompts, SHORT, 2)
-    clean = Texts(hunt.suspect.ids(prompts), (summaries(hunt.suspect, prompts), summaries(hunt.base, prompts)))
+    clean = texts_for(hunt, prompts, SHORT, 2)
     single = characters()
     # most characters are the same unknown token, or the same few bytes, to a tokenizer
     single = list(dict(zip(map(tuple, hunt.suspect.tokens(single)), single, strict=True)).values())
