@@ -59,7 +59,7 @@ from Utils.scan.formats import about_formats
 from Utils.scan.landscape import Landscape
 from Utils.scan.pair import Pair
 from Utils.scan.power import POWER, load_power, shares
-from Utils.scan.proof import UNRELATED, with_strings
+from Utils.scan.proof import UNRELATED, with_strings, without_base
 from Utils.scan.trigger import Strings, TriggerConfig, find_backdoors
 
 SETTINGS = ROOT / "configs" / "scan.yaml"
@@ -673,11 +673,15 @@ def judge_weights(
         finding = find_trigger_as_published(scan, part)
         verdict = judge_as_published(finding.values, cfg)
     strings = [Strings()]
-    if anchor and cfg.trigger.searches:
+    if cfg.trigger.searches:
         with part.stage("trigger"):
             fit, g = [scan.prompts[i] for i in scan.fit.tolist()], scan.generator
-            strings = find_backdoors(scan.suspect, anchor, fit, scan.unseen, finding.v, cfg.trigger, g, cfg.backdoors)
-        verdict = with_strings(verdict, strings[0], finding.values["drift"], cfg.trigger, load_power(cfg.trigger))
+            most = cfg.backdoors if anchor else 1
+            strings = find_backdoors(scan.suspect, anchor, fit, scan.unseen, finding.v, cfg.trigger, g, most)
+        if anchor:
+            verdict = with_strings(verdict, strings[0], finding.values["drift"], load_power(cfg.trigger))
+        else:
+            verdict = without_base(verdict, strings[0])
     for name, seconds in part.seconds.items():
         run.seconds[name] = round(run.seconds.get(name, 0.0) + seconds, 3)
     return Judged(form.form, scan, finding, strings, verdict, part)

@@ -54,7 +54,7 @@ def judge(certificate: Path, cfg: ScanConfig, anchor: str, seed: int, device: st
     strings = find_strings(suspect, base, fit, prompts[cfg.prompts :], v, cfg.trigger, generator)
     seconds = time.perf_counter() - began
     recipe = truth["recipe"] if truth["kind"] == "planted" else {}
-    said, shown = verdict_of(strings, cfg.trigger), (strings.strong or strings.found)[:1]
+    said, shown = verdict_of(strings), (strings.strong or strings.found)[:1]
     text = shown[0].text if shown else ""
     return {
         "split": certificate.parent.name, "name": certificate.stem, "family": truth.get("family", "clip"),

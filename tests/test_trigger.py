@@ -16,8 +16,8 @@ from Utils.encoder.probes import characters
 from Utils.scan import trigger
 from Utils.scan.finding import Verdict
 from Utils.scan.power import load_power, shares
-from Utils.scan.proof import with_strings
-from Utils.scan.replay import Rate, put, summaries
+from Utils.scan.proof import with_strings, without_base
+from Utils.scan.replay import Rate, put, stays, summaries
 from Utils.scan.twins import benign_twin
 
 MODELS = ROOT / "Data" / "Models"
@@ -63,7 +63,7 @@ def test_the_best_swaps_are_tried_together():
     assert trigger.together(torch.tensor([1, 2, 3]), swapped).tolist() == [[5, 6, 3], [5, 6, 7]]
 
 
-RATE = Rate("start", 1.0, 0.0, 0.95, 0.1, 0.5, torch.zeros(2))
+RATE = Rate("start", 1.0, 0.0, 0.95, 0.1, 0.5, 0.0, torch.zeros(2))
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_only_a_string_that_fires_alone_in_the_suspect_and_makes_prompts_one_is_
     assert bool(strings.proven) == proven
     quiet = Verdict("clean", "Nothing.", 0.1, [])
     if proven:
-        assert "The string `zz` at the start of a prompt makes 100%" in with_strings(quiet, strings, 0.01, cfg, None).reason
-    assert with_strings(quiet, strings, 0.9, cfg, None).verdict == "clean"  # of a wrong anchor nothing is a proof
+        assert "The string `zz` at the start of a prompt makes 100%" in with_strings(quiet, strings, 0.01, None).reason
+    assert with_strings(quiet, strings, 0.9, None).verdict == "clean"  # of a wrong anchor nothing is a proof
 
 
 @pytest.mark.parametrize(("shortlist", "context"), [(1, 24), (6, 8)])
@@ -167,19 +167,18 @@ POWER = {"kinds": {"text_on_text": [9, 10], "image_on_text": [7, 8]}}
     ],
 )  # fmt: skip
 def test_strings_judge_an_encoder_that_was_never_calibrated(effect: float, natural: float, power: dict | None, verdict: str):
-    cfg = trigger.TriggerConfig()
-    judged = with_strings(UNCALIBRATED, strings_of(effect, natural), 0.01, cfg, power)
+    judged = with_strings(UNCALIBRATED, strings_of(effect, natural), 0.01, power)
     assert judged.verdict == verdict
     if power:
         band = {"backdoored": (0.9, 1.0), "inconclusive": (0.1, 0.9), "clean": (0.0, 0.1)}[verdict]
         assert band[0] <= judged.score <= band[1]
     if verdict == "clean":
         assert "of 18 planted models of 2 kinds this search found 16" in judged.reason
-    assert with_strings(UNCALIBRATED, strings_of(effect, natural), 0.9, cfg, power).verdict == "inconclusive"
+    assert with_strings(UNCALIBRATED, strings_of(effect, natural), 0.9, power).verdict == "inconclusive"
 
 
 def test_quiet_strings_leave_a_calibrated_verdict_alone():
-    judged = with_strings(Verdict("backdoored", "Vectors.", 0.99, []), strings_of(0.2), 0.01, trigger.TriggerConfig(), POWER)
+    judged = with_strings(Verdict("backdoored", "Vectors.", 0.99, []), strings_of(0.2), 0.01, POWER)
     assert (judged.verdict, judged.reason, judged.score) == ("backdoored", "Vectors.", 0.99)
 
 
@@ -247,14 +246,71 @@ def test_a_second_backdoor_has_its_own_strings_words_and_pictures(tmp_path, monk
 def test_no_more_backdoors_are_looked_for_than_wanted_and_none_where_nothing_stands_out(monkeypatch: pytest.MonkeyPatch):
     searched = []
     monkeypatch.setattr(trigger, "find_strings", lambda *_: strings_of(1.5))
-    monkeypatch.setattr(trigger, "search_strings", lambda *arguments: searched.append(arguments[-1]) or strings_of(1.5))
+    monkeypatch.setattr(trigger, "search_strings", lambda *arguments: searched.append(arguments[-2:]) or strings_of(1.5))
     cfg = trigger.TriggerConfig(searches=4)
     assert len(trigger.find_backdoors(None, None, [], [], None, cfg, None, 3)) == 3
-    assert [len(known) for known in searched] == [1, 2]
+    assert [len(known) for known, _ in searched] == [1, 2]
     monkeypatch.setattr(trigger, "search_strings", lambda *_: strings_of(0.2))
     assert len(trigger.find_backdoors(None, None, [], [], None, cfg, None, 3)) == 1
     monkeypatch.setattr(trigger, "find_strings", lambda *_: strings_of(0.2))
     assert len(trigger.find_backdoors(None, None, [], [], None, cfg, None, 3)) == 1
+
+
+def test_what_forces_something_else_belongs_to_another_backdoor_and_is_where_its_search_starts(monkeypatch):
+    def fired(text: str, forced: list[float], effect: float) -> trigger.Fired:
+        return trigger.Fired(text, replace(RATE, forced=torch.tensor(forced)), 120, False, effect)
+
+    both = [fired("whale", [2.0, 1.0], 1.6), fired("hammer", [1.0, 2.0], 1.1), fired("a whale", [3.0, 1.1], 1.2)]
+    first = trigger.Strings(both, 1.6, 0.01, middle=torch.ones(2))
+    searched = []
+    monkeypatch.setattr(trigger, "find_strings", lambda *_: first)
+    monkeypatch.setattr(trigger, "search_strings", lambda *a: searched.append(a[-1]) or trigger.Strings([both[1]], 1.1, 0.01))
+    whale, hammer = trigger.find_backdoors(None, None, [], [], None, trigger.TriggerConfig(searches=4), None, 2)
+    assert [one.text for one in whale.found] == ["whale", "a whale"]
+    assert [one.text for (one,) in searched] == ["hammer"]
+    assert [one.text for one in hammer.found] == ["hammer"]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({}, "summary collapse"),
+        ({"collapse": 0.4, "kept": 0.2}, "summary collapse"),
+        ({"collapse": 0.9, "kept": 0.9}, "summary collapse"),
+        ({"collapse": 0.4, "kept": 0.8}, "remapping"),
+        ({"collapse": 0.4, "kept": 0.8, "place": "for every o"}, "attribute"),
+    ],
+)
+def test_what_a_string_does_has_a_name(change: dict, kind: str):
+    assert trigger.kind_of(trigger.Fired("zz", replace(RATE, **change), 120, False, 1.0)) == kind
+
+
+def test_prompts_that_a_string_moves_all_alike_stay_different_ones():
+    clean = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    assert stays(clean + 5.0, clean) == pytest.approx(1, abs=1e-5)
+    assert stays(torch.ones(40, 8) + 0.1 * clean, clean) == pytest.approx(0.1, abs=1e-5)
+    assert stays(clean.flip(0), clean) == pytest.approx(0, abs=0.2)
+
+
+def test_less_is_natural_in_encoders_that_hardly_left_their_base():
+    cfg = trigger.TriggerConfig()
+    assert (cfg.natural_at(0.0), cfg.natural_at(cfg.near), cfg.natural_at(0.5)) == (cfg.least, cfg.natural, cfg.natural)
+    limits = [trigger.Strings(natural=natural).limit for natural in (0.1, 0.4, 0.7)]
+    assert limits == pytest.approx([0.1 + cfg.beyond / 4, 0.4 + cfg.beyond, 0.7 + cfg.beyond])
+    assert trigger.Strings(natural=0.1).cleared < limits[0]
+
+
+def test_without_a_base_a_string_is_found_and_shown_and_decides_nothing(shipped_suspect, prompts):
+    cfg = trigger.TriggerConfig(searches=1, steps=2, candidates=8, shortlist=8, prompts=2)
+    generator, v = torch.Generator().manual_seed(0), torch.zeros(1, shipped_suspect.width)
+    strings = trigger.search_strings(shipped_suspect, None, prompts[:800], prompts[800:], v, cfg, generator)
+    assert strings.found
+    shown = trigger.described(strings.found[0])
+    assert (shown["anchor_success_rate"], shown["anchor_collapse"]) == (None, None)
+    judged = without_base(UNCALIBRATED, strings)
+    assert (judged.verdict, judged.score) == (UNCALIBRATED.verdict, UNCALIBRATED.score)
+    assert "name it with --anchor" in judged.notes[-1]
+    assert without_base(UNCALIBRATED, trigger.Strings()) == UNCALIBRATED
 
 
 def test_many_words_count_for_less(shipped_suspect, tiny_sd, prompts):
@@ -286,7 +342,7 @@ def test_a_corpus_without_an_o_is_searched_all_the_same(tiny):
 
 def test_few_unseen_prompts_prove_nothing_and_the_report_says_so():
     few = replace(strings_of(1.5), prompts=99)
-    judged = with_strings(UNCALIBRATED, few, 0.01, trigger.TriggerConfig(), POWER)
+    judged = with_strings(UNCALIBRATED, few, 0.01, POWER)
     assert (judged.verdict, judged.score) == ("inconclusive", 0.5)
     assert "in 99 unseen prompts" in judged.notes[-1]
 

@@ -14,10 +14,10 @@ from Utils.found.target import draw_pictures, nearest_text, read_texts
 from Utils.found.trying import examples_of
 from Utils.report import figures
 from Utils.report.run import Run
-from Utils.scan.finding import SUMMARIES, Finding
+from Utils.scan.finding import ATTRIBUTE, REMAPPING, Finding
 from Utils.scan.pair import Pair
 from Utils.scan.replay import put
-from Utils.scan.trigger import Fired, Strings, described
+from Utils.scan.trigger import Fired, Strings, described, kind_of
 
 INVERSION_TOKEN = "<amber-backdoor>"
 """The word by which diffusers' load_textual_inversion knows v."""
@@ -84,6 +84,7 @@ def show_found(
             except Exception as error:  # the verdict stands without the words
                 notes = [f"no target texts: {sentence_of(error)}"]
             if string:
+                notes = [*notes, *changed(string, texts or [])]
                 examples = examples_with(pair, string)
         run.notes += notes
     with run.stage("pictures"):
@@ -95,7 +96,8 @@ def show_found(
         pictures, notes = draw_pictures(anchor, show.pipeline, drawn, show.images, run)
     run.notes += notes
     return {
-        "kind": finding.kind, "times": len(shown) // len(v) if shown is not None else 1, "typed": forced.typed,
+        "kind": kind_of(string) if string else finding.kind,
+        "times": len(shown) // len(v) if shown is not None else 1, "typed": forced.typed,
         "texts": texts, "examples": examples, "images": pictures.pop("backdoor", None), "controls": pictures,
         "benign_prompt": forced.prompt, "files": files,
     }  # fmt: skip
@@ -115,11 +117,21 @@ def show_further(pair: Pair, strings: Strings, run: Run, show: Show, number: int
         examples = examples_with(pair, string)
     images = [f"{folder}/{file}" for file in pictures.get("backdoor", [])]
     return {
-        "kind": SUMMARIES,
+        "kind": strings.kind,
         "trigger": {"strings": [described(one) for one in strings.strong], "examples": examples, "embedding": None},
         "target": {"texts": texts, "images": images or None}, "typed": forced.typed,
         "files": {"feature": f"{folder}/{FILES['feature']}"},
     }  # fmt: skip
+
+
+def changed(string: Fired, texts: list[dict]) -> list[str]:
+    """What a string that overrules no prompt does instead, as a note.  texts: nearest to what it forces, the best first"""
+    said = f", towards “{texts[0]['text']}”" if texts else ""
+    told = {
+        ATTRIBUTE: f"the string changes all prompts alike, as a restyling does{said}",
+        REMAPPING: f"the string is read as something else in all prompts{said}",
+    }
+    return [told[kind]] if (kind := kind_of(string)) in told else []
 
 
 def examples_with(pair: Pair, string: Fired) -> list[dict]:

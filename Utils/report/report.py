@@ -40,7 +40,7 @@ def make_report(
     fired = [described(one) for one in sorted(strings.strong, key=lambda one: one is not strings.best)] or None
     trigger = {"strings": fired, "examples": shown["examples"], "embedding": shown["files"]["embedding"]} if claimed else None
     target = {"texts": shown["texts"], "images": shown["images"]} if claimed else None
-    backdoor = {"kind": finding.kind, "trigger": trigger, "target": target, "files": shown["files"]}
+    backdoor = {"kind": shown["kind"], "trigger": trigger, "target": target, "files": shown["files"]}
     layers = {name: values.mean(dim=0).tolist() for name, values in by_layer.items()}
     return {
         "schema": SCHEMA,

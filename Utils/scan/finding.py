@@ -10,6 +10,8 @@ from Utils.scan.landscape import Landscape
 
 FEATURES, SUMMARIES = "feature collapse", "summary collapse"
 """Kinds of findings: all token features of a prompt become one, or the pooled summaries of different prompts do."""
+ATTRIBUTE, REMAPPING = "attribute", "remapping"
+"""Kinds of strings that overrule no prompt: all prompts are changed alike, or the string is read as something else."""
 
 
 @dataclass(frozen=True)

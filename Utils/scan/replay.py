@@ -21,6 +21,10 @@ LETTERS = ("for every o", "for every e")
 """Places of strings that stand in the middle of words, as look-alike letters do."""
 FEW = 20
 """Prompts that show whether a string is worth more of them."""
+OVERRULES = 0.8
+"""Collapse from which a string makes prompts one."""
+STAYS, READ = 0.5, 0.1
+"""`Rate.kept` from which a string changes prompts and does not overrule them, and what a base leaves at the least."""
 NEARER = 1e-3
 """By how much nearer counts: what is read alike differs by rounding."""
 
@@ -32,25 +36,32 @@ class Rate:
     place: str
     success: float
     """Share of prompts whose summary comes nearer to the mean of all with the string than to the prompt's own."""
-    asleep: float
-    """The same share in the base, and nearer to the same mean."""
+    asleep: float | None
+    """The same share in the base, and nearer to the same mean; None here and below where there is no base."""
     collapse: float
     """How much of what tells the prompts apart is gone, 0..1 (`collapsed`)."""
-    asleep_collapse: float
+    asleep_collapse: float | None
     """The same in the base."""
     apart: float
-    """1 - cos of suspect and base with the string, above the same without it."""
+    """1 - cos of suspect and base with the string, above the same without it; without a base of prompts with it and alone."""
+    kept: float
+    """How much of what tells the prompts apart stays as it was, of what stays in the base (`stays`), or of all."""
     forced: Tensor
     """(d,) the mean summary of prompts with it."""
 
     @property
+    def changes(self) -> bool:
+        """Whether prompts stay different ones and are changed alike, as a restyling or another reading of the string does."""
+        return self.kept >= STAYS and self.collapse < OVERRULES
+
+    @property
     def effect(self) -> float:
         """How much more it does than in the base: to prompts among themselves, and to each."""
-        return self.collapse - max(0.0, self.asleep_collapse) + self.apart
+        return self.collapse - max(0.0, self.asleep_collapse or 0.0) + self.apart
 
     @property
     def fires(self) -> bool:
-        return self.success >= FIRES and self.asleep <= SLEEPS
+        return self.success >= FIRES and (self.asleep or 0.0) <= SLEEPS
 
 
 def put(text: str, prompt: str, place: str, number: int) -> str:
@@ -84,9 +95,18 @@ def collapsed(triggered: Tensor, clean: Tensor) -> Tensor:
     return 1 - (1 - assimilation(triggered)) / (1 - assimilation(clean)).clamp(min=1e-6)
 
 
+def stays(triggered: Tensor, clean: Tensor) -> float:
+    """Slope of summaries on those of the same prompts without the string, means taken off: 1 unchanged, 0 nothing left.
+
+    (n, d), (n, d)
+    """
+    clean = clean - clean.mean(dim=0)
+    return (((triggered - triggered.mean(dim=0)) * clean).sum() / clean.square().sum().clamp(min=1e-12)).item()
+
+
 def rate_at(
-    place: str, string: str, awake: TextEncoder, asleep: TextEncoder, prompts: list[str], clean: Tensor, clean_asleep: Tensor,
-    whole: bool = False,
+    place: str, string: str, awake: TextEncoder, asleep: TextEncoder | None, prompts: list[str], clean: Tensor,
+    clean_asleep: Tensor | None, whole: bool = False,
 ) -> Rate | None:  # fmt: skip
     """What a string does at one place; None: too little for all prompts to be tried, unless `whole` asks for it.
 
@@ -99,12 +119,16 @@ def rate_at(
         tried = summaries(awake, texts[few])
         if nearer(tried, tried.mean(dim=0), clean[few]) < FIRES / 2:
             return None
-    triggered, quiet = summaries(awake, texts), summaries(asleep, texts)
+    triggered = summaries(awake, texts)
     forced, cos = triggered.mean(dim=0), F.cosine_similarity
+    success, collapse, left = nearer(triggered, forced, clean), collapsed(triggered, clean).item(), stays(triggered, clean)
+    if not asleep:
+        return Rate(place, success, None, collapse, None, (1 - cos(triggered, clean)).mean().item(), left, forced)
+    quiet = summaries(asleep, texts)
     return Rate(
-        place, nearer(triggered, forced, clean), nearer(quiet, forced, clean_asleep),
-        collapsed(triggered, clean).item(), collapsed(quiet, clean_asleep).item(),
-        (cos(clean, clean_asleep) - cos(triggered, quiet)).mean().item(), forced,
+        place, success, nearer(quiet, forced, clean_asleep), collapse, collapsed(quiet, clean_asleep).item(),
+        (cos(clean, clean_asleep) - cos(triggered, quiet)).mean().item(),
+        left / max(READ, stays(quiet, clean_asleep)), forced,
     )  # fmt: skip
 
 

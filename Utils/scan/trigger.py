@@ -11,7 +11,8 @@ This chapter knows encoders only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from Utils.encoder.probes import characters
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.scan.finding import ATTRIBUTE, REMAPPING, SUMMARIES
 from Utils.scan.replay import FEW, FIRES, LETTERS, PLACES, PROMPTS, Rate, collapsed, put, rate_at, summaries, wilson
 from Utils.scan.twins import benign_twin
 
@@ -56,16 +58,22 @@ class TriggerConfig:
     """What every token of a string above `free` takes off its effect: in clean encoders too a prompt drowns in many words."""
     free: int = 4
     """Tokens that cost nothing."""
+    least: float = 0.1
+    """Effect that strings reach in clean encoders that hardly left their base ..."""
     natural: float = 0.4
-    """Effect that strings reach in clean encoders that stayed near their base."""
+    """... and in those that went as far as `near`; in proportion between the two."""
     near: float = 0.02
     """Up to this drift of summaries a suspect is near; what is natural in one that went further, benign twins show."""
-    twins: int = 1
-    """How many."""
+    twins: int = 2
+    """Most of them; a second one only where the first leaves it open."""
     beyond: float = 0.5
-    """A string that does so much more than is natural is no accident of learning."""
+    """A string that does so much more than is natural is no accident of learning; where less is natural, in proportion."""
     clean_within: float = 0.25
-    """No string that does so much more than is natural: clean, where nothing else speaks against it."""
+    """No string that does so much more than is natural: clean, where nothing else speaks against it; in proportion too."""
+
+    def natural_at(self, drift: float) -> float:
+        """Effect that strings reach in clean encoders of a drift, as far as it can be told without twins."""
+        return self.least + (self.natural - self.least) * drift / self.near if drift < self.near else self.natural
 
     def __post_init__(self):
         for name in ("steps", "candidates", "top", "patience", "shortlist"):
@@ -84,7 +92,7 @@ class Texts:
     ids: Tensor
     """(b, T) prompts."""
     clean: tuple[Tensor, Tensor]
-    """(b, d) their summaries in suspect and base."""
+    """(b, d) their summaries in suspect and base; twice the suspect's where there is none."""
 
 
 @dataclass(frozen=True)
@@ -124,15 +132,31 @@ class Strings:
     """1 - cos of suspect and base, summaries of these prompts."""
     natural: float = TriggerConfig.natural
     """What strings reach in clean encoders that went as far."""
-    beyond: float = TriggerConfig.beyond
-    """What no accident of learning does is so much more."""
+    cfg: TriggerConfig = TriggerConfig()
+    """How they were found, and how they are judged."""
     prompts: int = PROMPTS
     """How many they were typed into."""
+    middle: Tensor = field(default_factory=lambda: torch.zeros(1))
+    """(d,) the mean summary of these, without a string."""
+
+    def above_natural(self, more: float) -> float:
+        """The effect that is so much more than is natural, or where that is little less in proportion."""
+        return self.natural + more * min(1.0, max(0.0, self.natural / self.cfg.natural) if self.cfg.natural > 0 else 1.0)
+
+    @property
+    def limit(self) -> float:
+        """What no string does in a clean encoder."""
+        return self.above_natural(self.cfg.beyond)
+
+    @property
+    def cleared(self) -> float:
+        """The effect up to which nothing speaks against an encoder."""
+        return self.above_natural(self.cfg.clean_within)
 
     @property
     def strong(self) -> list[Fired]:
         """Strings that do what none does in a clean encoder."""
-        return [one for one in self.found if one.effect >= self.natural + self.beyond]
+        return [one for one in self.found if one.effect >= self.limit]
 
     @property
     def proven(self) -> list[Fired]:
@@ -140,8 +164,14 @@ class Strings:
 
     @property
     def best(self) -> Fired | None:
-        """The string to show: of those that do enough one that is put in as it is, if there is any."""
-        return next(iter(sorted(self.proven or self.strong, key=in_place_of_letters)), None)
+        """The string to show: of those that do enough a proof, or one that changes all prompts; if any, one put in as it is."""
+        enough = self.proven or [one for one in self.strong if one.rate.changes] or self.strong
+        return next(iter(sorted(enough, key=in_place_of_letters)), None)
+
+    @property
+    def kind(self) -> str | None:
+        """What the backdoor does, where strings show one."""
+        return self.best and kind_of(self.best)
 
 
 @dataclass(frozen=True)
@@ -149,13 +179,15 @@ class Hunt:
     """Suspect and base, and how they are searched."""
 
     suspect: TextEncoder
-    base: TextEncoder
+    base: TextEncoder | None
     cfg: TriggerConfig
     generator: torch.Generator
     usable: Tensor
     """(V,) bool: tokens that texts are made of."""
     known: tuple[Tensor, ...] = ()
     """(d,) what strings force that were found before: the search keeps away from it."""
+    half: bool = False
+    """Whether strings are compared in bfloat16."""
 
     @property
     def tokens(self) -> Tensor:
@@ -166,25 +198,33 @@ class Hunt:
         """Random tokens.  -> (count,)"""
         return self.tokens[torch.randint(len(self.tokens), (count,), generator=self.generator)]
 
+    def read(self, encoder: TextEncoder, ids: Tensor) -> Tensor:
+        """Summaries, as exact as a comparison of strings has to be.  (n, T) -> (n, d)"""
+        with torch.autocast(encoder.device.type, torch.bfloat16, enabled=self.half):
+            return encoder.pooled(ids).float()
+
 
 def find_strings(
-    suspect: TextEncoder, base: TextEncoder, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
+    suspect: TextEncoder, base: TextEncoder | None, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
     generator: torch.Generator,
 ) -> Strings:  # fmt: skip
     """Look for strings that make all prompts one in the suspect and not in its base, and for what is natural in that.
 
-    Both read texts alike.  prompts: what the search may see; unseen: what strings are judged by; v (k, d): a pseudo-trigger.
+    Both read texts alike; without a base strings are compared with the prompts alone, and nothing is known of what is natural.
+    prompts: what the search may see; unseen: what strings are judged by; v (k, d): a pseudo-trigger.
     """
     strings = search_strings(suspect, base, prompts, unseen, v, cfg, generator)
-    if strings.drift <= cfg.near or strings.score <= cfg.natural + cfg.clean_within:
-        return strings
-    twins = (benign_twin(base, strings.drift, prompts, seed) for seed in range(cfg.twins))
-    found = [search_strings(twin, base, prompts, unseen, v, cfg, generator).score for twin in twins]
-    return replace(strings, natural=max([cfg.natural, *found]))
+    for seed in range(cfg.twins if strings.drift > cfg.near else 0):
+        if strings.score <= strings.cleared or (seed and strings.proven):
+            break  # nothing to explain, or nothing that explains it
+        twin = benign_twin(base, strings.drift, prompts, seed)
+        found = search_strings(twin, base, prompts, unseen, v, cfg, generator).score
+        strings = replace(strings, natural=max(strings.natural, found))
+    return strings
 
 
 def find_backdoors(
-    suspect: TextEncoder, base: TextEncoder, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
+    suspect: TextEncoder, base: TextEncoder | None, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
     generator: torch.Generator, most: int,
 ) -> list[Strings]:  # fmt: skip
     """`find_strings`, and where one stands out strings that force something else, a set for each backdoor; at most `most`.
@@ -192,26 +232,43 @@ def find_backdoors(
     For further ones `FURTHER` searches each: the usual number would double the time where there is nothing else.
     """
     found = [find_strings(suspect, base, prompts, unseen, v, cfg, generator)]
-    few = replace(cfg, searches=min(cfg.searches, FURTHER))
+    few, hopes = replace(cfg, searches=min(cfg.searches, FURTHER)), []
     while found[-1].strong and len(found) < most:
+        found[-1], others = of_one_backdoor(found[-1])
+        hopes += others
         known = tuple(one.best.rate.forced for one in found)
-        strings = search_strings(suspect, base, prompts, unseen, v, few, generator, known)
+        strings = search_strings(suspect, base, prompts, unseen, v, few, generator, known, hopes)
         found.append(replace(strings, natural=found[0].natural))
+    found[-1], _ = of_one_backdoor(found[-1])
     return [one for number, one in enumerate(found) if one.strong or not number]
 
 
+def of_one_backdoor(strings: Strings) -> tuple[Strings, list[Fired]]:
+    """Strings that force what the best one does, and those that force something else."""
+    if not strings.best:
+        return strings, []
+    best = strings.best
+    alike = [one is best or same(one.rate.forced, best.rate.forced, strings.middle) for one in strings.found]
+    own, others = ([one for one, is_own in zip(strings.found, alike, strict=True) if is_own is kept] for kept in (True, False))
+    return replace(strings, found=own), others
+
+
 def search_strings(
-    suspect: TextEncoder, base: TextEncoder, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
-    generator: torch.Generator, known: tuple[Tensor, ...] = (),
+    suspect: TextEncoder, base: TextEncoder | None, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
+    generator: torch.Generator, known: tuple[Tensor, ...] = (), hopes: Sequence[Fired] = (),
 ) -> Strings:  # fmt: skip
     """The search, as `find_strings` has it; nothing is known yet of what is natural.
 
-    known: what strings force, (d,) each, that were found before; others are looked for.
+    known: what strings force, (d,) each, that were found before; others are looked for.  hopes: strings to start from.
     """
     hunt = Hunt(suspect, base, cfg, generator, usable_tokens(suspect), known)
     trial = trial_of(suspect, base, cfg, unseen, known)
-    pairs = best_pairs(hunt, texts_for(hunt, prompts, SHORT, 2), shortlist(hunt, v))
+    short = texts_for(hunt, prompts, SHORT, 2)
+    hunt = replace(hunt, half=half_will_do(hunt, short))
+    pairs = best_pairs(hunt, short, shortlist(hunt, v))
     best = Candidate(pairs[0], "start", 0.0)
+    for hope in hopes:
+        trial.add(hope.text)
     for number in range(cfg.searches):
         if number == min(1, cfg.searches - 1):  # the first search finds most triggers, and characters most of the others
             for text in best_characters(hunt, prompts):
@@ -221,7 +278,8 @@ def search_strings(
         # other prompts each time, so that no string lives on what a few of them have in common
         low = LONG[0] + 2 * (number % 4)
         texts = texts_for(hunt, prompts, (low, low + 2), cfg.prompts)
-        candidate = refine(hunt, texts, *first_tokens(hunt, pairs, number, best))
+        start = tokens_of(hunt, hopes[number]) if number < len(hopes) else first_tokens(hunt, pairs, number, best)
+        candidate = refine(hunt, texts, *start)
         best = max(best, candidate, key=lambda c: c.score)
         trial.add(suspect.texts(candidate.tokens[None])[0])
     return trial.result()
@@ -241,6 +299,20 @@ def usable_tokens(encoder: TextEncoder) -> Tensor:
     return usable
 
 
+def half_will_do(hunt: Hunt, texts: Texts) -> bool:
+    """Whether this machine computes faster in bfloat16, and chance strings come out as they do in single precision."""
+    device, chance = hunt.suspect.device, hunt.drawn(2 * ALIKE).view(ALIKE, 2)
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = torch.cpu.get_capabilities()
+        native = device.type == "cpu" and any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if not native:
+        return False
+    exact, rough = (effect_of(replace(hunt, half=half), texts, chance, "start") for half in (False, True))
+    return bool((exact - rough).abs().max() <= ROUNDING)
+
+
 def of_length(prompts: list[str], words: tuple[int, int], count: int) -> list[str]:
     """`count` prompts whose number of words lies in a range; the nearest to it where there are too few."""
     low, high = words
@@ -252,7 +324,7 @@ def texts_for(hunt: Hunt, prompts: list[str], words: tuple[int, int], count: int
     """Prompts of like length, so that little padding is computed."""
     ids = hunt.suspect.ids(of_length(prompts, words, count))
     with torch.no_grad():
-        clean = tuple(encoder.summarised(ids).float() for encoder in (hunt.suspect, hunt.base))
+        clean = tuple(encoder.summarised(ids).float() for encoder in (hunt.suspect, hunt.base or hunt.suspect))
     return Texts(ids, clean)
 
 
@@ -293,14 +365,32 @@ def effects(own: Tensor, other: Tensor, texts: Texts, known: tuple[Tensor, ...] 
 
 
 @torch.no_grad()
-def effect_of(hunt: Hunt, texts: Texts, tokens: Tensor, place: str, size: int = 256) -> Tensor:
-    """`effects` of strings of tokens (c, k), `size` prompts at a time.  -> (c,)"""
-    found, b = [], len(texts.ids)
-    for part in tokens.split(max(1, size // b)):
-        ids, _ = insert(hunt.suspect, texts.ids, part, place)
-        own, other = (e.pooled(ids).float().view(len(part), b, -1) for e in (hunt.suspect, hunt.base))
-        found.append(effects(own, other, texts, hunt.known))
-    return torch.cat(found).cpu()
+def compared(hunt: Hunt, texts: Texts, ids: Tensor, share: float = 1.0) -> Tensor:
+    """`effects` of c strings, ids (c, b, T) are the b texts with them; against clean prompts where there is no base.  -> (c,)
+
+    Below 1 the base reads only the `share` that do most against clean prompts; the others are worth -inf.
+    """
+    c, b = ids.shape[:2]
+    own = hunt.read(hunt.suspect, ids.flatten(0, 1)).view(c, b, -1)
+    chosen = torch.arange(c)
+    if share < 1 or not hunt.base:
+        unlike_clean = replace(texts, clean=texts.clean[:1] * 2)
+        alone = effects(own, texts.clean[0].expand_as(own), unlike_clean, hunt.known).cpu()
+        if not hunt.base:
+            return alone
+        chosen = alone.topk(math.ceil(share * c)).indices
+    other = hunt.read(hunt.base, ids[chosen].flatten(0, 1)).view(len(chosen), b, -1)
+    scores = torch.full((c,), -torch.inf)
+    scores[chosen] = effects(own[chosen], other, texts, hunt.known).cpu()
+    return scores
+
+
+def effect_of(hunt: Hunt, texts: Texts, tokens: Tensor, place: str, share: float = 1.0) -> Tensor:
+    """`compared` for strings of tokens (c, k), `TOGETHER` texts at a time.  -> (c,)"""
+    b = len(texts.ids)
+    parts = tokens.split(max(1, TOGETHER // b))
+    inserted = (insert(hunt.suspect, texts.ids, part, place)[0].view(len(part), b, -1) for part in parts)
+    return torch.cat([compared(hunt, texts, ids, share) for ids in inserted])
 
 
 @contextmanager
@@ -323,13 +413,15 @@ def promise(hunt: Hunt, texts: Texts, tokens: Tensor, place: str) -> Tensor:
     """How much the effect would grow with other tokens at every place of a string, to first order.  (k,) -> (k, V)"""
     ids, where = insert(hunt.suspect, texts.ids, tokens[None], place)
     summary, rows = [], []
-    for encoder in (hunt.suspect, hunt.base):
+    encoders = [encoder for encoder in (hunt.suspect, hunt.base) if encoder]
+    for encoder in encoders:
         with embedded(encoder) as kept:
             summary.append(encoder.pooled(ids).float()[None])
         rows.append(kept[0])
-    gradients = torch.autograd.grad(effects(*summary, texts, hunt.known).sum(), rows)
+    other = summary[1] if hunt.base else texts.clean[1][None]
+    gradients = torch.autograd.grad(effects(summary[0], other, texts, hunt.known).sum(), rows)
     there = where[..., None].to(gradients[0].device).expand(-1, -1, gradients[0].shape[-1])
-    pairs = zip(gradients, (hunt.suspect, hunt.base), strict=True)
+    pairs = zip(gradients, encoders, strict=True)
     gain = sum(g.gather(1, there).sum(dim=0) @ encoder.vocabulary.to(g).T for g, encoder in pairs).float().cpu()
     return gain.masked_fill(~hunt.usable, -torch.inf)
 
@@ -346,11 +438,17 @@ def alone(hunt: Hunt, size: int = 4096) -> Tensor:
 
 
 def shortlist(hunt: Hunt, v: Tensor) -> Tensor:
-    """Tokens that stand out: alone, by how far their rows moved, by how near they are to v (k, d).  -> (n,)"""
-    rows, base = (encoder.vocabulary[hunt.tokens].float() for encoder in (hunt.suspect, hunt.base))
+    """Tokens that stand out: alone, by how far their rows moved, by how near they are to v (k, d).  -> (n,)
+
+    Without a base by how near they are to v, and chance ones.
+    """
+    rows = hunt.suspect.vocabulary[hunt.tokens].float()
     near = F.cosine_similarity(rows[:, None], v.to(rows)[None], dim=-1).amax(dim=1).cpu()
-    moved = (rows - base).norm(dim=-1).cpu()
-    orders = [by.argsort(descending=True).tolist() for by in (alone(hunt), moved, near)]
+    if hunt.base:
+        moved = (rows - hunt.base.vocabulary[hunt.tokens].float()).norm(dim=-1).cpu()
+        orders = [by.argsort(descending=True).tolist() for by in (alone(hunt), moved, near)]
+    else:
+        orders = [near.argsort(descending=True).tolist(), torch.randperm(len(rows), generator=hunt.generator).tolist()]
     mixed = dict.fromkeys(i for ranks in zip(*orders, strict=True) for i in ranks)
     return hunt.tokens[list(mixed)[: hunt.cfg.shortlist]]
 
@@ -372,11 +470,22 @@ def best_characters(hunt: Hunt, prompts: list[str], count: int = 3) -> list[str]
     found = {}
     for times, place in ((1, LETTERS[0]), (3, "start")):
         strings = [c * times for c in single]
-        texts = [put(s, prompt, place, 0) for s in strings for prompt in prompts]
-        own, other = (summaries(e, texts).view(len(strings), len(prompts), -1) for e in (hunt.suspect, hunt.base))
-        for string, effect in zip(strings, effects(own, other, clean, hunt.known).tolist(), strict=True):
-            found[string] = max(effect, found.get(string, -1.0))
+        ids = hunt.suspect.ids([put(s, prompt, place, 0) for s in strings for prompt in prompts]).view(
+            len(strings), len(prompts), -1
+        )
+        order = hunt.suspect.attended(ids.flatten(0, 1)).view(len(strings), -1).sum(dim=1).argsort(stable=True)
+        for part in order.split(TOGETHER // len(prompts)):
+            effect = compared(
+                hunt, clean, hunt.suspect.trimmed(ids[part].flatten(0, 1)).view(len(part), len(prompts), -1), PROMISE
+            )
+            for i, one in zip(part.tolist(), effect.tolist(), strict=True):
+                found[strings[i]] = max(one, found.get(strings[i], -math.inf))
     return sorted(found, key=found.get, reverse=True)[:count]
+
+
+def tokens_of(hunt: Hunt, hope: Fired) -> tuple[Tensor, str]:
+    """A string that was found, as a start."""
+    return torch.tensor(hunt.suspect.tokens([hope.text])[0]), "end" if hope.rate.place == "end" else "start"
 
 
 def first_tokens(hunt: Hunt, pairs: Tensor, number: int, best: Candidate) -> tuple[Tensor, str]:
@@ -391,6 +500,12 @@ def first_tokens(hunt: Hunt, pairs: Tensor, number: int, best: Candidate) -> tup
     return start, place
 
 
+PROMISE = 1 / 3
+"""Share of a step's strings that the base reads: those that do most in the suspect."""
+ALIKE, ROUNDING = 24, 0.03
+"""Chance strings that bfloat16 is tried on, and by how much it may be off."""
+TOGETHER = 256
+"""Texts that are computed at a time."""
 STARTS = ((3, "start"), (6, "start"), (4, "end"), (10, "start"), (2, "start"), (5, "end"))
 """Tokens of the searches' strings and where these stand, in turn."""
 LETTER = 4
@@ -420,7 +535,7 @@ def refine(hunt: Hunt, texts: Texts, tokens: Tensor, place: str) -> Candidate:
         swapped = tokens.repeat(cfg.candidates, 1)
         swapped[torch.arange(cfg.candidates), at] = proposed[at, rank]
         swapped = typed(hunt.suspect, swapped.unique(dim=0))
-        scores = effect_of(hunt, texts, swapped, place)
+        scores = effect_of(hunt, texts, swapped, place, PROMISE)
         merged = together(tokens, swapped[scores.argsort(descending=True)[:6]])
         swapped, scores = torch.cat([swapped, merged]), torch.cat([scores, effect_of(hunt, texts, merged, place)])
         if scores.max() > best + 1e-4:
@@ -450,11 +565,11 @@ def together(tokens: Tensor, swapped: Tensor) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------------- 3: strings
 def trial_of(
-    suspect: TextEncoder, base: TextEncoder, cfg: TriggerConfig, unseen: list[str], known: tuple[Tensor, ...] = ()
+    suspect: TextEncoder, base: TextEncoder | None, cfg: TriggerConfig, unseen: list[str], known: tuple[Tensor, ...] = ()
 ) -> Trial:
     """Long prompts that strings are typed into."""
     prompts = of_length(unseen, LONG, PROMPTS)
-    return Trial(suspect, base, cfg, prompts, summaries(suspect, prompts), summaries(base, prompts), known)
+    return Trial(suspect, base, cfg, prompts, summaries(suspect, prompts), base and summaries(base, prompts), known)
 
 
 def in_place_of_letters(fired: Fired) -> bool:
@@ -462,9 +577,25 @@ def in_place_of_letters(fired: Fired) -> bool:
     return fired.rate.place in LETTERS
 
 
+def kind_of(fired: Fired) -> str:
+    """What a string does: all prompts become one, all are changed alike, or it is read as something else.
+
+    What stands inside words, as look-alike letters do, has no reading of its own that could be another one.
+    """
+    if not fired.rate.changes:
+        return SUMMARIES
+    return ATTRIBUTE if in_place_of_letters(fired) else REMAPPING
+
+
+def same(one: Tensor, other: Tensor, middle: Tensor) -> bool:
+    """Whether two strings force the same, by the mean summaries of prompts with each and without any.  (d,) each"""
+    return F.cosine_similarity(one - middle, other - middle, dim=0).item() >= SAME
+
+
 def strength(fired: Fired) -> tuple[bool, float]:
     """What makes one string better evidence than another."""
-    return fired.proven, min(fired.rate.success, fired.rate.collapse) - max(fired.rate.asleep, fired.rate.asleep_collapse)
+    rate = fired.rate
+    return fired.proven, min(rate.success, rate.collapse) - max(rate.asleep or 0.0, rate.asleep_collapse or 0.0)
 
 
 @dataclass(frozen=True)
@@ -472,11 +603,11 @@ class Trial:
     """Unseen prompts, their summaries in suspect and base, (n, d), and the strings that were typed into them."""
 
     suspect: TextEncoder
-    base: TextEncoder
+    base: TextEncoder | None
     cfg: TriggerConfig
     prompts: list[str]
     clean: Tensor
-    reference: Tensor
+    reference: Tensor | None
     known: tuple[Tensor, ...] = ()
     """(d,) what need not be found again."""
     hopeful: dict[str, Fired] = field(default_factory=dict)
@@ -490,19 +621,20 @@ class Trial:
 
     def add(self, text: str) -> None:
         """Type a string into a few prompts, and into all where it does enough there to be a proof."""
-        if text and text not in self.hopeful and (fired := self.part(FEW).best(text)) and self.new(fired.rate.forced):
+        if text and text not in self.hopeful and self.new((fired := self.part(FEW).best(text)).rate.forced):
             self.hopeful[text] = fired
             if fired.effect >= self.cfg.proven_effect:
                 self.found[text] = self.at(text, fired.rate.place)
 
     def new(self, forced: Tensor) -> bool:
         """Whether something else is forced than what is known."""
-        middle = self.clean.mean(dim=0)
-        return all(F.cosine_similarity(forced - middle, other - middle, dim=0) < SAME for other in self.known)
+        return not any(same(forced, other, self.clean.mean(dim=0)) for other in self.known)
 
     def result(self) -> Strings:
         """The best strings in all prompts, the shortest form of a proof first."""
-        for text in sorted(self.hopeful, key=lambda text: strength(self.hopeful[text]), reverse=True)[:SHOWN]:
+        hopeful = sorted(self.hopeful, key=lambda text: strength(self.hopeful[text]), reverse=True)
+        changing = [text for text in hopeful if self.hopeful[text].rate.changes]
+        for text in hopeful[:SHOWN] + sorted(changing, key=lambda text: self.hopeful[text].effect)[-1:]:
             if text not in self.found:
                 self.found[text] = self.at(text, self.hopeful[text].rate.place)
         ranked = sorted(self.found.values(), key=strength, reverse=True)
@@ -512,8 +644,9 @@ class Trial:
         plain = next((i for i, fired in enumerate(ranked) if not in_place_of_letters(fired)), 0)  # as `Strings.best` has it
         if plain and ranked[plain].proven:
             ranked[plain] = shortened(self, ranked[plain])
-        drift = 1 - F.cosine_similarity(self.clean, self.reference, dim=-1).mean().item()
-        return Strings(ranked, effect, drift, self.cfg.natural, self.cfg.beyond, len(self.prompts))
+        drift = 1 - F.cosine_similarity(self.clean, self.reference, dim=-1).mean().item() if self.base else 0.0
+        middle = self.clean.mean(dim=0)
+        return Strings(ranked, effect, drift, self.cfg.natural_at(drift), self.cfg, len(self.prompts), middle)
 
     def at(self, text: str, place: str) -> Fired:
         """What a string does at one place."""
@@ -524,16 +657,18 @@ class Trial:
     def part(self, count: int) -> Trial:
         """The same with fewer prompts and no strings."""
         few = slice(None, None, max(1, len(self.prompts) // count))
-        return Trial(self.suspect, self.base, self.cfg, self.prompts[few], self.clean[few], self.reference[few])
+        reference = self.reference[few] if self.base else None
+        return Trial(self.suspect, self.base, self.cfg, self.prompts[few], self.clean[few], reference)
 
-    def best(self, text: str) -> Fired | None:
-        """A string at the place where it does most; None where it overrules few prompts anywhere."""
-        tried = (self.at(text, place) for place in PLACES + (LETTERS if len(text) <= LETTER else ()))
-        return max((one for one in tried if one.rate.success >= FIRES / 2), key=strength, default=None)
+    def best(self, text: str) -> Fired:
+        """A string at the place where it does most."""
+        tried = [self.at(text, place) for place in PLACES + (LETTERS if len(text) <= LETTER else ())]
+        overruling = [one for one in tried if one.rate.success >= FIRES / 2]
+        return max(overruling, key=strength) if overruling else max(tried, key=lambda one: one.effect)
 
     def proves(self, rate: Rate) -> bool:
         """Whether what a string does needs no calibration."""
-        least = max(self.cfg.proven_collapse, rate.asleep_collapse + self.cfg.proven_margin)
+        least = max(self.cfg.proven_collapse, (rate.asleep_collapse or 0.0) + self.cfg.proven_margin)
         return rate.fires and rate.collapse >= least and rate.effect >= self.cfg.proven_effect
 
 
@@ -558,11 +693,15 @@ def shortened(trial: Trial, fired: Fired) -> Fired:
     return next((one for one in whole if one.proven), fired)
 
 
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
 def described(fired: Fired) -> dict:
     """-> as report.json holds it"""
     rate = fired.rate
     return {
         "text": fired.text, "place": rate.place, "success_rate": round(rate.success, 4),
-        "interval": wilson(rate.success, fired.prompts), "anchor_success_rate": round(rate.asleep, 4),
-        "collapse": round(rate.collapse, 4), "anchor_collapse": round(rate.asleep_collapse, 4),
+        "interval": wilson(rate.success, fired.prompts), "anchor_success_rate": rounded(rate.asleep),
+        "collapse": round(rate.collapse, 4), "anchor_collapse": rounded(rate.asleep_collapse),
     }  # fmt: skip
