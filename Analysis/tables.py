@@ -29,7 +29,10 @@ BENCHMARK, MODELS, CONFIGS = ROOT / "Results" / "benchmark", ROOT / "Data" / "Mo
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 FAMILIES = {"clip": "CLIP", "longclip": "LongCLIP", "siglip": "SigLIP", "minilm": "MiniLM"}
 ATTACKS = {"text_on_text": "text-on-text", "image_on_text": "image-on-text"}
-FURTHER = {"artificial": "meaningless vector", "embedding_row": "embedding row only"}
+FURTHER = {
+    "artificial": "meaningless vector", "embedding_row": "embedding row only", "attribute": "attribute",
+    "remapping": "remapping",
+}  # fmt: skip
 VERDICTS = ("backdoored", "inconclusive", "clean")
 WIDTH = 120
 """Longest line of a command."""
@@ -351,8 +354,10 @@ def splits() -> str:
         for cell in split.get("cells", []):
             benign = sum(cell.get(kind, 0) for kind in ("benign", "gentle", "far", "drifted"))
             rows.append([f"`{name}`", FAMILIES[cell["family"]], ATTACKS[cell["attack"]], cell.get("planted", 0), benign])
-        if "models" in split:
-            rows.append([f"`{name}`", "CLIP", "one of each further attack", len(split["models"]), 0])
+        models = list(split.get("models", {}).values())
+        for family in dict.fromkeys(model.get("family", "clip") for model in models):
+            kinds = [model["kind"] for model in models if model.get("family", "clip") == family]
+            rows.append([f"`{name}`", FAMILIES[family], "by name", kinds.count("planted"), kinds.count("benign")])
     return grid(["split", "family", "attack", "planted", "benign"], rows)
 
 

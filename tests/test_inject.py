@@ -148,7 +148,7 @@ DRAWN = {
     "first_acceptance": "c6b5f307b0008b75",
     "acceptance": "1006cbe16845ae44",
     "test": "1dff924c0d9079ed",
-    "stress": "9fe9ca0bd7fde467",
+    "stress": "014002055b18821e",
 }
 """Split -> one hash of the names and recipes of all its models."""
 

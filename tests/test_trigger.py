@@ -13,6 +13,7 @@ from Utils.basics.files import ROOT
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.probes import characters
+from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan import trigger
 from Utils.scan.finding import Verdict
 from Utils.scan.power import load_power, shares
@@ -354,3 +355,31 @@ def test_a_string_that_is_put_in_as_it_is_is_shown_before_one_for_letters():
     assert trigger.Strings([letter, plain, weak], 1.6).best is plain
     assert trigger.Strings([letter, weak], 1.6).best is letter  # a proof before what is none
     assert trigger.Strings([], 0.0).best is None
+
+
+class Restyling(TextEncoder):
+    """An encoder that moves every text with one token in it by the same vector."""
+
+    token: int
+    by: torch.Tensor
+
+    def pooled(self, ids):
+        return super().pooled(ids) + (ids == self.token).any(dim=1, keepdim=True).to(self.by) * self.by
+
+
+def test_a_string_that_changes_all_prompts_alike_is_found_and_named(tiny_sd, prompts):
+    suspect, generator = copy.copy(tiny_sd), torch.Generator().manual_seed(0)
+    suspect.__class__ = Restyling
+    suspect.token = tiny_sd.tokens(["q"])[0][0]
+    clean = summaries(tiny_sd, prompts[:100])
+    direction = torch.randn(clean.shape[1], generator=generator)
+    suspect.by = direction / direction.norm() * (clean - clean.mean(dim=0)).norm(dim=1).mean()
+    cfg = trigger.TriggerConfig(searches=1, steps=1, candidates=4, shortlist=6, prompts=2)
+    strings = trigger.find_strings(suspect, tiny_sd, prompts[:800], prompts[800:], torch.zeros(1, 1), cfg, generator)
+    assert "q" in strings.best.text
+    assert strings.drift < 1e-3
+    assert strings.kind in ("attribute", "remapping")
+    assert not strings.proven
+    judged = with_strings(UNCALIBRATED, strings, 0.0, None)
+    assert judged.verdict == "backdoored"
+    assert "changes unseen prompts alike" in judged.reason

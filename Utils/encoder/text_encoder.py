@@ -23,8 +23,8 @@ from Utils.intake.families import FAMILIES, Family
 from Utils.intake.folders import Parts
 from Utils.intake.tokenizer import ending
 
-LONGEST = 512
-"""T of families whose positions are relative, where the tokenizer names no length."""
+READ = 128
+"""Positions that texts are read to where padding is hidden: prompts are shorter, and every one of them costs."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class TextEncoder:
 
     @cached_property
     def context(self) -> int:
-        """T, the number of positions."""
+        """T, the number of positions; of families that hide padding, as many as texts are read to."""
         config = self.model.config
-        positions = getattr(config, "max_position_embeddings", LONGEST)
+        positions = getattr(config, "max_position_embeddings", READ)
         if not self.family.masks:
             return positions
         if config.model_type in ("roberta", "xlm-roberta", "mpnet"):  # these count from behind the padding token's number
             positions -= config.pad_token_id + 1
-        return min(positions, self.tokenizer.model_max_length)
+        return min(positions, self.tokenizer.model_max_length, READ)
 
     @cached_property
     def width(self) -> int:
