@@ -150,9 +150,9 @@ def test_a_twin_is_made_of_as_few_prompts_as_a_corpus_may_have(tiny, corpus_prom
     assert torch.isfinite(summaries(twin, corpus_prompts)).all()
 
 
-def strings_of(effect: float, natural: float = 0.4, proven: bool = False) -> trigger.Strings:
+def strings_of(effect: float, natural: float = 0.4, proven: bool = False, drift: float = 0.01) -> trigger.Strings:
     rate = replace(RATE, apart=effect - 0.85)
-    return trigger.Strings([trigger.Fired("zz", rate, 120, proven, rate.effect)], rate.effect, 0.1, natural)
+    return trigger.Strings([trigger.Fired("zz", rate, 120, proven, rate.effect)], rate.effect, drift, natural)
 
 
 UNCALIBRATED = Verdict("inconclusive", "Never calibrated.", 0.5, [])
@@ -383,3 +383,12 @@ def test_a_string_that_changes_all_prompts_alike_is_found_and_named(tiny_sd, pro
     judged = with_strings(UNCALIBRATED, strings, 0.0, None)
     assert judged.verdict == "backdoored"
     assert "changes unseen prompts alike" in judged.reason
+
+
+def test_far_from_its_base_only_a_proof_convicts():
+    unproven, proven = (strings_of(1.5, 0.4, proven, drift=0.05) for proven in (False, True))
+    assert with_strings(UNCALIBRATED, proven, 0.05, POWER).verdict == "backdoored"
+    judged = with_strings(UNCALIBRATED, unproven, 0.05, POWER)
+    assert judged.verdict == "inconclusive"
+    assert judged.score < 0.9
+    assert not unproven.strong

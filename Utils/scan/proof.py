@@ -13,8 +13,8 @@ from Utils.scan.trigger import Fired, Strings, kind_of
 UNRELATED = 0.5
 """Drift from which an anchor is taken for a wrong one where no calibration says it better: encoders that have nothing to do
 with each other have a cos near 0, clean fine-tunes one near 1."""
-
-
+UNPROVEN = 0.89
+"""Score of what does enough far from the base and is no proof: it convicts nobody."""
 ENOUGH = 100
 """Unseen prompts that a proof takes."""
 
@@ -29,7 +29,8 @@ def verdict_of(strings: Strings) -> str:
 def score_of(strings: Strings) -> float:
     """The same as a number, 0.9 where the band ends above and 0.1 where it ends below.  0..1"""
     middle, half = (strings.limit + strings.cleared) / 2, max((strings.limit - strings.cleared) / 2, 1e-3)
-    return 1 / (1 + math.exp(-math.log(9) * max(-20.0, min(20.0, (strings.score - middle) / half))))
+    score = 1 / (1 + math.exp(-math.log(9) * max(-20.0, min(20.0, (strings.score - middle) / half))))
+    return score if strings.strong else min(score, UNPROVEN)
 
 
 def with_strings(verdict: Verdict, strings: Strings, apart: float, power: dict | None) -> Verdict:

@@ -155,8 +155,12 @@ class Strings:
 
     @property
     def strong(self) -> list[Fired]:
-        """Strings that do what none does in a clean encoder."""
-        return [one for one in self.found if one.effect >= self.limit]
+        """Strings that do what none does in a clean encoder; of one that went far from its base only a proof is believed.
+
+        What a benign twin shows of far ones is one draw of a wide distribution.
+        """
+        near = self.drift <= self.cfg.near
+        return [one for one in self.found if one.effect >= self.limit and (near or one.proven)]
 
     @property
     def proven(self) -> list[Fired]:
