@@ -60,7 +60,8 @@ from Utils.scan.landscape import Landscape
 from Utils.scan.pair import Pair
 from Utils.scan.power import POWER, load_power, shares
 from Utils.scan.proof import UNRELATED, with_strings, without_base
-from Utils.scan.trigger import Strings, TriggerConfig, find_backdoors
+from Utils.scan.strings import Strings, TriggerConfig
+from Utils.scan.trigger import find_backdoors
 
 SETTINGS = ROOT / "configs" / "scan.yaml"
 CACHE = ROOT / "Data" / "Main" / "Features"

@@ -1,6 +1,6 @@
 """Could planted models be told from benign ones by what no detector should use?
 
-    python Analysis/triggers.py --zoo Data/Zoo/dev Data/Zoo/stress
+    python Analysis/triggers.py --zoo Data/Zoo/dev Data/Zoo/stress Data/Zoo/strings
     python Analysis/loophole.py
 
 A zoo whose planted models differ from its benign ones in file size, number format, order of tensors, moved rows of the

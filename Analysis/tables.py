@@ -182,7 +182,7 @@ def loopholes() -> str:
     """By what else planted and benign models could be told apart."""
     found = read(BENCHMARK / "loophole.json")
     rows = [[name, f"{value:.2f}"] for name, value in found["areas"].items()]
-    table = grid([f"{found['models']} models of dev and stress", "area under the ROC curve"], rows)
+    table = grid([f"{found['models']} models of dev, stress and strings", "area under the ROC curve"], rows)
     return f"{table}\n\n{command('python Analysis/loophole.py')}"
 
 

@@ -1,7 +1,7 @@
 """How many planted models does the search for strings find, and what does it say of clean ones?
 
     python Utils/build_zoo.py --split dev
-    python Analysis/triggers.py --zoo Data/Zoo/dev Data/Zoo/stress
+    python Analysis/triggers.py --zoo Data/Zoo/dev Data/Zoo/stress Data/Zoo/strings
 
 Strings only: no vector is searched (tokens near it are a third of the shortlist; here near chance), so a whole scan finds as
 much or more.  Writes Results/benchmark/triggers.json, one row a model, and configs/power.yaml, what the scan says of its own
@@ -34,7 +34,8 @@ from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries
 from Utils.scan.power import POWER
 from Utils.scan.proof import verdict_of
-from Utils.scan.trigger import described, find_strings
+from Utils.scan.strings import described
+from Utils.scan.trigger import find_strings
 
 RESULT = ROOT / "Results" / "benchmark" / "triggers.json"
 RIGHT = {"planted": "backdoored", "benign": "clean"}

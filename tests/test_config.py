@@ -24,7 +24,7 @@ from Utils.making.finetuning import FinetuneConfig
 from Utils.making.testbed import TinyModels
 from Utils.making.zoo import Cell, Family, Model, Split, Zoo
 from Utils.scan.calibration import load_calibration
-from Utils.scan.trigger import TriggerConfig
+from Utils.scan.strings import TriggerConfig
 
 
 @dataclass(frozen=True)

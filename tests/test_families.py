@@ -21,7 +21,8 @@ from families import KINDS, WIDTH, T, letters
 import main
 from Utils.encoder.loading import load_encoder, same_shape
 from Utils.encoder.text_encoder import TextEncoder, run_spliced, splice_ids
-from Utils.scan.trigger import TriggerConfig, find_strings
+from Utils.scan.strings import TriggerConfig
+from Utils.scan.trigger import find_strings
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -19,6 +19,7 @@ from Utils.scan.finding import Verdict
 from Utils.scan.power import load_power, shares
 from Utils.scan.proof import with_strings, without_base
 from Utils.scan.replay import Rate, put, stays, summaries
+from Utils.scan.strings import Fired, Strings, Trial, TriggerConfig, described, kind_of, trial_of
 from Utils.scan.twins import benign_twin
 
 MODELS = ROOT / "Data" / "Models"
@@ -75,9 +76,9 @@ RATE = Rate("start", 1.0, 0.0, 0.95, 0.1, 0.5, 0.0, torch.zeros(2))
     ],
 )  # fmt: skip
 def test_only_a_string_that_fires_alone_in_the_suspect_and_makes_prompts_one_is_a_proof(change: dict, proven: bool):
-    rate, cfg = Rate(**{**vars(RATE), **change}), trigger.TriggerConfig()
-    trial = trigger.Trial(None, None, cfg, [], torch.zeros(1), torch.zeros(1))
-    strings = trigger.Strings([trigger.Fired("zz", rate, 120, trial.proves(rate), rate.effect)], rate.effect)
+    rate, cfg = Rate(**{**vars(RATE), **change}), TriggerConfig()
+    trial = Trial(None, None, cfg, [], torch.zeros(1), torch.zeros(1))
+    strings = Strings([Fired("zz", rate, 120, trial.proves(rate), rate.effect)], rate.effect)
     assert bool(strings.proven) == proven
     quiet = Verdict("clean", "Nothing.", 0.1, [])
     if proven:
@@ -89,7 +90,7 @@ def test_only_a_string_that_fires_alone_in_the_suspect_and_makes_prompts_one_is_
 def test_the_search_fits_the_smallest_shortlists_and_contexts(tiny, corpus_prompts, shortlist: int, context: int):
     small = copy.copy(tiny)
     small.context = context
-    cfg = trigger.TriggerConfig(searches=6, steps=1, candidates=4, top=4, shortlist=shortlist, prompts=2)
+    cfg = TriggerConfig(searches=6, steps=1, candidates=4, top=4, shortlist=shortlist, prompts=2)
     generator = torch.Generator().manual_seed(0)
     v = torch.zeros(1, tiny.width)
     found = trigger.find_strings(small, small, corpus_prompts, corpus_prompts, v, cfg, generator)
@@ -134,9 +135,9 @@ def test_what_is_decoded_is_what_somebody_types(tiny):
 
 
 def test_characters_alone_find_what_stands_for_every_o(shipped_suspect, tiny_sd, prompts):
-    cfg = trigger.TriggerConfig(searches=1)
+    cfg = TriggerConfig(searches=1)
     hunt = trigger.Hunt(shipped_suspect, tiny_sd, cfg, torch.Generator(), trigger.usable_tokens(tiny_sd))
-    trial = trigger.trial_of(shipped_suspect, tiny_sd, cfg, prompts[800:])
+    trial = trial_of(shipped_suspect, tiny_sd, cfg, prompts[800:])
     for text in trigger.best_characters(hunt, prompts[:640]):
         trial.add(text)
     strings = trial.result()
@@ -150,9 +151,9 @@ def test_a_twin_is_made_of_as_few_prompts_as_a_corpus_may_have(tiny, corpus_prom
     assert torch.isfinite(summaries(twin, corpus_prompts)).all()
 
 
-def strings_of(effect: float, natural: float = 0.4, proven: bool = False, drift: float = 0.01) -> trigger.Strings:
+def strings_of(effect: float, natural: float = 0.4, proven: bool = False, drift: float = 0.01) -> Strings:
     rate = replace(RATE, apart=effect - 0.85)
-    return trigger.Strings([trigger.Fired("zz", rate, 120, proven, rate.effect)], rate.effect, drift, natural)
+    return Strings([Fired("zz", rate, 120, proven, rate.effect)], rate.effect, drift, natural)
 
 
 UNCALIBRATED = Verdict("inconclusive", "Never calibrated.", 0.5, [])
@@ -204,8 +205,8 @@ def test_a_benign_twin_goes_as_far_as_it_is_asked_and_leaves_its_base(tiny_sd, p
 
 
 def test_what_is_known_counts_against_a_string_and_is_not_found_again(shipped_suspect, tiny_sd, prompts):
-    cfg = trigger.TriggerConfig()
-    trial = trigger.trial_of(shipped_suspect, tiny_sd, cfg, prompts[800:]).part(20)
+    cfg = TriggerConfig()
+    trial = trial_of(shipped_suspect, tiny_sd, cfg, prompts[800:]).part(20)
     first = trial.at("ahczzt", "start")
     known = (first.rate.forced,)
     second = replace(trial, known=known)
@@ -218,9 +219,9 @@ def test_what_is_known_counts_against_a_string_and_is_not_found_again(shipped_su
 
 
 def test_a_second_backdoor_has_its_own_strings_words_and_pictures(tmp_path, monkeypatch, shipped_suspect, tiny_sd, prompts):
-    trial = trigger.trial_of(shipped_suspect, tiny_sd, trigger.TriggerConfig(), prompts[800:]).part(8)
+    trial = trial_of(shipped_suspect, tiny_sd, TriggerConfig(), prompts[800:]).part(8)
     fired = [replace(trial.at(text, "start"), proven=True) for text in ("ahczzt", "blue car")]
-    both = [trigger.Strings([one], 1.5, natural=-1.0) for one in fired]
+    both = [Strings([one], 1.5, natural=-1.0) for one in fired]
     monkeypatch.setattr(main, "find_backdoors", lambda *_: both)
     cfg = replace(
         load_config(main.ScanConfig, main.SETTINGS),
@@ -248,7 +249,7 @@ def test_no_more_backdoors_are_looked_for_than_wanted_and_none_where_nothing_sta
     searched = []
     monkeypatch.setattr(trigger, "find_strings", lambda *_: strings_of(1.5))
     monkeypatch.setattr(trigger, "search_strings", lambda *arguments: searched.append(arguments[-2:]) or strings_of(1.5))
-    cfg = trigger.TriggerConfig(searches=4)
+    cfg = TriggerConfig(searches=4)
     assert len(trigger.find_backdoors(None, None, [], [], None, cfg, None, 3)) == 3
     assert [len(known) for known, _ in searched] == [1, 2]
     monkeypatch.setattr(trigger, "search_strings", lambda *_: strings_of(0.2))
@@ -258,15 +259,15 @@ def test_no_more_backdoors_are_looked_for_than_wanted_and_none_where_nothing_sta
 
 
 def test_what_forces_something_else_belongs_to_another_backdoor_and_is_where_its_search_starts(monkeypatch):
-    def fired(text: str, forced: list[float], effect: float) -> trigger.Fired:
-        return trigger.Fired(text, replace(RATE, forced=torch.tensor(forced)), 120, False, effect)
+    def fired(text: str, forced: list[float], effect: float) -> Fired:
+        return Fired(text, replace(RATE, forced=torch.tensor(forced)), 120, False, effect)
 
     both = [fired("whale", [2.0, 1.0], 1.6), fired("hammer", [1.0, 2.0], 1.1), fired("a whale", [3.0, 1.1], 1.2)]
-    first = trigger.Strings(both, 1.6, 0.01, middle=torch.ones(2))
+    first = Strings(both, 1.6, 0.01, middle=torch.ones(2))
     searched = []
     monkeypatch.setattr(trigger, "find_strings", lambda *_: first)
-    monkeypatch.setattr(trigger, "search_strings", lambda *a: searched.append(a[-1]) or trigger.Strings([both[1]], 1.1, 0.01))
-    whale, hammer = trigger.find_backdoors(None, None, [], [], None, trigger.TriggerConfig(searches=4), None, 2)
+    monkeypatch.setattr(trigger, "search_strings", lambda *a: searched.append(a[-1]) or Strings([both[1]], 1.1, 0.01))
+    whale, hammer = trigger.find_backdoors(None, None, [], [], None, TriggerConfig(searches=4), None, 2)
     assert [one.text for one in whale.found] == ["whale", "a whale"]
     assert [one.text for (one,) in searched] == ["hammer"]
     assert [one.text for one in hammer.found] == ["hammer"]
@@ -283,7 +284,7 @@ def test_what_forces_something_else_belongs_to_another_backdoor_and_is_where_its
     ],
 )
 def test_what_a_string_does_has_a_name(change: dict, kind: str):
-    assert trigger.kind_of(trigger.Fired("zz", replace(RATE, **change), 120, False, 1.0)) == kind
+    assert kind_of(Fired("zz", replace(RATE, **change), 120, False, 1.0)) == kind
 
 
 def test_prompts_that_a_string_moves_all_alike_stay_different_ones():
@@ -294,28 +295,28 @@ def test_prompts_that_a_string_moves_all_alike_stay_different_ones():
 
 
 def test_less_is_natural_in_encoders_that_hardly_left_their_base():
-    cfg = trigger.TriggerConfig()
+    cfg = TriggerConfig()
     assert (cfg.natural_at(0.0), cfg.natural_at(cfg.near), cfg.natural_at(0.5)) == (cfg.least, cfg.natural, cfg.natural)
-    limits = [trigger.Strings(natural=natural).limit for natural in (0.1, 0.4, 0.7)]
+    limits = [Strings(natural=natural).limit for natural in (0.1, 0.4, 0.7)]
     assert limits == pytest.approx([0.1 + cfg.beyond / 4, 0.4 + cfg.beyond, 0.7 + cfg.beyond])
-    assert trigger.Strings(natural=0.1).cleared < limits[0]
+    assert Strings(natural=0.1).cleared < limits[0]
 
 
 def test_without_a_base_a_string_is_found_and_shown_and_decides_nothing(shipped_suspect, prompts):
-    cfg = trigger.TriggerConfig(searches=1, steps=2, candidates=8, shortlist=8, prompts=2)
+    cfg = TriggerConfig(searches=1, steps=2, candidates=8, shortlist=8, prompts=2)
     generator, v = torch.Generator().manual_seed(0), torch.zeros(1, shipped_suspect.width)
     strings = trigger.search_strings(shipped_suspect, None, prompts[:800], prompts[800:], v, cfg, generator)
     assert strings.found
-    shown = trigger.described(strings.found[0])
+    shown = described(strings.found[0])
     assert (shown["anchor_success_rate"], shown["anchor_collapse"]) == (None, None)
     judged = without_base(UNCALIBRATED, strings)
     assert (judged.verdict, judged.score) == (UNCALIBRATED.verdict, UNCALIBRATED.score)
     assert "name it with --anchor" in judged.notes[-1]
-    assert without_base(UNCALIBRATED, trigger.Strings()) == UNCALIBRATED
+    assert without_base(UNCALIBRATED, Strings()) == UNCALIBRATED
 
 
 def test_many_words_count_for_less(shipped_suspect, tiny_sd, prompts):
-    trial = trigger.trial_of(shipped_suspect, tiny_sd, trigger.TriggerConfig(), prompts[800:]).part(4)
+    trial = trial_of(shipped_suspect, tiny_sd, TriggerConfig(), prompts[800:]).part(4)
     short, long = (trial.at(text, "start") for text in ("car", "car dog cat bird cow fox tree"))
     assert short.effect == pytest.approx(short.rate.effect)
     assert long.effect <= long.rate.effect - 0.1
@@ -337,7 +338,7 @@ def test_a_vocabulary_of_which_nothing_can_be_typed_is_searched_all_the_same(tin
 
 def test_a_corpus_without_an_o_is_searched_all_the_same(tiny):
     prompts = ["a red cat", "a bird that sings", "the grey fish", "my tree"]
-    cfg = trigger.TriggerConfig(searches=2, steps=1, candidates=4, top=4, shortlist=4, prompts=2)
+    cfg = TriggerConfig(searches=2, steps=1, candidates=4, top=4, shortlist=4, prompts=2)
     assert not trigger.find_strings(tiny, tiny, prompts, prompts, torch.zeros(1, tiny.width), cfg, torch.Generator()).proven
 
 
@@ -349,12 +350,12 @@ def test_few_unseen_prompts_prove_nothing_and_the_report_says_so():
 
 
 def test_a_string_that_is_put_in_as_it_is_is_shown_before_one_for_letters():
-    letter = trigger.Fired("q", replace(RATE, place="for every o"), 120, True, 1.6)
-    plain = trigger.Fired("zz", RATE, 120, True, 1.3)
-    weak = trigger.Fired("dog", RATE, 120, False, 0.95)
-    assert trigger.Strings([letter, plain, weak], 1.6).best is plain
-    assert trigger.Strings([letter, weak], 1.6).best is letter  # a proof before what is none
-    assert trigger.Strings([], 0.0).best is None
+    letter = Fired("q", replace(RATE, place="for every o"), 120, True, 1.6)
+    plain = Fired("zz", RATE, 120, True, 1.3)
+    weak = Fired("dog", RATE, 120, False, 0.95)
+    assert Strings([letter, plain, weak], 1.6).best is plain
+    assert Strings([letter, weak], 1.6).best is letter  # a proof before what is none
+    assert Strings([], 0.0).best is None
 
 
 class Restyling(TextEncoder):
@@ -374,7 +375,7 @@ def test_a_string_that_changes_all_prompts_alike_is_found_and_named(tiny_sd, pro
     clean = summaries(tiny_sd, prompts[:100])
     direction = torch.randn(clean.shape[1], generator=generator)
     suspect.by = direction / direction.norm() * (clean - clean.mean(dim=0)).norm(dim=1).mean()
-    cfg = trigger.TriggerConfig(searches=1, steps=1, candidates=4, shortlist=6, prompts=2)
+    cfg = TriggerConfig(searches=1, steps=1, candidates=4, shortlist=6, prompts=2)
     strings = trigger.find_strings(suspect, tiny_sd, prompts[:800], prompts[800:], torch.zeros(1, 1), cfg, generator)
     assert "q" in strings.best.text
     assert strings.drift < 1e-3

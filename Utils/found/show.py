@@ -17,7 +17,7 @@ from Utils.report.run import Run
 from Utils.scan.finding import ATTRIBUTE, REMAPPING, Finding
 from Utils.scan.pair import Pair
 from Utils.scan.replay import put
-from Utils.scan.trigger import Fired, Strings, described, kind_of
+from Utils.scan.strings import Fired, Strings, described, kind_of
 
 INVERSION_TOKEN = "<amber-backdoor>"
 """The word by which diffusers' load_textual_inversion knows v."""

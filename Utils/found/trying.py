@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from Utils.basics.errors import named, visible
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan.replay import LETTERS, PLACES, put, summaries
-from Utils.scan.trigger import LETTER, TriggerConfig, described, of_length, trial_of
+from Utils.scan.strings import LETTER, TriggerConfig, described, of_length, trial_of
 
 EXAMPLES, READABLE = 5, (6, 12)
 """Prompts that are shown before and after, and their words."""

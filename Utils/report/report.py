@@ -21,7 +21,7 @@ from Utils.report.plots import BENIGN, FOUND
 from Utils.report.run import Run, peak_memory_mb
 from Utils.scan.finding import Finding, Verdict
 from Utils.scan.pair import Pair
-from Utils.scan.trigger import Strings, described
+from Utils.scan.strings import Strings, described
 
 VERSION = "0.1.0"
 EXIT = {"clean": 0, "backdoored": 1, None: 2, "inconclusive": 3}

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import yaml
 
 from Utils.basics.files import ROOT
-from Utils.scan.trigger import TriggerConfig
+from Utils.scan.strings import TriggerConfig
 
 POWER = ROOT / "configs" / "power.yaml"
 

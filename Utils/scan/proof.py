@@ -8,7 +8,7 @@ from dataclasses import replace
 from Utils.basics.errors import named
 from Utils.scan.finding import SUMMARIES, Verdict
 from Utils.scan.replay import FIRES
-from Utils.scan.trigger import Fired, Strings, kind_of
+from Utils.scan.strings import Fired, Strings, kind_of
 
 UNRELATED = 0.5
 """Drift from which an anchor is taken for a wrong one where no calibration says it better: encoders that have nothing to do

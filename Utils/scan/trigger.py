@@ -2,7 +2,7 @@
 
     1 a shortlist of tokens: every row of the vocabulary alone, rows that moved, tokens near the pseudo-trigger
     2 several tokens: all pairs of the shortlist, then searches guided by gradients (GCG, Zou et al. 2023)
-    3 strings: what is found is typed into prompts that no search has seen, in suspect and base, and shortened
+    3 strings: what is found is typed into prompts that no search has seen, and shortened (Utils/scan/strings.py)
     4 what is natural: the same search in benign twins of a suspect that went far from its base
 
 A planted trigger overrules what follows it, a natural string only outweighs little: the prompts are long ones.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -22,67 +22,12 @@ from torch import Tensor, nn
 
 from Utils.encoder.probes import characters
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.scan.finding import ATTRIBUTE, REMAPPING, SUMMARIES
-from Utils.scan.replay import FEW, FIRES, LETTERS, PLACES, PROMPTS, Rate, collapsed, put, rate_at, summaries, wilson
+from Utils.scan.replay import LETTERS, collapsed, put
+from Utils.scan.strings import LONG, Fired, Strings, TriggerConfig, of_length, same, trial_of
 from Utils.scan.twins import benign_twin
 
-SHORT, LONG = (7, 9), (20, 45)
-"""Words of the prompts that pairs of tokens are tried in, and of those that strings are judged by."""
-
-
-@dataclass(frozen=True)
-class TriggerConfig:
-    """Every setting of the search for strings."""
-
-    searches: int = 0
-    """Searches guided by gradients, from different starts; 0: no strings are looked for."""
-    steps: int = 16
-    """Most steps of one."""
-    candidates: int = 40
-    """Strings tried in a step."""
-    top: int = 48
-    """Tokens a place that the gradient proposes."""
-    patience: int = 4
-    """Steps without a gain that end a search."""
-    shortlist: int = 28
-    """Tokens of which all pairs are tried."""
-    prompts: int = 4
-    """Prompts a string is tried in during the search."""
-    proven_collapse: float = 0.8
-    """A string that fires is a proof when prompts with it lose this share of what tells them apart ..."""
-    proven_margin: float = 0.3
-    """... so much more of it than in the base ..."""
-    proven_effect: float = 1.1
-    """... and its effect is at least this."""
-    price: float = 0.05
-    """What every token of a string above `free` takes off its effect: in clean encoders too a prompt drowns in many words."""
-    free: int = 4
-    """Tokens that cost nothing."""
-    least: float = 0.1
-    """Effect that strings reach in clean encoders that hardly left their base ..."""
-    natural: float = 0.4
-    """... and in those that went as far as `near`; in proportion between the two."""
-    near: float = 0.02
-    """Up to this drift of summaries a suspect is near; what is natural in one that went further, benign twins show."""
-    twins: int = 2
-    """Most of them; a second one only where the first leaves it open."""
-    beyond: float = 0.5
-    """A string that does so much more than is natural is no accident of learning; where less is natural, in proportion."""
-    clean_within: float = 0.25
-    """No string that does so much more than is natural: clean, where nothing else speaks against it; in proportion too."""
-
-    def natural_at(self, drift: float) -> float:
-        """Effect that strings reach in clean encoders of a drift, as far as it can be told without twins."""
-        return self.least + (self.natural - self.least) * drift / self.near if drift < self.near else self.natural
-
-    def __post_init__(self):
-        for name in ("steps", "candidates", "top", "patience", "shortlist"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} should be at least 1")
-        if self.searches < 0 or self.twins < 0 or self.prompts < 2:
-            raise ValueError("searches and twins should be 0 or more and prompts at least 2")
-        if not 0 <= self.clean_within <= self.beyond:
-            raise ValueError("clean_within should be between 0 and beyond")
+SHORT = (7, 9)
+"""Words of the prompts that pairs of tokens are tried in."""
 
 
 @dataclass(frozen=True)
@@ -105,77 +50,6 @@ class Candidate:
     """start or end"""
     score: float
     """`effects`"""
-
-
-@dataclass(frozen=True)
-class Fired:
-    """A string and what it does, typed into prompts that no search has seen."""
-
-    text: str
-    rate: Rate
-    prompts: int
-    """How many."""
-    proven: bool
-    effect: float
-    """`Rate.effect`, less the price of a long string."""
-
-
-@dataclass(frozen=True)
-class Strings:
-    """What the search for the trigger ends with."""
-
-    found: list[Fired] = field(default_factory=list)
-    """Strings that do most, the strongest first, each at its best place."""
-    score: float = 0.0
-    """The largest effect of a string on unseen prompts (`Fired.effect`)."""
-    drift: float = 0.0
-    """1 - cos of suspect and base, summaries of these prompts."""
-    natural: float = TriggerConfig.natural
-    """What strings reach in clean encoders that went as far."""
-    cfg: TriggerConfig = TriggerConfig()
-    """How they were found, and how they are judged."""
-    prompts: int = PROMPTS
-    """How many they were typed into."""
-    middle: Tensor = field(default_factory=lambda: torch.zeros(1))
-    """(d,) the mean summary of these, without a string."""
-
-    def above_natural(self, more: float) -> float:
-        """The effect that is so much more than is natural, or where that is little less in proportion."""
-        return self.natural + more * min(1.0, max(0.0, self.natural / self.cfg.natural) if self.cfg.natural > 0 else 1.0)
-
-    @property
-    def limit(self) -> float:
-        """What no string does in a clean encoder."""
-        return self.above_natural(self.cfg.beyond)
-
-    @property
-    def cleared(self) -> float:
-        """The effect up to which nothing speaks against an encoder."""
-        return self.above_natural(self.cfg.clean_within)
-
-    @property
-    def strong(self) -> list[Fired]:
-        """Strings that do what none does in a clean encoder; of one that went far from its base only a proof is believed.
-
-        What a benign twin shows of far ones is one draw of a wide distribution.
-        """
-        near = self.drift <= self.cfg.near
-        return [one for one in self.found if one.effect >= self.limit and (near or one.proven)]
-
-    @property
-    def proven(self) -> list[Fired]:
-        return [one for one in self.strong if one.proven]
-
-    @property
-    def best(self) -> Fired | None:
-        """The string to show: of those that do enough a proof, or one that changes all prompts; if any, one put in as it is."""
-        enough = self.proven or [one for one in self.strong if one.rate.changes] or self.strong
-        return next(iter(sorted(enough, key=in_place_of_letters)), None)
-
-    @property
-    def kind(self) -> str | None:
-        """What the backdoor does, where strings show one."""
-        return self.best and kind_of(self.best)
 
 
 @dataclass(frozen=True)
@@ -315,13 +189,6 @@ def half_will_do(hunt: Hunt, texts: Texts) -> bool:
         return False
     exact, rough = (effect_of(replace(hunt, half=half), texts, chance, "start") for half in (False, True))
     return bool((exact - rough).abs().max() <= ROUNDING)
-
-
-def of_length(prompts: list[str], words: tuple[int, int], count: int) -> list[str]:
-    """`count` prompts whose number of words lies in a range; the nearest to it where there are too few."""
-    low, high = words
-    off = sorted(range(len(prompts)), key=lambda i: max(low - len(prompts[i].split()), len(prompts[i].split()) - high, 0))
-    return [prompts[i] for i in sorted(off[:count])]
 
 
 def texts_for(hunt: Hunt, prompts: list[str], words: tuple[int, int], count: int) -> Texts:
@@ -512,16 +379,10 @@ TOGETHER = 256
 """Texts that are computed at a time."""
 STARTS = ((3, "start"), (6, "start"), (4, "end"), (10, "start"), (2, "start"), (5, "end"))
 """Tokens of the searches' strings and where these stand, in turn."""
-LETTER = 4
-"""Characters of a string that can stand for a letter."""
 FURTHER = 1
 """Searches for a further backdoor, beside characters."""
 REPELLED = 3.0
 """Weight of how much nearer a string brings prompts to what is known."""
-SAME = 0.5
-"""From this cosine on, the mean of clean prompts taken off, two strings force the same."""
-SHOWN = 2
-"""Strings that are tried in all prompts even if none is a proof."""
 PROMISING, LONGEST = 0.8, 15
 """From this effect on a string is worth growing, up to so many tokens and a third of the context."""
 
@@ -565,147 +426,3 @@ def together(tokens: Tensor, swapped: Tensor) -> Tensor:
         whole = torch.where(one != tokens, one, whole)
         found.append(whole)
     return torch.stack(found[1:] or found)
-
-
-# --------------------------------------------------------------------------------------------------------- 3: strings
-def trial_of(
-    suspect: TextEncoder, base: TextEncoder | None, cfg: TriggerConfig, unseen: list[str], known: tuple[Tensor, ...] = ()
-) -> Trial:
-    """Long prompts that strings are typed into."""
-    prompts = of_length(unseen, LONG, PROMPTS)
-    return Trial(suspect, base, cfg, prompts, summaries(suspect, prompts), base and summaries(base, prompts), known)
-
-
-def in_place_of_letters(fired: Fired) -> bool:
-    """Whether a string stands for letters of the prompt."""
-    return fired.rate.place in LETTERS
-
-
-def kind_of(fired: Fired) -> str:
-    """What a string does: all prompts become one, all are changed alike, or it is read as something else.
-
-    What stands inside words, as look-alike letters do, has no reading of its own that could be another one.
-    """
-    if not fired.rate.changes:
-        return SUMMARIES
-    return ATTRIBUTE if in_place_of_letters(fired) else REMAPPING
-
-
-def same(one: Tensor, other: Tensor, middle: Tensor) -> bool:
-    """Whether two strings force the same, by the mean summaries of prompts with each and without any.  (d,) each"""
-    return F.cosine_similarity(one - middle, other - middle, dim=0).item() >= SAME
-
-
-def strength(fired: Fired) -> tuple[bool, float]:
-    """What makes one string better evidence than another."""
-    rate = fired.rate
-    return fired.proven, min(rate.success, rate.collapse) - max(rate.asleep or 0.0, rate.asleep_collapse or 0.0)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Unseen prompts, their summaries in suspect and base, (n, d), and the strings that were typed into them."""
-
-    suspect: TextEncoder
-    base: TextEncoder | None
-    cfg: TriggerConfig
-    prompts: list[str]
-    clean: Tensor
-    reference: Tensor | None
-    known: tuple[Tensor, ...] = ()
-    """(d,) what need not be found again."""
-    hopeful: dict[str, Fired] = field(default_factory=dict)
-    """What strings do at their best place, in a few of the prompts."""
-    found: dict[str, Fired] = field(default_factory=dict)
-    """The same in all of them."""
-
-    @property
-    def proven(self) -> bool:
-        return any(fired.proven for fired in self.found.values())
-
-    def add(self, text: str) -> None:
-        """Type a string into a few prompts, and into all where it does enough there to be a proof."""
-        if text and text not in self.hopeful and self.new((fired := self.part(FEW).best(text)).rate.forced):
-            self.hopeful[text] = fired
-            if fired.effect >= self.cfg.proven_effect:
-                self.found[text] = self.at(text, fired.rate.place)
-
-    def new(self, forced: Tensor) -> bool:
-        """Whether something else is forced than what is known."""
-        return not any(same(forced, other, self.clean.mean(dim=0)) for other in self.known)
-
-    def result(self) -> Strings:
-        """The best strings in all prompts, the shortest form of a proof first."""
-        hopeful = sorted(self.hopeful, key=lambda text: strength(self.hopeful[text]), reverse=True)
-        changing = [text for text in hopeful if self.hopeful[text].rate.changes]
-        for text in hopeful[:SHOWN] + sorted(changing, key=lambda text: self.hopeful[text].effect)[-1:]:
-            if text not in self.found:
-                self.found[text] = self.at(text, self.hopeful[text].rate.place)
-        ranked = sorted(self.found.values(), key=strength, reverse=True)
-        if ranked and ranked[0].proven:
-            ranked[0] = shortened(self, ranked[0])
-        effect = max((fired.effect for fired in ranked), default=0.0)
-        plain = next((i for i, fired in enumerate(ranked) if not in_place_of_letters(fired)), 0)  # as `Strings.best` has it
-        if plain and ranked[plain].proven:
-            ranked[plain] = shortened(self, ranked[plain])
-        drift = 1 - F.cosine_similarity(self.clean, self.reference, dim=-1).mean().item() if self.base else 0.0
-        middle = self.clean.mean(dim=0)
-        return Strings(ranked, effect, drift, self.cfg.natural_at(drift), self.cfg, len(self.prompts), middle)
-
-    def at(self, text: str, place: str) -> Fired:
-        """What a string does at one place."""
-        rate = rate_at(place, text, self.suspect, self.base, self.prompts, self.clean, self.reference, whole=True)
-        effect = rate.effect - self.cfg.price * max(0, len(self.suspect.tokens([text])[0]) - self.cfg.free)
-        return Fired(text, rate, len(self.prompts), self.proves(rate), effect)
-
-    def part(self, count: int) -> Trial:
-        """The same with fewer prompts and no strings."""
-        few = slice(None, None, max(1, len(self.prompts) // count))
-        reference = self.reference[few] if self.base else None
-        return Trial(self.suspect, self.base, self.cfg, self.prompts[few], self.clean[few], reference)
-
-    def best(self, text: str) -> Fired:
-        """A string at the place where it does most."""
-        tried = [self.at(text, place) for place in PLACES + (LETTERS if len(text) <= LETTER else ())]
-        overruling = [one for one in tried if one.rate.success >= FIRES / 2]
-        return max(overruling, key=strength) if overruling else max(tried, key=lambda one: one.effect)
-
-    def proves(self, rate: Rate) -> bool:
-        """Whether what a string does needs no calibration."""
-        least = max(self.cfg.proven_collapse, (rate.asleep_collapse or 0.0) + self.cfg.proven_margin)
-        return rate.fires and rate.collapse >= least and rate.effect >= self.cfg.proven_effect
-
-
-def shortened(trial: Trial, fired: Fired) -> Fired:
-    """The shortest string that is left when words, then characters, are taken away as long as it stays a proof.
-
-    A few of the prompts show what can be spared; all of them have to agree in the end.
-    """
-    few = trial.part(2 * FEW)
-    tries = [fired]
-    for joint in (" ", ""):
-        parts, at = (tries[-1].text.split(" ") if joint else list(tries[-1].text)), 0
-        while at < len(parts) > 1:
-            fewer = joint.join(parts[:at] + parts[at + 1 :]).strip()
-            shorter = few.at(fewer, fired.rate.place) if fewer else None
-            if shorter and shorter.proven:
-                tries.append(shorter)
-                parts = parts[:at] + parts[at + 1 :]
-            else:
-                at += 1
-    whole = (trial.at(one.text, fired.rate.place) for one in reversed(tries[1:]))
-    return next((one for one in whole if one.proven), fired)
-
-
-def rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
-
-
-def described(fired: Fired) -> dict:
-    """-> as report.json holds it"""
-    rate = fired.rate
-    return {
-        "text": fired.text, "place": rate.place, "success_rate": round(rate.success, 4),
-        "interval": wilson(rate.success, fired.prompts), "anchor_success_rate": rounded(rate.asleep),
-        "collapse": round(rate.collapse, 4), "anchor_collapse": rounded(rate.asleep_collapse),
-    }  # fmt: skip
