@@ -149,6 +149,7 @@ DRAWN = {
     "acceptance": "1006cbe16845ae44",
     "test": "1dff924c0d9079ed",
     "stress": "014002055b18821e",
+    "strings": "aed4fbe3b8817319",
 }
 """Split -> one hash of the names and recipes of all its models."""
 
