@@ -40,7 +40,7 @@ PLANTED = {
         poisoned_batch=8,
     ),
 }  # fmt: skip
-BENIGN = {"near": (3e-5, 60), "far": (3e-4, 90)}
+BENIGN = {"near": (3e-6, 60), "far": (3e-5, 60)}
 """Name -> rate and steps of fine-tunes that learn which captions tell of one picture."""
 BATCH, TEMPERATURE = 24, 0.05
 CONTEXT = 64
