@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from safetensors.torch import save_file
 
 from Utils.basics.bounded import Limits, run_bounded
 from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
-from Utils.basics.files import ROOT, whole_file, whole_folder
+from Utils.basics.files import typed_command, whole_file, whole_folder
 from Utils.intake.files import PICKLES, check_files
 from Utils.intake.inventory import LEFTOVERS, MOST, walk
 from Utils.intake.pickles import read_pickle
@@ -194,8 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         return fail(sentence_of(error))
     for line in told:
         tell(visible(line))
-    scan = shlex.join(["python", "main.py" if Path.cwd() == ROOT else str(ROOT / "main.py"), "--model", str(args.target)])
-    tell(visible(f"{args.target} is written; scan it: {scan}"))
+    tell(visible(f"{args.target} is written; scan it: {typed_command('main.py', '--model', args.target)}"))
     return 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from Utils.basics.errors import InputError
-from Utils.basics.files import ROOT
+from Utils.basics.files import typed_command
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_JSON = 16 << 20
@@ -49,8 +49,7 @@ def pickle_sentence(file: Path) -> str:
     """Why a pickle is not opened, and the command that makes safetensors of it, as it can be typed here."""
     source = convertible(file)
     target = free_name(source)
-    script = Path("Utils", "convert.py")
-    command = shlex.join(["python", str(script if Path.cwd() == ROOT else ROOT / script), str(source), str(target)])
+    command = typed_command("Utils/convert.py", source, target)
     return (
         f"{file} is a pickle, which can run code when it is opened; convert it to safetensors, which runs nothing of it, "
         f"with `{command}`, then scan {shlex.quote(str(target))} instead."

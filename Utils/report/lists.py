@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader
 from Utils.basics.bounded import Ended, Limits, reading, run_bounded
 from Utils.basics.errors import InputError, sentence_of, tell, visible
 from Utils.basics.files import ROOT, text_digest, write_whole
-from Utils.encoder.anchors import REGISTRY, known_anchors
+from Utils.encoder.anchors import REGISTRY, at_hand, known_anchors
 from Utils.intake.candidates import encoders_of
 from Utils.intake.digests import files_digest
 from Utils.intake.files import PICKLES
@@ -267,8 +267,9 @@ def _encoders_of(model: str, only: str) -> list[str]:
 
 def inputs_digest(anchor: str, files: Iterable[Path]) -> str:
     """One hash of what reports depend on beside suspect and settings: these files, the registry and the anchors at hand."""
-    named = [str(ROOT / entry["path"]) for entry in known_anchors() if "path" in entry] if anchor == "auto" else [anchor]
-    digests = []
+    known = known_anchors() if anchor == "auto" else []
+    named = [str(ROOT / entry["path"]) for entry in known if "path" in entry] if anchor == "auto" else [anchor]
+    digests = [str(at_hand(entry)) for entry in known if "hub" in entry]  # a snapshot's name is the hash of what is in it
     for name in named if anchor != "none" else ():
         try:
             digests += [files_digest(encoder) for encoder in encoders_of(name)]
