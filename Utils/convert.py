@@ -3,6 +3,7 @@
     python Utils/convert.py model.ckpt model.safetensors        one file
     python Utils/convert.py model.bin FOLDER                    the same as FOLDER/model.safetensors, with config and tokenizer
     python Utils/convert.py FOLDER NEW_FOLDER                   a whole model or pipeline, with its settings
+    python Utils/convert.py owner/name NEW_FOLDER               the same of a hub id, or of the address of a page
 
 Files are read in a child process, as plain tensors, with limits of memory and time.  What is left out is said.
 Exit code: 0 written, 2 bad input or error, and then nothing is left.
@@ -28,6 +29,7 @@ from Utils.basics.bounded import Limits, run_bounded
 from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
 from Utils.basics.files import typed_command, whole_file, whole_folder
 from Utils.intake.files import PICKLES, check_files
+from Utils.intake.hub import located
 from Utils.intake.inventory import LEFTOVERS, MOST, walk
 from Utils.intake.pickles import read_pickle
 
@@ -147,13 +149,13 @@ def _indexes(source: Path, where: dict[Path, dict[str, str]], plan: Plan) -> Ite
 # ----------------------------------------------------------------------------------------------------------- the parent
 def convert(source: Path, target: Path, limits: Limits, debug: bool) -> list[str]:
     """Convert a file or a folder into a place where nothing is yet.  -> what to tell"""
-    if not source.exists():
-        raise InputError(f"{source} does not exist; give a pickle or a folder that holds some.")
     if target.exists() or target.is_symlink():
         raise InputError(f"{target} exists already; name a place where nothing is yet, or remove it first.")
     as_file = target.suffix.lower() == ".safetensors"
     if source.is_dir() and as_file:
         raise InputError(f"{source} is a folder; name a folder for what is made of it, such as {target.with_suffix('')}.")
+    if not source.is_dir() and not source.is_file():
+        raise InputError(f"{source} is no ordinary file (a pipe or a device); give a pickle or a folder that holds some.")
     if source.is_file() and source.suffix.lower() not in PICKLES:
         raise InputError(f"{source} is called like no pickle ({', '.join(PICKLES)}); scan it as it is.")
     if target.resolve().is_relative_to(source.resolve()):
@@ -179,14 +181,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Make safetensors of pickles (.bin, .pt, .ckpt ...) in a child process that runs nothing of them."
     )
-    parser.add_argument("source", metavar="IN", type=Path, help="a pickle, or the folder of a model or pipeline with pickles")
+    parser.add_argument("source", metavar="IN", help="a pickle, the folder of a model or pipeline with pickles, or a hub id")
     parser.add_argument("target", metavar="OUT", type=Path, help="a .safetensors file, or a new folder")
     parser.add_argument("--memory", type=int, metavar="MB", help="memory of the child (default: by the size of the files)")
     parser.add_argument("--timeout", type=int, metavar="SECONDS", help="time of the child (default: by the size of the files)")
     parser.add_argument("--debug", action="store_true", help="also show where an error came from, in escaped lines")
     args = parser.parse_args(argv)
     try:
-        told = convert(args.source, args.target, limits_for(args.source, args.memory, args.timeout), args.debug)
+        source = located(args.source, pickles=True)
+        told = convert(source, args.target, limits_for(source, args.memory, args.timeout), args.debug)
     except KeyboardInterrupt:
         return fail("interrupted; nothing was written.")
     except (InputError, OSError) as error:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from huggingface_hub import HfUri, constants, parse_hf_uri, snapshot_download
+from huggingface_hub import HfUri, constants, get_cached_repo_tree, parse_hf_uri, snapshot_download
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     GatedRepoError,
     HfUriError,
     LocalEntryNotFoundError,
@@ -93,8 +94,10 @@ def is_path(text: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------- places
-def located(model: str | Path) -> Path:
+def located(model: str | Path, pickles: bool = False) -> Path:
     """The folder or file that a word names, fetched from the hub where it is no path and not in the local cache.
+
+    pickles: as in `fetched`.
 
     Raises:
         InputError: there is no such thing, or it cannot be fetched; one sentence with the cure.
@@ -105,7 +108,7 @@ def located(model: str | Path) -> Path:
     name = hub_name(text)
     if name is None:
         raise InputError(f"{text} does not exist; give a model folder or a hub id such as openai/clip-vit-large-patch14.")
-    return in_cache(name) or fetched(name)
+    return fetched(name, pickles) if pickles else in_cache(name) or fetched(name)
 
 
 def snapshot_of(folder: Path) -> Path:
@@ -127,6 +130,18 @@ def commit_of(folder: Path) -> str | None:
     return None
 
 
+def not_fetched(snapshot: Path) -> list[str]:
+    """Files that the hub's list of a snapshot names and the snapshot does not hold; none where there is no such list."""
+    commit, owner_and_name = commit_of(snapshot), snapshot.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    if commit is None or snapshot.name != commit:
+        return []
+    try:
+        listed = get_cached_repo_tree(owner_and_name, revision=commit, cache_dir=snapshot.parents[2])
+    except CachedRepoTreeNotFoundError:
+        return []
+    return sorted(file.path for file in listed if not (snapshot / file.path).exists())
+
+
 def in_cache(name: HfUri) -> Path | None:
     """What a name means in the local cache; None where it is not there with weights and tokenizer."""
     try:
@@ -138,9 +153,8 @@ def in_cache(name: HfUri) -> Path | None:
 
 def _is_whole(folder: Path) -> bool:
     """Whether weights and a tokenizer lie in a folder, or in the pipeline that it is or belongs to."""
-    weights = any(any(place.glob("*.safetensors")) for place in (folder, *folder.glob("text_encoder*")))
     texts = [folder, *folder.glob("tokenizer*"), *folder.parent.glob("tokenizer*")]
-    return weights and any((place / name).exists() for place in texts for name in FILES)
+    return _has_weights(folder, pickles=False) and any((place / name).exists() for place in texts for name in FILES)
 
 
 def fetched(name: HfUri, pickles: bool = False) -> Path:
@@ -154,13 +168,14 @@ def fetched(name: HfUri, pickles: bool = False) -> Path:
     text = written(name.id, name.revision or "", name.path_in_repo)
     try:
         place = _download(name, _wanted(name, pickles)) / name.path_in_repo
-        if not pickles and place.is_dir() and not _has_weights(place):
-            place = _download(name, _wanted(name), variants=True) / name.path_in_repo
+        if place.is_dir() and not _has_weights(place, pickles):  # half precision only, or names of their own
+            more = [f"*{suffix}" for suffix in PICKLES] if pickles and not name.path_in_repo else []
+            place = _download(name, [*_wanted(name, pickles), *more], variants=True) / name.path_in_repo
     except Exception as error:  # the client raises a dozen types for "no such model" and "no network"
         raise InputError(_refusal(text, name, error)) from error
     if not place.exists():
         raise InputError(f"{name.id} holds no {name.path_in_repo}; its files are listed on {_page(name)}/tree/{NEWEST}.")
-    if not pickles and place.is_dir() and not _has_weights(place):
+    if not pickles and place.is_dir() and not _has_weights(place, pickles):
         target = free_name(place)
         command = typed_command("Utils/convert.py", text, target)
         raise InputError(
@@ -170,8 +185,9 @@ def fetched(name: HfUri, pickles: bool = False) -> Path:
     return place
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("text_encoder*/*.safetensors"))
+def _has_weights(folder: Path, pickles: bool) -> bool:
+    places, suffixes = (folder, *folder.glob("text_encoder*")), PICKLES if pickles else (".safetensors",)
+    return any(file.suffix.lower() in suffixes for place in places for file in place.iterdir())
 
 
 def _wanted(name: HfUri, pickles: bool = False) -> list[str]:

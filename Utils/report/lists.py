@@ -29,6 +29,7 @@ from Utils.intake.candidates import encoders_of
 from Utils.intake.digests import files_digest
 from Utils.intake.files import PICKLES
 from Utils.intake.folders import find_parts, full_path
+from Utils.intake.hub import as_named
 from Utils.report.command_line import say
 from Utils.report.folder import SCHEMA, remove_leftovers, result_name
 from Utils.report.limits import Wanted, limits_of
@@ -57,7 +58,7 @@ class Task:
 def read_list(where: Path) -> list[str]:
     """Models named by a text file, one a line (# begins a comment), or all that lie in a folder.
 
-    A line is a path, relative to the file's folder or the working directory, or a hub id.
+    A line is a path, relative to the file's folder or the working directory, a hub id or the address of its page.
     """
     try:
         found = _models_in(where) if where.is_dir() else _lines(where)
@@ -105,8 +106,8 @@ def _is_folder(path: Path) -> bool:
 
 def _beside(folder: Path, line: str) -> str:
     try:
-        return str(folder / line) if (folder / line).exists() else line
-    except (OSError, ValueError):  # a name too long for a path
+        return str(folder / line) if (folder / line).exists() else as_named(line)
+    except (OSError, ValueError, InputError):  # a name too long for a path, a page of no model: that is for the scan to say
         return line
 
 
