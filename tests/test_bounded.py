@@ -79,7 +79,7 @@ def test_a_refusal_comes_back_as_it_is():
 
 def test_any_other_error_is_a_sentence_with_file_stage_and_cure_and_without_its_text():
     error = refusal(breaks)
-    assert str(error).startswith("some/model: the scan broke off in the stage witnesses;")
+    assert str(error).startswith("some/model: the work broke off in the stage witnesses;")
     assert "--debug" in str(error)
     assert not any(word in str(error) for word in ("mat1", "RuntimeError", "\x1b"))
     assert "/no/such/" in str(refusal(reads_nothing))

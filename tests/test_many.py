@@ -303,9 +303,38 @@ def test_no_line_ends_a_list(folders: list[Path], tmp_path: Path, line: bytes):
     assert json.loads(to_json(summarise(reports, tasks)))["counts"] == {"clean": 2, "not judged": 1}
 
 
-def test_a_list_in_another_encoding_is_refused_by_its_name(tmp_path: Path):
-    (tmp_path / "models.txt").write_text("a\n", encoding="utf-16")
-    with pytest.raises(InputError, match="UTF-16"):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_list_in_any_encoding_of_a_shell_names_what_it_says(folders: list[Path], encoding: str, end: str):
+    (folders[0].parent / "模型 ★").mkdir()
+    mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
+    (folders[0].parent / "list.txt").write_bytes((mark + end.join(["a", "模型 ★", '"b"', ""])).encode(encoding))
+    assert [Path(model).name for model in read_list(folders[0].parent / "list.txt")] == ["a", "模型 ★", "b"]
+
+
+def test_a_line_is_the_folder_that_it_names_whatever_its_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("style", "style #3", "a b", "'quoted'", "it's", "here"):
+        (tmp_path / "list" / name).mkdir(parents=True)
+    lines = [
+        "style #3",
+        "style #4",
+        '"a b" # spaces',
+        "'quoted'",
+        "it's",
+        "style  ",
+        '"style #3"',
+        "org/name # a hub id",
+        '"x y"',
+    ]
+    (tmp_path / "list" / "list.txt").write_text("\n".join(lines), encoding="utf-8")
+    found = [str(model).removeprefix(f"{tmp_path / 'list'}/") for model in read_list(tmp_path / "list" / "list.txt")]
+    assert found == ["style #3", "style", "a b", "'quoted'", "it's", "org/name", "x y"]
+
+
+def test_a_list_that_is_no_text_is_refused(tmp_path: Path):
+    (tmp_path / "models.txt").write_bytes("a\n".encode("utf-16")[:-1])
+    with pytest.raises(InputError, match=r"models.txt cannot be read \(it begins as UTF-16 does and is none\)"):
         read_list(tmp_path / "models.txt")
 
 

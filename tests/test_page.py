@@ -39,8 +39,11 @@ def report_of(path: str = "suspects/x", verdict: str = "backdoored", **found: ob
     claimed = verdict == "backdoored"
     return {
         "schema": "amber-report/1", "verdict": verdict, "reason": "Because.", "score": 0.98, "notes": ["a note"],
-        "model": {"path": path, "sha256": "ab" * 32, "architecture": "CLIP", "parameters": 1234, "ignored_tensors": []},
-        "anchor": {"path": "Data/Models/tiny-sd", "sha256": "cd" * 32},
+        "model": {
+            "path": path, "sha256": "ab" * 32, "commit": "c0ffee", "architecture": "CLIP", "parameters": 1234,
+            "ignored_tensors": [],
+        },
+        "anchor": {"path": "Data/Models/tiny-sd", "sha256": "cd" * 32, "commit": "c0ffee"},
         "evidence": [{"name": "one_target", "value": 0.7, "threshold": None, "met": True, "meaning": "what it means"}],
         "trigger": {"strings": None, "examples": [], "embedding": "Backdoor_Embedding.pt"} if claimed else None,
         "target": {"texts": shown["texts"], "images": shown["images"]} if claimed else None,

@@ -158,7 +158,7 @@ def test_a_clip_model_projects_for_itself_wherever_it_lies(tmp_path: Path, monke
     assert anchors.companion(str(folder), "pipeline") is None
     assert anchors.companion(str(MODELS / "tiny-siglip"), "clip") is None
     assert anchors.companion("nobody/far-away", "clip") is None
-    monkeypatch.setattr("Utils.intake.folders._from_hub", lambda name: folder)
+    monkeypatch.setattr("Utils.intake.hub.in_cache", lambda name: folder)
     assert anchors.companion("somebody/clip", "clip") == folder
 
 

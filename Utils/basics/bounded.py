@@ -303,13 +303,13 @@ def _sentence(answer: dict | None, watched: _Watched, said: str, limits: Limits,
         return InputError(f"{what}: {answer['file']} cannot be used ({answer['why']}); see to its rights and its disk.")
     if answer:
         return InputError(
-            f"{what}: the scan broke off in the stage {stage}; {bad}, or this is a fault of the program: --debug shows where."
+            f"{what}: the work broke off in the stage {stage}; {bad}, or this is a fault of the program: --debug shows where."
         )
     if code is not None and code < 0:
         how = f"by signal {_signal(-code)}" + (" (by hand, or the machine is out of memory)" if code == -9 else "")
     else:
         how = f"with exit code {code} and without a word"
-    return Ended(f"{what}: the scan ended {how} in the stage {stage}; {bad}: fetch the model again.")
+    return Ended(f"{what}: the work ended {how} in the stage {stage}; {bad}: fetch the model again.")
 
 
 def _signal(number: int) -> str:

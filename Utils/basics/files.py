@@ -7,6 +7,7 @@ import itertools
 import os
 import platform
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
 NUMBERS = itertools.count()
 """Tell the partial folders of one process apart."""
+
+
+def typed_command(script: str, *words: object) -> str:
+    """A command line of ours as it can be typed into a shell where this program was started; script: in the repository."""
+    place = Path(script)
+    return shlex.join(["python", str(place if Path.cwd() == ROOT else ROOT / place), *map(str, words)])
 
 
 def text_digest(text: str) -> str:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
 
 from Utils.basics.errors import InputError
-from Utils.basics.files import ROOT
-from Utils.encoder.loading import distance, fingerprint, load_encoder, same_shape
+from Utils.basics.files import ROOT, typed_command
+from Utils.encoder.loading import distance, load_encoder, same_shape
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.config import read_config
+from Utils.intake.files import PICKLES
 from Utils.intake.folders import Parts, find_parts, matching_part
+from Utils.intake.hub import hub_name, in_cache
 
 REGISTRY = ROOT / "configs" / "anchors.yaml"
+NEAR, FAR = 0.2, 0.5
+"""Distances of token tables.  Fine-tunes of the zoo's dev split lie within 0.13 of their base, nine of ten within 0.03; tables
+that were trained apart have nothing in common, which is 1."""
+SAME = 1.0e-6
+"""Rounding of that distance: one table, published twice."""
+ALIKE = 2.0
+"""A base that is less than so many times as far away as the nearest is as good a guess."""
 
 
 def known_anchors() -> list[dict]:
@@ -24,32 +32,94 @@ def known_anchors() -> list[dict]:
     return yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))
 
 
+def dimensions(encoder: TextEncoder) -> dict:
+    """What an encoder and its public base have in common whatever the weights, as the registry has it."""
+    config = encoder.model.config
+    return {
+        "model_type": config.model_type,
+        "layers": config.num_hidden_layers,
+        "width": encoder.width,
+        "positions": getattr(config, "max_position_embeddings", None),
+        "vocabulary": len(encoder.vocabulary),
+    }
+
+
+def at_hand(entry: dict) -> Path | None:
+    """Where a known base lies on this machine: in the repository or in the hub's local cache; None: nowhere."""
+    if "path" in entry:
+        return ROOT / entry["path"] if (ROOT / entry["path"]).exists() else None
+    return None if is_pickle(entry) else in_cache(hub_name(entry["hub"]))
+
+
+def is_pickle(entry: dict) -> bool:
+    """Whether a base is published as a pickle only."""
+    return entry.get("hub", "").endswith(PICKLES)
+
+
+def fetching(entries: list[dict]) -> str:
+    """The commands that fetch known bases, as they can be typed here."""
+    plain = [entry["name"] for entry in entries if not is_pickle(entry)]
+    lines = [typed_command("Utils/anchors.py", "--fetch", *plain)] if plain else []
+    pickles = [entry for entry in entries if is_pickle(entry)]
+    lines += [typed_command("Utils/convert.py", entry["hub"], f"{entry['name']}.safetensors") for entry in pickles]
+    return " or ".join(f"`{line}`" for line in lines)
+
+
 def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device) -> tuple[TextEncoder | None, list[str]]:
     """The base to compare with, and notes on the choice.
 
-    wanted: a folder or hub id, `none`, or `auto`: the nearest of configs/anchors.yaml that fits.
+    wanted: a folder or hub id, `none`, or `auto`: the nearest of configs/anchors.yaml that fits and is at hand.
     """
     if wanted == "none":
         return None, ["no anchor was given: what is foreign to the clean base cannot be told"]
-    if wanted != "auto":
-        anchor = load_encoder(matching_part(wanted, suspect.path), device)
-        if not same_shape(suspect, anchor):
-            raise InputError(
-                f"the anchor {wanted} has other tensors or another end of text than the suspect; give its own base."
-            )
-        return anchor, []
-    fitting, notes = [], []
-    for entry in known_anchors():
-        if entry["fingerprint"] == fingerprint(suspect):
-            try:
-                anchor = load_encoder(entry["hub"] if "hub" in entry else ROOT / entry["path"], device)
-            except InputError as error:
-                notes.append(f"the known base {entry['name']} could not be used: {error}")
-            else:
-                fitting += [replace(anchor, path=entry.get("path") or entry["hub"])] if same_shape(suspect, anchor) else []
-    if fitting:
-        return min(fitting, key=partial(distance, suspect)), notes
-    return None, [*notes, "no known base fits this encoder (configs/anchors.yaml): name one with --anchor"]
+    if wanted == "auto":
+        return _nearest(suspect, device)
+    anchor = load_encoder(matching_part(wanted, suspect.path), device)
+    if not same_shape(suspect, anchor):
+        raise InputError(f"the anchor {wanted} has other tensors or another end of text than the suspect; give its own base.")
+    return anchor, []
+
+
+def _nearest(suspect: TextEncoder, device: torch.device) -> tuple[TextEncoder | None, list[str]]:
+    """Of the known bases at hand the one whose token table is nearest, and how sure that is."""
+    known = [entry for entry in known_anchors() if entry["dimensions"] == dimensions(suspect)]
+    elsewhere, notes, found = [], [], []
+    for entry in known:
+        if at_hand(entry) is None:
+            elsewhere.append(entry)
+            continue
+        try:
+            base = load_encoder(entry["hub"] if "hub" in entry else ROOT / entry["path"], device)
+        except InputError as error:
+            notes.append(f"the known base {entry['name']} could not be used: {error}")
+            continue
+        if same_shape(suspect, base):
+            base = replace(base, path=entry.get("path") or entry["hub"])
+            found = sorted([*found, (distance(suspect, base), entry["name"], base)], key=lambda one: one[0])[:2]
+    missing = f"of its shape are known and not here: fetch them with {fetching(elsewhere)}" if elsewhere else ""
+    if found:
+        return found[0][2], [*notes, _how_sure(found) + (f"; {len(elsewhere)} more {missing}" if missing else "")]
+    notes += [f"{len(elsewhere)} bases {missing}"] if missing else []
+    return None, [*notes, "no known base at hand fits this encoder (configs/anchors.yaml): name one with --anchor"]
+
+
+def _how_sure(found: list[tuple[float, str, TextEncoder]]) -> str:
+    """How sure it is that the nearest base is the one: by its own distance, and by that of the next.
+
+    found: the two nearest, distance, name and encoder.
+    """
+    (near, name, base), *others = found
+    rivals = [one for one in others if one[0] <= ALIKE * near and distance(base, one[2]) > SAME]
+    if near >= FAR:
+        sure = f"auto found no better base than {name}, and this is hardly it"
+    elif near >= NEAR:
+        sure = f"auto took {name} for the base, and is not sure"
+    elif rivals:
+        sure = f"auto took {name} for the base, and is not sure: {rivals[0][1]} is about as near"
+    else:
+        sure = f"auto took {name} for the base, and is sure"
+    further = ", ".join(f"{other} by {far:.2g}" for far, other, _ in others)
+    return f"{sure}; its token table differs by {near:.2g}" + (f", that of {further}" if further else "")
 
 
 def companion(anchor: str, kind: str) -> Path | None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.candidates import alike, other_weights
 from Utils.intake.inventory import Beside, look_around
+from Utils.intake.pickles import named_tensors
 from Utils.intake.weights import plain_name
 
 PICKLE = "a pickle"
@@ -43,7 +41,11 @@ def _compared(pickle: Beside, encoder: TextEncoder) -> Beside:
     """A pickle that holds the judged numbers, as they are or rounded, is no doubt; nothing of it is executed."""
     try:
         own, same = encoder.model.state_dict(), 0
-        for name, tensor in _tensors(encoder.files.parts.root / pickle.path):
+        content = torch.load(encoder.files.parts.root / pickle.path, map_location="cpu", weights_only=True)
+        tensors, others = named_tensors(content)
+        if any(plain_name(name, encoder.family.prefix) in own for name in others):
+            return replace(pickle, kind="a pickle with other tensors")
+        for name, tensor in tensors.items():
             mine = own.get(plain_name(name, encoder.family.prefix))
             if mine is None:
                 continue
@@ -55,14 +57,3 @@ def _compared(pickle: Beside, encoder: TextEncoder) -> Beside:
     if same == 0:
         return replace(pickle, kind="a pickle with other tensors")
     return Beside(pickle.path, "a pickle with the same numbers")
-
-
-def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a pickle by name, read as plain data."""
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    for name, value in content.items():
-        if isinstance(value, Tensor):
-            yield str(name), value

@@ -10,6 +10,7 @@ from torch import Tensor
 from Utils.basics.errors import InputError
 from Utils.intake.families import is_family
 from Utils.intake.folders import Parts, find_folder, find_parts, is_encoder_folder_name, is_weights, pipeline_encoders
+from Utils.intake.hub import located
 from Utils.intake.inventory import look_around, walk
 from Utils.intake.reader import Reader
 from Utils.intake.tensors import read_tensors
@@ -28,7 +29,7 @@ def encoders_of(model: str, only: str = "") -> list[str]:
     Raises:
         InputError: there is no such model, it holds too many encoders, or none of the name `only`.
     """
-    if is_weights(Path(model)):
+    if is_weights(located(model)):
         return [model]
     folder, base = find_folder(model), model.rstrip("/\\")
     if (folder / "model_index.json").exists():

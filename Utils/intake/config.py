@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from Utils.basics.errors import InputError
 from Utils.intake.families import FAMILIES, Family, is_family
-from Utils.intake.files import other_checkpoint
+from Utils.intake.files import PICKLES, other_checkpoint, pickle_sentence
 from Utils.intake.reader import Reader
 
 KEYS_WITHOUT_A_SAY = """
@@ -107,6 +107,8 @@ def _no_config(folder: Path) -> str:
             return sentence
     if folder.is_dir() and (folder / "adapter_config.json").exists():
         return f"{folder} is an adapter without its base; merge it into its base and save the whole model."
+    if folder.is_dir() and (pickles := sorted(file for file in folder.iterdir() if file.suffix.lower() in PICKLES)):
+        return pickle_sentence(pickles[0])
     return f"{folder} holds no config.json; give the folder of a text encoder or of a pipeline."
 
 

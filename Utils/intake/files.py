@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from itertools import count
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from Utils.basics.errors import InputError
+from Utils.basics.files import typed_command
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_JSON = 16 << 20
@@ -43,10 +46,34 @@ def what_file(file: Path) -> str:
 
 
 def pickle_sentence(file: Path) -> str:
+    """Why a pickle is not opened, and the command that makes safetensors of it, as it can be typed here."""
+    source = convertible(file)
+    target = free_name(source)
+    command = typed_command("Utils/convert.py", source, target)
     return (
-        f"{file} is a pickle, which can run code when it is opened; convert it to safetensors "
-        "on a machine you can lose (save_pretrained of its own loader writes model.safetensors)."
+        f"{file} is a pickle, which can run code when it is opened; convert it to safetensors, which runs nothing of it, "
+        f"with `{command}`, then scan {shlex.quote(str(target))} instead."
     )
+
+
+def convertible(pickle: Path) -> Path:
+    """What has to be converted with a pickle so that it can be scanned: its pipeline, its folder, or nothing else."""
+    folder = pickle.parent
+    if (folder.parent / "model_index.json").is_file() and not any(folder.glob("token*")):
+        return folder.parent
+    return folder if any((folder / name).is_file() for name in ("config.json", "model_index.json")) else pickle
+
+
+def free_name(source: Path) -> Path:
+    """Where to put the safetensors form of a file or a folder: beside it, where nothing lies yet."""
+    whole = source.absolute()
+    if whole.parent.name == "snapshots":  # the hub's cache is nobody's to write to
+        place = Path(whole.parent.parent.name.rpartition("--")[2])
+    else:
+        place = source if source.name else whole
+    stem, suffix = (place.name, "-safetensors") if source.is_dir() else (place.stem, ".safetensors")
+    names = (f"{stem}{'' if number == 1 else f'-{number}'}{suffix}" for number in count(1))
+    return next(place.with_name(name) for name in names if not place.with_name(name).exists())
 
 
 def other_checkpoint(file: Path) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from Utils.basics.errors import InputError
 from Utils.intake.files import check_files, what_file
+from Utils.intake.hub import located
 from Utils.intake.reader import Reader
 
 PIPELINE_ENCODERS = (
@@ -43,13 +44,7 @@ def full_path(model: str) -> str:
 
 def find_folder(model: str | Path) -> Path:
     """The folder of a model, fetched from the hub where `model` is no path."""
-    folder = Path(model)
-    try:
-        there = folder.exists()
-    except (OSError, ValueError):  # a name too long for a path
-        there = False
-    if not there:
-        folder = _from_hub(str(model)[:300])
+    folder = located(model)
     if not folder.is_dir():
         raise InputError(what_file(folder))
     return folder
@@ -57,8 +52,7 @@ def find_folder(model: str | Path) -> Path:
 
 def find_parts(model: str | Path) -> Parts:
     """Weights and tokenizer of a text encoder, a CLIP model, a pipeline with one encoder, or one part of a pipeline."""
-    file = Path(model)
-    if is_weights(file):
+    if is_weights(file := located(model)):
         folder = file.parent
         if (folder / "model_index.json").exists():  # an encoder in a folder that is a pipeline too
             return Parts(folder, folder, _tokenizer_beside(folder), file)
@@ -106,7 +100,7 @@ def _part(pipeline: Path, encoder: str) -> Parts:
 
 def matching_part(anchor: str, suspect: str) -> str:
     """The encoder of an anchor pipeline that stands where the suspect stands in its own."""
-    place, folder = Path(suspect), Path(anchor)
+    place, folder = Path(suspect), located(anchor)
     name = place.parent.name if is_weights(place) else place.name
     several = (folder / "model_index.json").exists() and len(names := pipeline_encoders(folder)) > 1
     return f"{anchor}/{name}" if several and name in names else anchor
@@ -148,19 +142,3 @@ def is_encoder_entry(name: str, entry: object) -> bool:
     """Whether an entry of model_index.json names a text encoder, whatever it is called."""
     kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     return kind in PIPELINE_ENCODERS or (is_encoder_folder_name(name) and kind is not None)
-
-
-def _from_hub(name: str) -> Path:
-    """The local snapshot of a hub id, `owner/name` or `owner/name/text_encoder_2`."""
-    owner_and_name, _, part = name.partition("/text_encoder")
-    if owner_and_name.count("/") != 1 or Path(name).is_absolute() or name.startswith("."):
-        raise InputError(f"{name} does not exist; give a model folder or a hub id such as openai/clip-vit-large-patch14.")
-    from huggingface_hub import snapshot_download  # only a hub id needs a network
-
-    try:
-        wanted = ["*.json", "*.txt", "model*.safetensors", "text_encoder*/model*.safetensors", "*.model"]
-        unwanted = ["unet/*", "vae/*", "transformer/*", "safety_checker/*", "image_encoder/*", "*.fp16.*", "*non_ema*"]
-        folder = Path(snapshot_download(owner_and_name, allow_patterns=wanted, ignore_patterns=unwanted))
-    except Exception as error:  # the hub client raises a dozen types for "no such model" and "no network"
-        raise InputError(f"{name} is no folder and could not be fetched from the hub ({type(error).__name__}).") from error
-    return folder / f"text_encoder{part}" if part or name.endswith("/text_encoder") else folder

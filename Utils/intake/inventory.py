@@ -17,6 +17,7 @@ from Utils.basics.errors import InputError
 from Utils.intake.families import is_family
 from Utils.intake.files import lora_names, single_file_names
 from Utils.intake.folders import Parts, index_of, is_encoder_entry
+from Utils.intake.hub import not_fetched
 from Utils.intake.reader import Reader
 from Utils.intake.tensors import read_header
 from Utils.intake.tokenizer import FILES, POOLING
@@ -81,9 +82,21 @@ def look_around(parts: Parts, read: set[str], judged: set[Path], only: bool = Fa
             name = inside.as_posix()
             if name not in read and (beside := _what(parts, inside, path, others, judged)):
                 found.append(beside)
+        found += _left_on_the_hub(parts, others)
     except OSError as error:
         raise InputError(f"{parts.root} cannot be read ({error.strerror}); make it readable for this user.") from None
     return [Beside(b.path, b.kind) for b in found] if only else found
+
+
+def _left_on_the_hub(parts: Parts, others: dict[str, str]) -> list[Beside]:
+    """Weights in the repository of a snapshot that were not fetched with it: somebody's loader may fetch them."""
+    found = []
+    for place in map(PurePosixPath, not_fetched(parts.root)):
+        other = len(place.parts) > 1 and (place.parts[0] in others or place.parts[0] in COMPONENTS)
+        kind = UNJUDGED.get(place.suffix.lower(), "weights" if place.suffix == ".safetensors" else "")
+        if kind and not other and not LEFTOVERS.fullmatch(place.name):
+            found.append(Beside(place.as_posix(), f"{kind} on the hub, not fetched", doubt=True))
+    return found
 
 
 def other_parts(parts: Parts) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from Utils.basics.config import settings_of
 from Utils.basics.errors import InputError, named, sentence_of, swallow, tell, visible
 from Utils.basics.files import ROOT, write_whole
+from Utils.intake.hub import as_named
 from Utils.report.limits import BASE_MB, READING_SECONDS, SECONDS, TIMES
 from Utils.report.report import VERSION, to_json
 from Utils.report.sarif import to_sarif
@@ -28,14 +29,18 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
     suspects = parser.add_mutually_exclusive_group()
     suspects.add_argument(
         "--model", default=str(SUSPECT),
-        help="the suspect: a folder (text encoder, CLIP model or diffusers pipeline) or a hub id; every text encoder of a "
-        "pipeline gets a report (default: the shipped one)",
+        help="the suspect: a folder (text encoder, CLIP model or diffusers pipeline), a hub id (owner/name or "
+        "owner/name@revision) or the address of its page; every text encoder of a pipeline gets a report (default: the "
+        "shipped one)",
     )  # fmt: skip
     suspects.add_argument(
         "--models", type=Path, metavar="LIST_OR_FOLDER",
         help="many suspects instead: a text file with one a line, or a folder of model folders; goes on where an earlier run "
         "was stopped, and adds summary.json and summary.html to the results",
     )  # fmt: skip
+    parser.add_argument(
+        "--subfolder", default="", metavar="FOLDER", help="where in --model the encoder lies, such as text_encoder_2"
+    )
     parser.add_argument(
         "--only", default="", metavar="FILE",
         help="the weights that you use (model.safetensors, say), where others lie beside them; nothing else is judged then",
@@ -96,7 +101,7 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse, before any work, what cannot be delivered after it."""
+    """Refuse, before any work, what cannot be delivered after it; models get the names that reports have for them."""
     if args.json and args.sarif and Path(args.json).resolve() == Path(args.sarif).resolve():
         raise InputError(f"--json and --sarif cannot both be written to {args.json}; give two files.")
     for flag, file in (("--json", args.json), ("--sarif", args.sarif)):
@@ -109,6 +114,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--try takes one string and one --model; give both.")
     if args.images < 0:
         raise InputError(f"--images {args.images} is no number of pictures; give 0 or more.")
+    if args.subfolder and args.models:
+        raise InputError("--subfolder is for one --model; write it behind the names of the list: owner/name@main/FOLDER.")
+    args.model, args.anchor = as_named(args.model, args.subfolder), as_named(args.anchor)
 
 
 def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:

@@ -6,6 +6,7 @@ What is finished is not done again, what is broken does not stop the rest, and s
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import os
 from collections import Counter
@@ -24,11 +25,12 @@ from jinja2 import Environment, FileSystemLoader
 from Utils.basics.bounded import Ended, Limits, reading, run_bounded
 from Utils.basics.errors import InputError, sentence_of, tell, visible
 from Utils.basics.files import ROOT, text_digest, write_whole
-from Utils.encoder.anchors import REGISTRY, known_anchors
+from Utils.encoder.anchors import REGISTRY, at_hand, known_anchors
 from Utils.intake.candidates import encoders_of
 from Utils.intake.digests import files_digest
 from Utils.intake.files import PICKLES
 from Utils.intake.folders import find_parts, full_path
+from Utils.intake.hub import as_named, is_path
 from Utils.report.command_line import say
 from Utils.report.folder import SCHEMA, remove_leftovers, result_name
 from Utils.report.limits import Wanted, limits_of
@@ -55,9 +57,9 @@ class Task:
 
 # ---------------------------------------------------------------------------------------------------------- the list
 def read_list(where: Path) -> list[str]:
-    """Models named by a text file, one a line (# begins a comment), or all that lie in a folder.
+    """Models named by a text file, one a line (" #" begins a comment where no path has it), or all that lie in a folder.
 
-    A line is a path, relative to the file's folder or the working directory, or a hub id.
+    A line is a path, relative to the file's folder or the working directory, a hub id or the address of its page.
     """
     try:
         found = _models_in(where) if where.is_dir() else _lines(where)
@@ -73,11 +75,37 @@ def _lines(file: Path) -> list[str]:
     """What a list names.  Names are bytes: those that are no UTF-8 are kept as Python keeps names of files."""
     if file.stat().st_size > LONGEST_LIST:
         raise ValueError("it is too long for a list")
-    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError("it is UTF-16; save it as UTF-8")
-    lines = [line.split(" #")[0].strip() for line in content.decode("utf-8", "surrogateescape").split("\n")]
-    return [_beside(file.parent, line) for line in lines if line and not line.startswith("#")]
+    lines = [line.strip() for line in _decoded(file.read_bytes()).split("\n")]
+    return [_model_of(line, file.parent) for line in lines if line and not line.startswith("#")]
+
+
+def _decoded(content: bytes) -> str:
+    """A list as text: shells write UTF-8, with a mark in front or without, and UTF-16 with one."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return content.decode("utf-16")
+        except UnicodeDecodeError:
+            raise ValueError("it begins as UTF-16 does and is none") from None
+    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+
+
+def _model_of(line: str, folder: Path) -> str:
+    """What a line names: the path that it is as a whole, or without a shell's quotes, or without the comment behind it."""
+    text, _, comment = line.partition(" #")
+    texts = (line, _unquoted(line), text.strip(), _unquoted(text.strip()))
+    for text in texts if comment else texts[:2]:
+        if is_path(str(folder / text)):
+            return str(folder / text)
+        if is_path(text):
+            return text
+    try:
+        return as_named(texts[-1])
+    except InputError:  # a page of no model: that is for the scan to say
+        return texts[-1]
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def _whole_name(model: str) -> str:
@@ -101,13 +129,6 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:  # nobody may look: the scan will say so
         return True
-
-
-def _beside(folder: Path, line: str) -> str:
-    try:
-        return str(folder / line) if (folder / line).exists() else line
-    except (OSError, ValueError):  # a name too long for a path
-        return line
 
 
 def plan(models: Iterable[str], output: Path, expand: Callable[[str], list[str]] = encoders_of) -> list[Task]:
@@ -267,8 +288,9 @@ def _encoders_of(model: str, only: str) -> list[str]:
 
 def inputs_digest(anchor: str, files: Iterable[Path]) -> str:
     """One hash of what reports depend on beside suspect and settings: these files, the registry and the anchors at hand."""
-    named = [str(ROOT / entry["path"]) for entry in known_anchors() if "path" in entry] if anchor == "auto" else [anchor]
-    digests = []
+    known = known_anchors() if anchor == "auto" else []
+    named = [str(ROOT / entry["path"]) for entry in known if "path" in entry] if anchor == "auto" else [anchor]
+    digests = [str(at_hand(entry)) for entry in known if "hub" in entry]  # a snapshot's name is the hash of what is in it
     for name in named if anchor != "none" else ():
         try:
             digests += [files_digest(encoder) for encoder in encoders_of(name)]

@@ -15,6 +15,7 @@ from Utils.basics.config import flat
 from Utils.basics.files import write_whole
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.folders import full_path
+from Utils.intake.hub import commit_of, pinned
 from Utils.report.folder import SCHEMA, logger
 from Utils.report.page import write_page
 from Utils.report.plots import BENIGN, FOUND
@@ -61,8 +62,10 @@ def make_report(
     }  # fmt: skip
 
 
-def _about(encoder: TextEncoder) -> dict[str, str]:
-    return {"path": encoder.path, "sha256": encoder.sha256}
+def _about(encoder: TextEncoder) -> dict[str, str | None]:
+    """Which encoder; commit: that of the hub's snapshot it was read from."""
+    commit = commit_of(encoder.files.parts.root) if encoder.files else None
+    return {"path": encoder.path, "sha256": encoder.sha256, "commit": commit}
 
 
 def write_report(report: dict, run: Run, verdict: Verdict, settings: dict, usual: dict) -> dict:
@@ -96,8 +99,9 @@ def to_json(report: Any) -> str:
 
 def reproduce(report: dict, usual: dict) -> str:
     """The command line that gives a report again; `usual` are the settings of a scan without flags."""
-    anchor, show = report["anchor"]["path"] if report["anchor"] else "none", report["show"]
-    words = ["python", "main.py", "--model", report["model"]["path"], "--anchor", anchor, "--seed", str(report["seed"])]
+    model, anchor = (pinned(one["path"], one.get("commit")) if one else "none" for one in (report["model"], report["anchor"]))
+    show = report["show"]
+    words = ["python", "main.py", "--model", model, "--anchor", anchor, "--seed", str(report["seed"])]
     words += ["--device", report["device"], "--images", str(show["images"]), "--pipeline", full_path(show["pipeline"])]
     usual = flat(usual)
     for name, value in flat(report["config"]).items():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-from Utils.basics.errors import visible
+from huggingface_hub import constants
+
+from Utils.basics.errors import InputError, visible
 from Utils.intake.folders import full_path
+from Utils.intake.hub import hub_name
 
 SCHEMA_URI = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 RULES = {
@@ -73,8 +77,16 @@ def _place(report: dict, home: Path) -> dict:
         inside = path.is_relative_to(home)
         uri = quote(os.fsencode(path.relative_to(home).as_posix())) if inside else path.as_uri()
     else:
-        uri = f"https://huggingface.co/{quote(path.as_posix().encode('utf-8', 'surrogatepass'))}"
+        uri = _page(report["model"]["path"])
     return {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
+
+
+def _page(name: str) -> str:
+    """The page of a hub id; of what is neither there nor here, what its page would be called."""
+    with suppress(InputError):
+        if place := hub_name(name):
+            return replace(place, path_in_repo="").to_url()  # a folder's page and a file's have different addresses
+    return f"{constants.ENDPOINT}/{quote(name.encode('utf-8', 'surrogatepass'))}"
 
 
 def plain(text: str) -> str:
