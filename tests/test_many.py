@@ -89,7 +89,7 @@ def test_a_folder_names_its_folders_and_what_looks_like_a_model(folders: list[Pa
     assert read_list(tmp_path / "list") == [*map(str, folders), str(tmp_path / "list" / "some.ckpt")]
 
 
-@pytest.mark.parametrize("content", [b"", b"# nothing\n\n", b"\xff\xfe\x00\x81", None])
+@pytest.mark.parametrize("content", [b"", b"# nothing\n\n", b"\xff\xfe\x00\x81\x00", None])
 def test_a_list_without_models_is_refused(tmp_path: Path, content: bytes | None):
     if content is not None:
         (tmp_path / "models.txt").write_bytes(content)

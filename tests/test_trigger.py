@@ -393,3 +393,13 @@ def test_far_from_its_base_only_a_proof_convicts():
     assert judged.verdict == "inconclusive"
     assert judged.score < 0.9
     assert not unproven.strong
+
+
+def test_a_word_of_a_string_that_is_no_proof_is_one_when_it_is_repeated(shipped_suspect, tiny_sd, prompts):
+    trial = trial_of(shipped_suspect, tiny_sd, TriggerConfig(), prompts[800:])
+    text = "negative zza beyellow"  # "negative" makes prompts of the clean base alike as well
+    trial.found[text] = trial.at(text, "start")
+    assert not trial.proven
+    strings = trial.result()
+    assert strings.proven
+    assert set(strings.best.text) == set("za")

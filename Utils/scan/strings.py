@@ -231,6 +231,8 @@ class Trial:
         for text in hopeful[:SHOWN] + sorted(changing, key=lambda text: self.hopeful[text].effect)[-1:]:
             if text not in self.found:
                 self.found[text] = self.at(text, self.hopeful[text].rate.place)
+        if not self.proven:
+            self.repeat()
         ranked = sorted(self.found.values(), key=strength, reverse=True)
         if ranked and ranked[0].proven:
             ranked[0] = shortened(self, ranked[0])
@@ -241,6 +243,15 @@ class Trial:
         drift = 1 - F.cosine_similarity(self.clean, self.reference, dim=-1).mean().item() if self.base else 0.0
         middle = self.clean.mean(dim=0)
         return Strings(ranked, effect, drift, self.cfg.natural_at(drift), self.cfg, len(self.prompts), middle)
+
+    def repeat(self) -> None:
+        """Type words of strings that do enough two and three times: others in them may be natural ones, which no proof has."""
+        few, enough = self.part(FEW), self.cfg.natural + self.cfg.beyond
+        strong = [fired for fired in self.found.values() if fired.effect >= enough]
+        for word, place in dict.fromkeys((word, fired.rate.place) for fired in strong for word in fired.text.split()):
+            for text in (2 * word, 3 * word):
+                if few.at(text, place).proven and (whole := self.at(text, place)).proven:
+                    self.found[text] = whole
 
     def at(self, text: str, place: str) -> Fired:
         """What a string does at one place."""
