@@ -403,3 +403,10 @@ def test_a_word_of_a_string_that_is_no_proof_is_one_when_it_is_repeated(shipped_
     strings = trial.result()
     assert strings.proven
     assert set(strings.best.text) == set("za")
+
+
+def test_what_is_left_of_a_known_backdoor_is_no_second_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trigger, "find_strings", lambda *_: strings_of(1.5, 0.1))
+    monkeypatch.setattr(trigger, "search_strings", lambda *_: strings_of(0.6, 0.1))  # enough for a first one so near its base
+    assert strings_of(0.6, 0.1).strong
+    assert len(trigger.find_backdoors(None, None, [], [], None, TriggerConfig(searches=4), None, 2)) == 1

@@ -116,7 +116,8 @@ def find_backdoors(
         hopes += others
         known = tuple(one.best.rate.forced for one in found)
         strings = search_strings(suspect, base, prompts, unseen, v, few, generator, known, hopes)
-        found.append(replace(strings, natural=found[0].natural))
+        # half a backdoor that is known does much: the lower limits near the base are for the first one only
+        found.append(replace(strings, natural=max(found[0].natural, cfg.natural)))
     found[-1], _ = of_one_backdoor(found[-1])
     return [one for number, one in enumerate(found) if one.strong or not number]
 
