@@ -733,7 +733,7 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         settings |= {"readings": about_readings(readings, in_single), "numbers": numbers, "power": power}
         usual = asdict(load_config(ScanConfig, SETTINGS))
         of_weights = replace(verdict, verdict=chosen.verdict.verdict)
-        report = make_report(scan, finding, first, of_weights, shown, by_layer, further)
+        report = make_report(scan, first, of_weights, shown, by_layer, further)
         return write_report(with_backdoor(report, verdict, firing), run, verdict, settings, usual)
 
 

@@ -187,7 +187,7 @@ def loopholes() -> str:
 
 
 def strings_by_model() -> str:
-    """The string that is shown for each planted model."""
+    """The strongest string found in each planted model."""
     rows = [
         [
             f"`{row['name']}`", FAMILIES[row["family"]], (ATTACKS | FURTHER)[row["attack"]], literal(row["trigger"]),

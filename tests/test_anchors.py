@@ -24,7 +24,7 @@ from test_convert import PYTHON
 from Utils import anchors as command
 from Utils.basics.files import ROOT
 from Utils.encoder import anchors
-from Utils.encoder.loading import distance, load_encoder
+from Utils.encoder.loading import dimensions, distance, load_encoder
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.families import FAMILIES
 from Utils.intake.hub import hub_name
@@ -48,7 +48,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: list[dict]) 
 
 
 def entry(encoder: TextEncoder, name: str, **where: str) -> dict:
-    return {"name": name, "dimensions": anchors.dimensions(encoder), "source": "x", **where}
+    return {"name": name, "dimensions": dimensions(encoder), "source": "x", **where}
 
 
 def moved(folder: Path, target: Path, noise: float, seed: int = 0) -> Path:
@@ -80,13 +80,13 @@ def test_every_known_base_has_dimensions_a_source_and_a_place():
 @pytest.mark.parametrize("name", ["tiny-sd", "tiny-longclip", "tiny-siglip"])
 def test_the_dimensions_are_those_of_the_encoder_that_is_named(name: str):
     (one,) = [one for one in ENTRIES if one["name"] == name]
-    assert anchors.dimensions(load_encoder(ROOT / one["path"])) == one["dimensions"]
+    assert dimensions(load_encoder(ROOT / one["path"])) == one["dimensions"]
 
 
 def test_how_long_a_tokenizer_reads_does_not_change_the_dimensions(tiny: TextEncoder, editable: Path):
     file = editable / "tokenizer_config.json"
     file.write_text(file.read_text().replace('"model_max_length": 24', '"model_max_length": 16'))
-    assert anchors.dimensions(load_encoder(editable)) == anchors.dimensions(tiny)
+    assert dimensions(load_encoder(editable)) == dimensions(tiny)
 
 
 # ------------------------------------------------------------------------------------------------------------- choice

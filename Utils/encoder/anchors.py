@@ -10,7 +10,7 @@ import yaml
 
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT, typed_command
-from Utils.encoder.loading import distance, load_encoder, same_shape
+from Utils.encoder.loading import dimensions, distance, load_encoder, same_shape
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.config import read_config
 from Utils.intake.files import PICKLES
@@ -30,18 +30,6 @@ ALIKE = 2.0
 def known_anchors() -> list[dict]:
     """The entries of the registry, in its order."""
     return yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))
-
-
-def dimensions(encoder: TextEncoder) -> dict:
-    """What an encoder and its public base have in common whatever the weights, as the registry has it."""
-    config = encoder.model.config
-    return {
-        "model_type": config.model_type,
-        "layers": config.num_hidden_layers,
-        "width": encoder.width,
-        "positions": getattr(config, "max_position_embeddings", None),
-        "vocabulary": len(encoder.vocabulary),
-    }
 
 
 def at_hand(entry: dict) -> Path | None:

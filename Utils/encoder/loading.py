@@ -131,13 +131,20 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} is not usable here{told(error)}; try --device cpu.") from None
 
 
-def fingerprint(encoder: TextEncoder) -> dict:
-    """What an encoder and its public base have in common whatever the weights."""
+def dimensions(encoder: TextEncoder) -> dict:
+    """What an encoder and its public base have in common whatever the weights, as configs/anchors.yaml has it."""
     config = encoder.model.config
     return {
         "model_type": config.model_type,
         "layers": config.num_hidden_layers,
         "width": encoder.width,
-        "context": encoder.context,
+        "positions": getattr(config, "max_position_embeddings", None),
         "vocabulary": len(encoder.vocabulary),
     }
+
+
+def fingerprint(encoder: TextEncoder) -> dict:
+    """What a calibration belongs to: the dimensions, and instead of the table's positions as many as are read."""
+    found = dimensions(encoder)
+    del found["positions"]
+    return found | {"context": encoder.context}

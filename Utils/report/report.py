@@ -20,7 +20,7 @@ from Utils.report.folder import SCHEMA, logger
 from Utils.report.page import write_page
 from Utils.report.plots import BENIGN, FOUND
 from Utils.report.run import Run, peak_memory_mb
-from Utils.scan.finding import Finding, Verdict
+from Utils.scan.finding import Verdict
 from Utils.scan.pair import Pair
 from Utils.scan.strings import Strings, described
 
@@ -30,7 +30,7 @@ EXIT = {"clean": 0, "backdoored": 1, None: 2, "inconclusive": 3}
 
 
 def make_report(
-    pair: Pair, finding: Finding, strings: Strings, verdict: Verdict, shown: dict, by_layer: dict[str, torch.Tensor],
+    pair: Pair, strings: Strings, verdict: Verdict, shown: dict, by_layer: dict[str, torch.Tensor],
     further: list[dict],
 ) -> dict:  # fmt: skip
     """What the scan says; trigger and target are claimed only where the verdict is backdoored.

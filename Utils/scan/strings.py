@@ -13,7 +13,7 @@ from torch import Tensor
 
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan.finding import ATTRIBUTE, REMAPPING, SUMMARIES
-from Utils.scan.replay import FEW, FIRES, LETTERS, PLACES, PROMPTS, Rate, rate_at, summaries, wilson
+from Utils.scan.replay import FEW, FIRES, LETTERS, OVERRULES, PLACES, PROMPTS, Rate, rate_at, summaries, wilson
 
 LONG = (20, 45)
 """Words of the prompts that strings are judged by."""
@@ -43,7 +43,7 @@ class TriggerConfig:
     """Tokens of which all pairs are tried."""
     prompts: int = 4
     """Prompts a string is tried in during the search."""
-    proven_collapse: float = 0.8
+    proven_collapse: float = OVERRULES
     """A string that fires is a proof when prompts with it lose this share of what tells them apart ..."""
     proven_margin: float = 0.3
     """... so much more of it than in the base ..."""

@@ -342,14 +342,12 @@ def best_characters(hunt: Hunt, prompts: list[str], count: int = 3) -> list[str]
     found = {}
     for times, place in ((1, LETTERS[0]), (3, "start")):
         strings = [c * times for c in single]
-        ids = hunt.suspect.ids([put(s, prompt, place, 0) for s in strings for prompt in prompts]).view(
-            len(strings), len(prompts), -1
-        )
-        order = hunt.suspect.attended(ids.flatten(0, 1)).view(len(strings), -1).sum(dim=1).argsort(stable=True)
-        for part in order.split(TOGETHER // len(prompts)):
-            effect = compared(
-                hunt, clean, hunt.suspect.trimmed(ids[part].flatten(0, 1)).view(len(part), len(prompts), -1), PROMISE
-            )
+        ids = hunt.suspect.ids([put(s, prompt, place, 0) for s in strings for prompt in prompts])
+        length = hunt.suspect.attended(ids).sum(dim=1).view(-1, len(prompts)).sum(dim=1)
+        ids = ids.view(len(strings), len(prompts), -1)
+        for part in length.argsort(stable=True).split(TOGETHER // len(prompts)):
+            texts = hunt.suspect.trimmed(ids[part].flatten(0, 1)).view(len(part), len(prompts), -1)
+            effect = compared(hunt, clean, texts, PROMISE)
             for i, one in zip(part.tolist(), effect.tolist(), strict=True):
                 found[strings[i]] = max(one, found.get(strings[i], -math.inf))
     return sorted(found, key=found.get, reverse=True)[:count]
