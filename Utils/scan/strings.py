@@ -13,7 +13,20 @@ from torch import Tensor
 
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan.finding import ATTRIBUTE, REMAPPING, SUMMARIES
-from Utils.scan.replay import FEW, FIRES, LETTERS, OVERRULES, PLACES, PROMPTS, Rate, rate_at, summaries, wilson
+from Utils.scan.replay import (
+    FEW,
+    FIRES,
+    LETTERS,
+    OVERRULES,
+    PLACES,
+    PROMPTS,
+    Rate,
+    collapsed,
+    put,
+    rate_at,
+    summaries,
+    wilson,
+)
 
 LONG = (20, 45)
 """Words of the prompts that strings are judged by."""
@@ -23,6 +36,12 @@ SAME = 0.5
 """From this cosine on, the mean of clean prompts taken off, two strings force the same."""
 SHOWN = 2
 """Strings that are tried in all prompts even if none is a proof."""
+RUNS, PIECES = (2, 3, 1), 24
+"""Characters of the pieces of a string that are tried as strings of their own, and how many pieces."""
+HOPEFUL = 6
+"""Of them so many are tried in more prompts."""
+STRONGER = 0.02
+"""By how much more a proof has to collapse prompts to be shown in place of a shorter one."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +160,10 @@ class Strings:
 
     @property
     def best(self) -> Fired | None:
-        """The string to show: of those that do enough a proof, or one that changes all prompts; if any, one put in as it is."""
-        enough = self.proven or [one for one in self.strong if one.rate.changes] or self.strong
-        return next(iter(sorted(enough, key=in_place_of_letters)), None)
+        """The string to show: the proof that leaves least of the prompts, else one that changes all, else what does most."""
+        if self.proven:
+            return max(self.proven, key=lambda one: one.rate.collapse)
+        return next(iter([one for one in self.strong if one.rate.changes] or self.strong), None)
 
     @property
     def kind(self) -> str | None:
@@ -225,33 +245,26 @@ class Trial:
         return not any(same(forced, other, self.clean.mean(dim=0)) for other in self.known)
 
     def result(self) -> Strings:
-        """The best strings in all prompts, the shortest form of a proof first."""
+        """The best strings in all prompts, a proof and its other forms first."""
         hopeful = sorted(self.hopeful, key=lambda text: strength(self.hopeful[text]), reverse=True)
         changing = [text for text in hopeful if self.hopeful[text].rate.changes]
         for text in hopeful[:SHOWN] + sorted(changing, key=lambda text: self.hopeful[text].effect)[-1:]:
             if text not in self.found:
                 self.found[text] = self.at(text, self.hopeful[text].rate.place)
-        if not self.proven:
-            self.repeat()
+        strong = [fired for fired in self.found.values() if fired.effect >= self.cfg.natural + self.cfg.beyond]
+        if not self.proven:  # other words in them may be natural ones, which no proof has
+            self.found.update({form.text: form for fired in strong for form in stronger(self, fired)})
+        effect = max((fired.effect for fired in self.found.values()), default=0.0)
+        if self.proven:
+            best = shortened(self, max(self.found.values(), key=strength))
+            plain = sorted((fired for fired in strong if not in_place_of_letters(fired)), key=strength)[-1:]
+            # a search ends with what is good enough; a piece of that may be what was planted
+            better = [form for fired in (best, *plain) for form in stronger(self, fired)]
+            self.found.update({fired.text: fired for fired in (best, *better)})
         ranked = sorted(self.found.values(), key=strength, reverse=True)
-        if ranked and ranked[0].proven:
-            ranked[0] = shortened(self, ranked[0])
-        effect = max((fired.effect for fired in ranked), default=0.0)
-        plain = next((i for i, fired in enumerate(ranked) if not in_place_of_letters(fired)), 0)  # as `Strings.best` has it
-        if plain and ranked[plain].proven:
-            ranked[plain] = shortened(self, ranked[plain])
         drift = 1 - F.cosine_similarity(self.clean, self.reference, dim=-1).mean().item() if self.base else 0.0
         middle = self.clean.mean(dim=0)
         return Strings(ranked, effect, drift, self.cfg.natural_at(drift), self.cfg, len(self.prompts), middle)
-
-    def repeat(self) -> None:
-        """Type words of strings that do enough two and three times: others in them may be natural ones, which no proof has."""
-        few, enough = self.part(FEW), self.cfg.natural + self.cfg.beyond
-        strong = [fired for fired in self.found.values() if fired.effect >= enough]
-        for word, place in dict.fromkeys((word, fired.rate.place) for fired in strong for word in fired.text.split()):
-            for text in (2 * word, 3 * word):
-                if few.at(text, place).proven and (whole := self.at(text, place)).proven:
-                    self.found[text] = whole
 
     def at(self, text: str, place: str) -> Fired:
         """What a string does at one place."""
@@ -296,6 +309,30 @@ def shortened(trial: Trial, fired: Fired) -> Fired:
                 at += 1
     whole = (trial.at(one.text, fired.rate.place) for one in reversed(tries[1:]))
     return next((one for one in whole if one.proven), fired)
+
+
+def forms(text: str, place: str) -> list[tuple[str, str]]:
+    """A string's words and runs of their characters, once to three times in a row, and where they are tried."""
+    words = text.split()
+    runs = [word[at : at + size] for size in RUNS for word in words for at in range(len(word) - size + 1)]
+    pieces = list(dict.fromkeys([*words, *runs]))[:PIECES]
+    many = [(times * piece, where) for times in (1, 2, 3) for piece in pieces for where in {place: 0, "start": 0}]
+    return many + [(piece, LETTERS[0]) for piece in pieces if len(piece) <= LETTER]
+
+
+def stronger(trial: Trial, fired: Fired) -> list[Fired]:
+    """Forms of a string that are better proofs than it is."""
+    tried, few = [form for form in forms(fired.text, fired.rate.place) if form[0] != fired.text], trial.part(FEW // 3)
+    texts = [put(text, prompt, place, i) for text, place in tried for i, prompt in enumerate(few.prompts)]
+    collapse = torch.zeros(len(tried))
+    for encoder, clean, sign in ((trial.suspect, few.clean, 1), (trial.base, few.reference, -1)):
+        if encoder:
+            collapse += sign * collapsed(summaries(encoder, texts).view(len(tried), len(few.prompts), -1), clean)
+    few = trial.part(FEW)
+    some = [few.at(*tried[i]) for i in collapse.argsort(descending=True)[:HOPEFUL]]
+    whole = [trial.at(one.text, one.rate.place) for one in sorted(some, key=strength, reverse=True)[:SHOWN]]
+    least = fired.rate.collapse + STRONGER if fired.proven else 0.0
+    return [one for one in whole if one.proven and one.rate.collapse >= least]
 
 
 def rounded(value: float | None) -> float | None:
