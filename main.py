@@ -369,15 +369,14 @@ def measure(scan: Scan, v: Tensor) -> Measures:
     both = mask & mask[partner]
     own = assimilation(features, mask), similarity(features, features[partner], both), assimilation(pooled)
     if not scan.anchor:
-        return Measures(*own, *[None] * 7)
+        return Measures(*(value.cpu() for value in own), *[None] * 7)
     reference, summary = in_batches(scan.anchor, ids, TextEncoder.both, v)
+    spliced = (
+        *own, similarity(reference, features, mask), F.cosine_similarity(summary, pooled, dim=-1),
+        assimilation(reference, mask), similarity(reference, reference[partner], both), assimilation(summary),
+    )  # fmt: skip
     return Measures(
-        *own,
-        foreign=similarity(reference, features, mask),
-        pooled_foreign=F.cosine_similarity(summary, pooled, dim=-1),
-        anchor_assimilated=assimilation(reference, mask),
-        anchor_one_target=similarity(reference, reference[partner], both),
-        anchor_pooled_target=assimilation(summary),
+        *(value.cpu() for value in spliced),  # where the corpus is
         clean_foreign=1 - drift(scan)[rows],
         clean_pooled_foreign=F.cosine_similarity(scan.anchor_corpus.pooled[rows], scan.corpus.pooled[rows], dim=-1),
     )
@@ -694,8 +693,8 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms need on a GPU
     torch.use_deterministic_algorithms(True, warn_only=True)
     with open_run(model, request.output, request.seed, name) as run:
+        device = pick_device(request.device)  # a GPU takes its time to start, which is no stranger's doing
         with run.stage("load"), reading():
-            device = pick_device(request.device)
             suspect = load_encoder(model, device)
             anchor, run.notes = pick_anchor(request.anchor, suspect, device)
             known = search_settings(cfg), landscape_settings(cfg)
@@ -749,8 +748,8 @@ def scan_aside(model: str, request: Request, name: str | None) -> dict:
 def try_aside(model: str, request: Request, text: str) -> dict:
     """What a string does in suspect and base, as a child process tells it."""
     quiet_libraries()
+    device = pick_device(request.device)
     with reading():
-        device = pick_device(request.device)
         suspect = load_encoder(model, device)
         anchor, _ = pick_anchor(request.anchor, suspect, device)
     if not anchor:

@@ -126,7 +126,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        return torch.zeros(1, device=name).device  # starts a GPU
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} is not usable here{told(error)}; try --device cpu.") from None
 
