@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,12 @@ from scipy.stats import binomtest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+
 from Utils.basics.errors import InputError, fail, visible
 from Utils.basics.files import ROOT, write_whole
+from Utils.scan.finding import ATTRIBUTE, REMAPPING
+from Utils.scan.replay import FIRES, SLEEPS
+from Utils.scan.strings import TriggerConfig
 
 BENCHMARK, MODELS, CONFIGS = ROOT / "Results" / "benchmark", ROOT / "Data" / "Models", ROOT / "configs"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
@@ -166,16 +171,61 @@ def triggers() -> str:
 
 
 def trigger_commands(models: list[dict]) -> list[str]:
-    """How Results/benchmark/triggers.json is made; of a split that was not built whole, by names."""
+    """How Results/benchmark/triggers.json is made."""
     lines = []
     for split in sorted({row["split"] for row in models}):
-        names = " ".join(row["name"] for row in models if row["split"] == split)
         if split == "minilm":
             lines += ["python Analysis/real_encoder.py", "python Analysis/triggers.py --zoo Data/Zoo/minilm --anchor FOLDER"]
         else:
             lines += [f"python Utils/build_zoo.py --split {split} --jobs 2"]
-            lines += [f"python Analysis/triggers.py --anew --zoo Data/Zoo/{split} --models {names}"]
+            lines += [f"python Analysis/triggers.py --anew --zoo Data/Zoo/{split} --jobs 2"]
     return lines
+
+
+def left_out() -> str:
+    """What strings say of each family by one limit that was fitted on the others."""
+    models, rows = read(BENCHMARK / "triggers.json")["models"], []
+    for family in FAMILIES:
+        own, others = ([row for row in models if (row["family"] == family) is here] for here in (True, False))
+        limit = between(others)
+        said = {kind: Counter(by_limit(row, limit) for row in own if row["kind"] == kind) for kind in ("planted", "benign")}
+        for kind, counts in said.items():
+            right = "backdoored" if kind == "planted" else "clean"
+            verdicts = [counts[verdict] for verdict in VERDICTS]
+            rows.append([f"{FAMILIES[family]}, {kind}", f"{limit:.2f}", rate(counts[right], sum(counts.values())), *verdicts])
+    return grid(["family left out", "limit", "judged rightly", *VERDICTS], rows)
+
+
+def between(models: list[dict]) -> float:
+    """The effect above what is natural that lies in the middle between planted and benign models."""
+    above = {kind: [row["score"] - row["natural"] for row in models if row["kind"] == kind] for kind in ("planted", "benign")}
+    return (min(above["planted"]) + max(above["benign"])) / 2
+
+
+def by_limit(row: dict, limit: float) -> str:
+    """What one model is called: of those far from their base only a proof convicts."""
+    if row["score"] - row["natural"] < limit:
+        return "clean"
+    return "backdoored" if row["proven"] or row["drift"] <= TriggerConfig.near else "inconclusive"
+
+
+def firing() -> str:
+    """How many planted triggers yield a string that fires, by their length."""
+    models = [row for row in read(BENCHMARK / "triggers.json")["models"] if row["kind"] == "planted"]
+    changing = [row for row in models if row["attack"] in (ATTRIBUTE, REMAPPING)]
+    one = [row for row in models if row not in changing and (row["tokens"] <= 1 or len(row["trigger"]) == 1)]
+    lengths = {
+        "one token or one character": one,
+        "2 to 15 tokens": [row for row in models if row not in changing + one and row["tokens"] <= 15],
+        "attribute and remapping, of any length": changing,
+    }
+    rows = []
+    for title, some in lengths.items():
+        fires = [
+            row for row in some if row["string"]["success_rate"] >= FIRES and row["string"]["anchor_success_rate"] <= SLEEPS
+        ]
+        rows.append([title, rate(len(fires), len(some)), rate(sum(row["proven"] for row in some), len(some))])
+    return grid(["planted trigger", "a string fires", "and is a proof"], rows)
 
 
 def loopholes() -> str:
@@ -366,6 +416,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "claim": claim, "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
+    "left_out": left_out, "firing": firing,
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from Utils.scan.finding import Verdict
 from Utils.scan.power import load_power, shares
 from Utils.scan.proof import with_strings, without_base
 from Utils.scan.replay import Rate, put, stays, summaries
-from Utils.scan.strings import Fired, Strings, Trial, TriggerConfig, described, kind_of, trial_of
+from Utils.scan.strings import Fired, Strings, Trial, TriggerConfig, described, forms, kind_of, listed, stronger, trial_of
 from Utils.scan.twins import benign_twin
 
 MODELS = ROOT / "Data" / "Models"
@@ -349,13 +349,31 @@ def test_few_unseen_prompts_prove_nothing_and_the_report_says_so():
     assert "in 99 unseen prompts" in judged.notes[-1]
 
 
-def test_a_string_that_is_put_in_as_it_is_is_shown_before_one_for_letters():
-    letter = Fired("q", replace(RATE, place="for every o"), 120, True, 1.6)
-    plain = Fired("zz", RATE, 120, True, 1.3)
-    weak = Fired("dog", RATE, 120, False, 0.95)
-    assert Strings([letter, plain, weak], 1.6).best is plain
-    assert Strings([letter, weak], 1.6).best is letter  # a proof before what is none
+def test_the_proof_that_leaves_least_of_the_prompts_is_shown():
+    letter = Fired("q", replace(RATE, place="for every o", collapse=0.97), 120, True, 1.3)
+    plain = Fired("zz", replace(RATE, collapse=0.9), 120, True, 1.6)
+    weak = Fired("dog", replace(RATE, collapse=0.99), 120, False, 0.95)
+    assert Strings([weak, plain, letter], 1.6).best is letter
+    assert listed(Strings([weak, plain, letter], 1.6)) == [letter, plain, weak]
+    assert Strings([weak], 1.6).best is weak
     assert Strings([], 0.0).best is None
+
+
+def test_forms_of_a_string_are_its_words_and_their_pieces_repeated():
+    tried = forms("ne zzglow", "end")
+    assert {("zzglow", "end"), ("zzglowzzglow", "start"), ("zzzzzz", "start"), ("zz", "for every o")} <= set(tried)
+    assert ("zzglow", "for every o") not in tried  # no letter is as long as that
+
+
+def test_a_proof_gives_way_to_a_piece_that_leaves_less_of_the_prompts(shipped_suspect, tiny_sd, prompts):
+    trial = trial_of(shipped_suspect, tiny_sd, TriggerConfig(), prompts[800:])
+    weak = trial.at("zzzzzz", "start")
+    assert weak.proven
+    better = stronger(trial, weak)
+    assert better
+    assert all(one.proven and one.rate.collapse > weak.rate.collapse for one in better)
+    trial.found[weak.text] = weak
+    assert trial.result().best.rate.collapse > weak.rate.collapse
 
 
 class Restyling(TextEncoder):

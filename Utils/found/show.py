@@ -17,7 +17,7 @@ from Utils.report.run import Run
 from Utils.scan.finding import ATTRIBUTE, REMAPPING, Finding
 from Utils.scan.pair import Pair
 from Utils.scan.replay import put
-from Utils.scan.strings import Fired, Strings, described, kind_of
+from Utils.scan.strings import Fired, Strings, described, kind_of, listed
 
 INVERSION_TOKEN = "<amber-backdoor>"
 """The word by which diffusers' load_textual_inversion knows v."""
@@ -118,7 +118,7 @@ def show_further(pair: Pair, strings: Strings, run: Run, show: Show, number: int
     images = [f"{folder}/{file}" for file in pictures.get("backdoor", [])]
     return {
         "kind": strings.kind,
-        "trigger": {"strings": [described(one) for one in strings.strong], "examples": examples, "embedding": None},
+        "trigger": {"strings": [described(one) for one in listed(strings)], "examples": examples, "embedding": None},
         "target": {"texts": texts, "images": images or None}, "typed": forced.typed,
         "files": {"feature": f"{folder}/{FILES['feature']}"},
     }  # fmt: skip

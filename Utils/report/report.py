@@ -22,7 +22,7 @@ from Utils.report.plots import BENIGN, FOUND
 from Utils.report.run import Run, peak_memory_mb
 from Utils.scan.finding import Verdict
 from Utils.scan.pair import Pair
-from Utils.scan.strings import Strings, described
+from Utils.scan.strings import Strings, described, listed
 
 VERSION = "0.1.0"
 EXIT = {"clean": 0, "backdoored": 1, None: 2, "inconclusive": 3}
@@ -38,7 +38,7 @@ def make_report(
     shown: as `show_found` returns it; by_layer: whose assimilation -> (m, L); further: as `show_further` returns each.
     """
     suspect, anchor, claimed = pair.suspect, pair.anchor, verdict.verdict == "backdoored"
-    fired = [described(one) for one in sorted(strings.strong, key=lambda one: one is not strings.best)] or None
+    fired = [described(one) for one in listed(strings)] or None
     trigger = {"strings": fired, "examples": shown["examples"], "embedding": shown["files"]["embedding"]} if claimed else None
     target = {"texts": shown["texts"], "images": shown["images"]} if claimed else None
     backdoor = {"kind": shown["kind"], "trigger": trigger, "target": target, "files": shown["files"]}

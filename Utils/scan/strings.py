@@ -36,6 +36,8 @@ SAME = 0.5
 """From this cosine on, the mean of clean prompts taken off, two strings force the same."""
 SHOWN = 2
 """Strings that are tried in all prompts even if none is a proof."""
+LISTED = 5
+"""Strings that a report tells of."""
 RUNS, PIECES = (2, 3, 1), 24
 """Characters of the pieces of a string that are tried as strings of their own, and how many pieces."""
 HOPEFUL = 6
@@ -337,6 +339,11 @@ def stronger(trial: Trial, fired: Fired) -> list[Fired]:
 
 def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
+
+
+def listed(strings: Strings) -> list[Fired]:
+    """The strings to tell of: the one to show, then other proofs, the strongest first."""
+    return sorted(strings.strong, key=lambda one: (one is not strings.best, not one.proven))[:LISTED]
 
 
 def described(fired: Fired) -> dict:
