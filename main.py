@@ -523,7 +523,8 @@ def with_doubts(verdict: Verdict, doubts: list[str]) -> Verdict:
     if verdict.verdict != "clean" or not doubts:
         return verdict
     more = f" (and {len(doubts) - 1} more)" if len(doubts) > 1 else ""
-    reason = f"What was judged looks clean, but {doubts[0]}{more}; name the weights that you use with --only."
+    cure = "; name the weights that you use with --only" if doubts[0].endswith("was not judged") else ""
+    reason = f"What was judged looks clean, but {doubts[0]}{more}{cure}."
     return replace(verdict, verdict="inconclusive", reason=reason)
 
 
@@ -697,7 +698,8 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         with run.stage("load"), reading():
             device = pick_device(request.device)
             suspect = load_encoder(model, device)
-            anchor, run.notes = pick_anchor(request.anchor, suspect, device)
+            anchor, notes = pick_anchor(request.anchor, suspect, device)
+            run.notes = [*suspect.files.notes, *notes]
             known = search_settings(cfg), landscape_settings(cfg)
             calibration = load_calibration(ROOT / cfg.calibration, fingerprint(suspect), *known)
         # the tokenizer is part of the suspect: weights are judged as the base reads texts, and as the suspect where it differs;
