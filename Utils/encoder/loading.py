@@ -113,9 +113,21 @@ def same_shape(a: TextEncoder, b: TextEncoder) -> bool:
     return shapes[0] == shapes[1] and a.eos == b.eos
 
 
+def comparable(suspect: TextEncoder, base: TextEncoder) -> bool:
+    """`same_shape`, but for the number of tokens: words may be added to a base, and a table padded (Utils/encoder/added.py)."""
+    shapes = [{n: tuple(t.shape) for n, t in e.model.state_dict().items()} for e in (suspect, base)]
+    rows = len(suspect.vocabulary)
+    if len(base.vocabulary) != rows:
+        table = base.vocabulary.data_ptr()
+        names = [n for n, t in base.model.state_dict().items() if t.data_ptr() == table]
+        shapes[1] |= {n: (rows, *shapes[1][n][1:]) for n in names}
+    return shapes[0] == shapes[1] and suspect.eos == base.eos and max(base.tokenizer.get_vocab().values()) < rows
+
+
 def distance(a: TextEncoder, b: TextEncoder) -> float:
-    """1 - cos of the token embedding tables of two encoders of one shape: fine-tuning moves them little."""
-    return 1 - F.cosine_similarity(a.vocabulary.flatten(), b.vocabulary.flatten(), dim=0).item()
+    """1 - cos of the token embedding tables of two encoders, of the rows that both have: fine-tuning moves them little."""
+    shared = min(len(a.vocabulary), len(b.vocabulary))
+    return 1 - F.cosine_similarity(a.vocabulary[:shared].flatten(), b.vocabulary[:shared].flatten(), dim=0).item()
 
 
 def quiet_libraries() -> None:

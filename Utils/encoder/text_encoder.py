@@ -62,6 +62,8 @@ class TextEncoder:
     """How families without a summary of their own make one of the features (`MODES` in Utils/intake/sentences.py)."""
     files: FilesRead | None = None
     """None: it was never in files, as a student in training."""
+    added: tuple[int, ...] = ()
+    """Tokens that its base does not have."""
     numbers: str = "float32"
     """The number format that the weights were rounded to; computed is in the model's own."""
 
