@@ -273,7 +273,7 @@ def test_names_are_bytes(folders: list[Path], tmp_path: Path):
     strange = [b"\xff\xfe-x", b"line\nend\x1b[31m", "\u202egnp".encode(), b"-rf", b"x" * 250]
     for name in strange:
         os.makedirs(os.fsencode(folders[0].parent) + b"/" + name)
-        shutil.copy(folders[0] / "config.json", os.fsencode(folders[0].parent) + b"/" + name)
+        shutil.copy(folders[0] / "config.json", os.fsdecode(os.fsencode(folders[0].parent) + b"/" + name))
     models = read_list(folders[0].parent)
     assert len(models) == 3 + len(strange)
     tasks = plan(models, tmp_path / "out")
