@@ -35,6 +35,7 @@ from Utils.basics.bounded import reading, run_bounded
 from Utils.basics.config import load_config, settings_of
 from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
 from Utils.basics.files import ROOT, remove_parts
+from Utils.encoder.added import added_to
 from Utils.encoder.anchors import pick_anchor
 from Utils.encoder.corpus import batches, embed_corpus, read_prompts, split
 from Utils.encoder.doubts import Trust, doubts_about
@@ -52,6 +53,7 @@ from Utils.report.plots import ANCHOR, BENIGN, FOUND
 from Utils.report.report import make_report, write_report
 from Utils.report.run import Run, open_run
 from Utils.scan import landscape
+from Utils.scan.added import about_added, try_words, with_added, with_open_triggers
 from Utils.scan.calibration import Calibration, load_calibration, settings_hash
 from Utils.scan.finding import FEATURES, SUMMARIES, Finding, Verdict, severity
 from Utils.scan.firing import about_readings, strings_that_fire, with_backdoor, with_tokenizer
@@ -522,7 +524,8 @@ def with_doubts(verdict: Verdict, doubts: list[str]) -> Verdict:
     if verdict.verdict != "clean" or not doubts:
         return verdict
     more = f" (and {len(doubts) - 1} more)" if len(doubts) > 1 else ""
-    reason = f"What was judged looks clean, but {doubts[0]}{more}; name the weights that you use with --only."
+    cure = "; name the weights that you use with --only" if doubts[0].endswith("was not judged") else ""
+    reason = f"What was judged looks clean, but {doubts[0]}{more}{cure}."
     return replace(verdict, verdict="inconclusive", reason=reason)
 
 
@@ -696,13 +699,19 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         device = pick_device(request.device)  # a GPU takes its time to start, which is no stranger's doing
         with run.stage("load"), reading():
             suspect = load_encoder(model, device)
-            anchor, run.notes = pick_anchor(request.anchor, suspect, device)
+            base, notes = pick_anchor(request.anchor, suspect, device)
+            run.notes = [*suspect.files.notes, *notes]
+            prompts = read_prompts(ROOT / cfg.corpus)
+            # the base as the suspect is made: words that it does not know get the suspect's rows, and are tried apart
+            added = added_to(suspect, base, prompts) if base else None
+            anchor = added.knowing if added else None
+            suspect = replace(suspect, added=tuple(added.tokens)) if added else suspect
+            table = {"vocabulary": len((base or suspect).vocabulary)}
             known = search_settings(cfg), landscape_settings(cfg)
-            calibration = load_calibration(ROOT / cfg.calibration, fingerprint(suspect), *known)
+            calibration = load_calibration(ROOT / cfg.calibration, fingerprint(suspect) | table, *known)
         # the tokenizer is part of the suspect: weights are judged as the base reads texts, and as the suspect where it differs;
         # and as half precision makes them, where that is another encoder
         with run.stage("readings"), reading():
-            prompts = read_prompts(ROOT / cfg.corpus)
             readings = compare(suspect, anchor, prompts, cfg.prompts)
         with run.stage("formats"):
             formats = formats_of(read_by(suspect, readings.reference.tokenizer), prompts[: cfg.prompts])
@@ -713,7 +722,9 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         scan, finding, run.curve = chosen.scan, chosen.finding, chosen.run.curve
         with run.stage("tokenizer"):
             firing = strings_that_fire(suspect, readings, scan.unseen)
+            words = try_words(suspect, added, cfg.trigger, scan.unseen) if added and added.tokens else {}
             verdict = with_tokenizer(chosen.verdict, readings, firing)
+            verdict = with_added(verdict, added, words) if added else verdict
         with run.stage("files"):
             beside, doubts = doubts_about(suspect, request.trust)
             numbers, notes = about_formats(formats, [(one.scan.suspect.numbers, one.verdict) for one in judged])
@@ -730,10 +741,12 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         in_single = {one.form: one.verdict for one in judged if one.scan.suspect.numbers == suspect.numbers}
         power = shares(load_power(cfg.trigger))
         settings |= {"readings": about_readings(readings, in_single), "numbers": numbers, "power": power}
+        settings["added_tokens"] = about_added(added, words)
         usual = asdict(load_config(ScanConfig, SETTINGS))
         of_weights = replace(verdict, verdict=chosen.verdict.verdict)
         report = make_report(scan, first, of_weights, shown, by_layer, further)
-        return write_report(with_backdoor(report, verdict, firing), run, verdict, settings, usual)
+        report = with_open_triggers(with_backdoor(report, verdict, firing), verdict, words)
+        return write_report(report, run, verdict, settings, usual)
 
 
 def scan_aside(model: str, request: Request, name: str | None) -> dict:

@@ -618,7 +618,7 @@ def put_there(folder: Path) -> None:
         (moved(WEIGHTS, "own.safetensors"), "give the weights their usual name", moved("own.safetensors", WEIGHTS)),
         (model_option("dropout", 0.5), "(dropout 0.5); set it to null", model_option("dropout", None)),
         (sampling(True), "(enable_sampling); set it to false", sampling(False)),
-        (without_tokenizer, "put the tokenizer files there", with_tokenizer),
+        (without_tokenizer, "copy the files of its base's tokenizer there", with_tokenizer),
         (linked_out, "put the file itself there", put_there),
     ],
     ids=["shards", "name", "dropout", "sampling", "tokenizer", "link"],

@@ -10,7 +10,7 @@ import yaml
 
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT, typed_command
-from Utils.encoder.loading import dimensions, distance, load_encoder, same_shape
+from Utils.encoder.loading import comparable, dimensions, distance, load_encoder
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.config import read_config
 from Utils.intake.files import PICKLES
@@ -63,14 +63,14 @@ def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device) -> tupl
     if wanted == "auto":
         return _nearest(suspect, device)
     anchor = load_encoder(matching_part(wanted, suspect.path), device)
-    if not same_shape(suspect, anchor):
+    if not comparable(suspect, anchor):
         raise InputError(f"the anchor {wanted} has other tensors or another end of text than the suspect; give its own base.")
     return anchor, []
 
 
 def _nearest(suspect: TextEncoder, device: torch.device) -> tuple[TextEncoder | None, list[str]]:
     """Of the known bases at hand the one whose token table is nearest, and how sure that is."""
-    known = [entry for entry in known_anchors() if entry["dimensions"] == dimensions(suspect)]
+    known = _of_its_dimensions(suspect)
     elsewhere, notes, found = [], [], []
     for entry in known:
         if at_hand(entry) is None:
@@ -81,7 +81,8 @@ def _nearest(suspect: TextEncoder, device: torch.device) -> tuple[TextEncoder | 
         except InputError as error:
             notes.append(f"the known base {entry['name']} could not be used: {error}")
             continue
-        if same_shape(suspect, base):
+        same_table = entry["dimensions"]["vocabulary"] == len(suspect.vocabulary)
+        if comparable(suspect, base) and (same_table or distance(suspect, base) < FAR):
             base = replace(base, path=entry.get("path") or entry["hub"])
             found = sorted([*found, (distance(suspect, base), entry["name"], base)], key=lambda one: one[0])[:2]
     missing = f"of its shape are known and not here: fetch them with {fetching(elsewhere)}" if elsewhere else ""
@@ -89,6 +90,13 @@ def _nearest(suspect: TextEncoder, device: torch.device) -> tuple[TextEncoder | 
         return found[0][2], [*notes, _how_sure(found) + (f"; {len(elsewhere)} more {missing}" if missing else "")]
     notes += [f"{len(elsewhere)} bases {missing}"] if missing else []
     return None, [*notes, "no known base at hand fits this encoder (configs/anchors.yaml): name one with --anchor"]
+
+
+def _of_its_dimensions(suspect: TextEncoder) -> list[dict]:
+    """Known bases of a suspect's dimensions; where there is none, those that have another number of tokens only."""
+    wanted = dimensions(suspect)
+    alike = [entry for entry in known_anchors() if entry["dimensions"] | {"vocabulary": 0} == wanted | {"vocabulary": 0}]
+    return [entry for entry in alike if entry["dimensions"] == wanted] or alike
 
 
 def _how_sure(found: list[tuple[float, str, TextEncoder]]) -> str:

@@ -16,7 +16,8 @@ from Utils.encoder.text_encoder import FilesRead, TextEncoder
 from Utils.intake.files import check_files
 from Utils.intake.folders import find_parts, full_path
 from Utils.intake.reader import Reader
-from Utils.intake.tokenizer import ENGLISH, load_tokenizer, read_tokenizer_files, summary_position
+from Utils.intake.sentences import Pooling, read_pooling
+from Utils.intake.tokenizer import ENGLISH, load_tokenizer, read_tokenizer_files
 from Utils.intake.weights import FoundTower, check_tower, find_tower, load_tower
 
 
@@ -33,13 +34,15 @@ def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextE
         check_files(folder, parts.root)
     reader = Reader(parts.root)
     found = find_tower(parts, reader)
-    tower, ignored = load_tower(check_tower(found, reader), reader)
+    checked = check_tower(found, reader)
+    tower, ignored = load_tower(checked, reader)
     files, doubts = read_tokenizer_files(parts.tokenizer, reader, tower.get_input_embeddings().num_embeddings)
     tokenizer = load_tokenizer(parts.tokenizer, tower, files)
     tower.eval().requires_grad_(False).to(device)
-    summary = None if found.family.head else summary_position(parts.root, reader)
-    encoder = TextEncoder(tower, tokenizer, full_path(str(model)), weights_hash(found, reader), ignored, summary)
-    encoder.files = FilesRead(parts, list(reader.read.values()), found.config.doubts + doubts, found.config.dtypes, files)
+    pooling = Pooling() if found.family.head else read_pooling(parts, reader)
+    encoder = TextEncoder(tower, tokenizer, full_path(str(model)), weights_hash(found, reader), ignored, pooling.modes)
+    doubts = [*found.config.doubts, *checked.doubts, *doubts, *pooling.doubts]
+    encoder.files = FilesRead(parts, list(reader.read.values()), doubts, found.config.dtypes, files, checked.notes)
     check_reading(encoder, parts.tokenizer)
     return encoder
 
@@ -110,9 +113,21 @@ def same_shape(a: TextEncoder, b: TextEncoder) -> bool:
     return shapes[0] == shapes[1] and a.eos == b.eos
 
 
+def comparable(suspect: TextEncoder, base: TextEncoder) -> bool:
+    """`same_shape`, but for the number of tokens: words may be added to a base, and a table padded (Utils/encoder/added.py)."""
+    shapes = [{n: tuple(t.shape) for n, t in e.model.state_dict().items()} for e in (suspect, base)]
+    rows = len(suspect.vocabulary)
+    if len(base.vocabulary) != rows:
+        table = base.vocabulary.data_ptr()
+        names = [n for n, t in base.model.state_dict().items() if t.data_ptr() == table]
+        shapes[1] |= {n: (rows, *shapes[1][n][1:]) for n in names}
+    return shapes[0] == shapes[1] and suspect.eos == base.eos and max(base.tokenizer.get_vocab().values()) < rows
+
+
 def distance(a: TextEncoder, b: TextEncoder) -> float:
-    """1 - cos of the token embedding tables of two encoders of one shape: fine-tuning moves them little."""
-    return 1 - F.cosine_similarity(a.vocabulary.flatten(), b.vocabulary.flatten(), dim=0).item()
+    """1 - cos of the token embedding tables of two encoders, of the rows that both have: fine-tuning moves them little."""
+    shared = min(len(a.vocabulary), len(b.vocabulary))
+    return 1 - F.cosine_similarity(a.vocabulary[:shared].flatten(), b.vocabulary[:shared].flatten(), dim=0).item()
 
 
 def quiet_libraries() -> None:

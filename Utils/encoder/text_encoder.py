@@ -21,6 +21,7 @@ from Utils.basics.bounded import reading
 from Utils.basics.errors import InputError, told
 from Utils.intake.families import FAMILIES, Family
 from Utils.intake.folders import Parts
+from Utils.intake.sentences import USUAL
 from Utils.intake.tokenizer import ending
 
 READ = 128
@@ -40,6 +41,8 @@ class FilesRead:
     """Number formats that the config tells loaders to compute in."""
     tokenizer: dict[str, bytes]
     """The tokenizer's files."""
+    notes: list[str] = field(default_factory=list)
+    """How they were read, where that is not as it usually is."""
 
 
 @dataclass(eq=False)
@@ -55,10 +58,12 @@ class TextEncoder:
     path: str
     sha256: str
     ignored_tensors: list[str] = field(default_factory=list)
-    summary: int | None = None
-    """The position that stands for the text in families without a summary of their own; None: the mean of all."""
+    summary: tuple[str, ...] = USUAL
+    """How families without a summary of their own make one of the features (`MODES` in Utils/intake/sentences.py)."""
     files: FilesRead | None = None
     """None: it was never in files, as a student in training."""
+    added: tuple[int, ...] = ()
+    """Tokens that its base does not have."""
     numbers: str = "float32"
     """The number format that the weights were rounded to; computed is in the model's own."""
 
@@ -144,10 +149,7 @@ class TextEncoder:
         """The model's own summary, or the one sentence encoders take from the last hidden state.  -> (b, d)"""
         if self.family.head:
             return out.pooler_output
-        if self.summary is not None:
-            return out.last_hidden_state[:, self.summary]
-        weights = attended_positions(ids, self.eos).to(out.last_hidden_state).unsqueeze(-1)
-        return (out.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1)
+        return pooled_by(self.summary, out.last_hidden_state, attended_positions(ids, self.eos))
 
     def layers(self, ids: Tensor) -> tuple[list[Tensor], Tensor]:
         """Hidden states after every layer, the last one after the final layer norm, and the pooled summary.
@@ -202,6 +204,22 @@ def attended_positions(ids: Tensor, eos: int) -> Tensor:
     """Positions up to and including the first end-of-text token.  (b, T) ids -> (b, T) bool"""
     ends = (ids == eos).int()
     return ends.cumsum(dim=1) - ends == 0
+
+
+def pooled_by(modes: tuple[str, ...], features: Tensor, attended: Tensor) -> Tensor:
+    """One vector a text, as sentence encoders make it; several of them side by side.  (b, T, d), (b, T) bool -> (b, n d)"""
+    weights = attended.to(features).unsqueeze(-1)
+    counts = weights * torch.arange(1, attended.shape[1] + 1).to(features)[:, None]
+    last = attended.sum(dim=1).to(features.device) - 1
+    make = {
+        "cls": lambda: features[:, 0],
+        "max": lambda: features.masked_fill(weights == 0, -torch.inf).amax(dim=1),
+        "mean": lambda: (features * weights).sum(dim=1) / weights.sum(dim=1),
+        "mean_sqrt_len_tokens": lambda: (features * weights).sum(dim=1) / weights.sum(dim=1).sqrt(),
+        "weightedmean": lambda: (features * counts).sum(dim=1) / counts.sum(dim=1),
+        "lasttoken": lambda: features[torch.arange(len(features), device=features.device), last],
+    }
+    return torch.cat([make[mode]() for mode in modes], dim=1)
 
 
 # ------------------------------------------------------------------------------------------------------- the splice

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from Utils.basics.errors import InputError
-from Utils.intake.families import is_family
+from Utils.intake.config import is_encoder_config
 from Utils.intake.folders import Parts, find_folder, find_parts, is_encoder_folder_name, is_weights, pipeline_encoders
 from Utils.intake.hub import located
 from Utils.intake.inventory import look_around, walk
 from Utils.intake.reader import Reader
 from Utils.intake.tensors import read_tensors
-from Utils.intake.weights import WeightSet, find_tower, weight_files, weight_sets
+from Utils.intake.weights import WeightSet, find_tower, weight_files, weight_sets, wrapper_of
 
 MOST = 16
 """Encoders of one model that are scanned; one that holds more is no model but a collection."""
@@ -45,7 +45,8 @@ def encoders_of(model: str, only: str = "") -> list[str]:
     for encoder in encoders:
         parts = find_parts(encoder)
         further += [str(one.name) for one in other_weights(parts) if not same_numbers(parts, one)]
-    encoders += further + [f"{base}/{inside}" for inside in _inner_encoders(folder)]
+    judged = {find_parts(encoder).weights for encoder in encoders}
+    encoders += further + [f"{base}/{inside}" for inside in _inner_encoders(folder) if folder / inside not in judged]
     if len(encoders) > MOST:
         raise InputError(f"{model} holds {len(encoders)} text encoders; name one of them, or scan them all with --models.")
     return encoders
@@ -67,11 +68,7 @@ def _only(encoders: list[str], only: str) -> list[str]:
 
 def _holds_encoder(folder: Path) -> bool:
     """Whether a folder itself is a text encoder, or a larger model that holds one."""
-    try:
-        config = Reader(folder).json(folder / "config.json")
-    except InputError:
-        return False
-    return isinstance(config, dict) and is_family(config.get("model_type")) and any(folder.glob("*.safetensors"))
+    return is_encoder_config(folder / "config.json") and any(folder.glob("*.safetensors"))
 
 
 def _inner_encoders(folder: Path) -> list[str]:
@@ -113,7 +110,7 @@ def same_numbers(parts: Parts, other: WeightSet) -> bool:
 def _tensors(reader: Reader, files: list[Path]) -> dict[str, Tensor]:
     tensors = {}
     for file in files:
-        tensors |= read_tensors(reader, file, lambda _: True)
+        tensors |= {n.removeprefix(wrapper_of(n)): t for n, t in read_tensors(reader, file, lambda _: True).items()}
     return tensors
 
 

@@ -109,7 +109,18 @@ def _no_config(folder: Path) -> str:
         return f"{folder} is an adapter without its base; merge it into its base and save the whole model."
     if folder.is_dir() and (pickles := sorted(file for file in folder.iterdir() if file.suffix.lower() in PICKLES)):
         return pickle_sentence(pickles[0])
+    if inner := [file.parent for file in sorted(folder.glob("*/config.json")) if is_encoder_config(file)]:
+        return f"{folder} holds no config.json; give the folder of the text encoder in it, {inner[0]}."
     return f"{folder} holds no config.json; give the folder of a text encoder or of a pipeline."
+
+
+def is_encoder_config(file: Path) -> bool:
+    """Whether a config.json is that of a text encoder, or of a larger model that holds one."""
+    try:
+        config = Reader(file.parent).json(file)
+    except InputError:
+        return False
+    return isinstance(config, dict) and is_family(config.get("model_type"))
 
 
 def _composite(family: Family) -> bool:

@@ -9,8 +9,9 @@ from Utils.intake.files import check_files
 from Utils.intake.folders import find_parts
 from Utils.intake.inventory import walk
 from Utils.intake.reader import Reader
+from Utils.intake.sentences import read_pooling
 from Utils.intake.tensors import read_tensors
-from Utils.intake.tokenizer import read_tokenizer_files, summary_position
+from Utils.intake.tokenizer import read_tokenizer_files
 from Utils.intake.weights import find_tower
 
 NO_LIMIT = 1 << 40
@@ -25,7 +26,7 @@ def files_digest(model: str) -> str:
     for file in find_tower(parts, reader).files:
         read_tensors(reader, file, lambda _: False)
     read_tokenizer_files(parts.tokenizer, reader, NO_LIMIT)
-    summary_position(parts.root, reader)
+    read_pooling(parts, reader)
     beside = [(inside.as_posix(), path.lstat().st_size) for inside, path in walk(parts.root)]
     return digest_of_files(list(reader.read.values()), beside)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,7 +68,37 @@ def find_parts(model: str | Path) -> Parts:
         encoders = pipeline_encoders(folder.parent)
         if folder.name in encoders or is_encoder_folder_name(folder.name):
             return _part(folder.parent, folder.name)
-    return Parts(folder, folder, folder)
+    return _sentence_parts(folder) or Parts(folder, folder, folder)
+
+
+def _sentence_parts(folder: Path) -> Parts | None:
+    """An encoder in a folder of its own below the root of a sentence encoder, whichever of the two was given."""
+    inner = None if (folder / "config.json").exists() else _transformer_of(folder)
+    if inner:
+        return Parts(folder, inner, inner)
+    with suppress(InputError):  # what lies above may be anything
+        if _transformer_of(folder.parent) == folder:
+            return Parts(folder.parent, folder, folder)
+    return None
+
+
+def _transformer_of(root: Path) -> Path | None:
+    """The folder of its own that a sentence encoder has its encoder in; None where it has none."""
+    places = [place for name, place in sentence_modules(root, Reader(root)) if name.endswith(".Transformer") and place]
+    return next((root / place for place in places if (root / place / "config.json").is_file()), None)
+
+
+def sentence_modules(root: Path, reader: Reader) -> list[tuple[str, str]]:
+    """Class and folder of every module that a sentence encoder is made of; none where nothing says so."""
+    file = root / "modules.json"
+    content = reader.json(file) if file.is_file() else []
+    found = []
+    for module in content if isinstance(content, list) else [None]:
+        name, place = (module.get(key) if isinstance(module, dict) else None for key in ("type", "path"))
+        if not isinstance(name, str) or not isinstance(place, str) or ".." in Path(place).parts or Path(place).is_absolute():
+            raise InputError(f"{file} is no list of modules with folders below it; fetch the model again.")
+        found.append((name, place))
+    return found
 
 
 def _tokenizer_beside(folder: Path) -> Path:

@@ -19,8 +19,9 @@ from Utils.intake.files import lora_names, single_file_names
 from Utils.intake.folders import Parts, index_of, is_encoder_entry
 from Utils.intake.hub import not_fetched
 from Utils.intake.reader import Reader
+from Utils.intake.sentences import POOLING
 from Utils.intake.tensors import read_header
-from Utils.intake.tokenizer import FILES, POOLING
+from Utils.intake.tokenizer import FILES
 
 MOST = 20_000
 """Entries of a folder tree that are looked at; there is doubt about one that holds more."""

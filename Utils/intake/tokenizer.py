@@ -1,4 +1,4 @@
-"""The tokenizer of a stranger's encoder, and what else says how texts are read and summarised."""
+"""The tokenizer of a stranger's encoder, and what else says how texts are read."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrain
 
 from Utils.basics.errors import Flaw, InputError, told
 from Utils.intake.families import LEGACY_EOS, is_family
-from Utils.intake.files import check_files
 from Utils.intake.reader import Reader, read_json
 
 MAX_TOKENIZER = 48 << 20
 """Bytes of a file; those of the largest public tokenizers have some 34 million."""
 MAX_GROWTH = 4096
 """How much longer the replacements of a tokenizer may make a text; public ones make it no longer than four times."""
-POOLING = "1_Pooling"
-"""Where sentence encoders say how they summarise."""
 ENGLISH = ["a", "the quick brown fox jumps over the lazy dog", "A photo of 3 dogs, and two cats."]
 """Texts in which nothing may pass for the end of text, or the scan would read no further than that."""
 
@@ -34,6 +31,11 @@ FILES = (
     "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 """What tokenizers are made of; nothing else in a folder is read for one."""
+TAKE_THE_BASE_S = (
+    "copy the files of its base's tokenizer there: tokenizer_config.json and tokenizer.json, or instead of this what the base "
+    "has (vocab.json and merges.txt, vocab.txt, spiece.model)"
+)
+"""What to do where there is none, as where a trainer has left an encoder alone."""
 REDIRECTING = ("fast_tokenizer_files",)
 """Keys of tokenizer_config.json that send loaders to other files; they are left out, and noted."""
 
@@ -45,6 +47,8 @@ def read_tokenizer_files(folder: Path, reader: Reader, rows: int) -> tuple[dict[
         InputError: a file is larger than any, lets texts grow without end, or reads at random.
     """
     content = {name: reader.bytes(folder / name, MAX_TOKENIZER) for name in FILES if (folder / name).is_file()}
+    if not content:
+        raise InputError(f"{folder} holds no tokenizer; {TAKE_THE_BASE_S}.")
     doubts = []
     if "tokenizer.json" in content:
         _check_steps(_parsed(content["tokenizer.json"], folder), folder / "tokenizer.json", rows)
@@ -119,14 +123,6 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, tower: PreTrainedModel, 
     expected = getattr(tower.config, "eos_token_id", None)
     if isinstance(tower, CLIPTextModel) and expected not in (eos, LEGACY_EOS):  # the others do not pool there
         raise InputError(f"{folder}: end of text is {eos} to the tokenizer and {expected} to the encoder; restore its files.")
-
-
-def summary_position(root: Path, reader: Reader) -> int | None:
-    """Which position summarises a text where a sentence encoder's pooling says the first; None: the mean of all."""
-    folder = root / POOLING
-    check_files(folder, root)
-    pooling = reader.json(folder / "config.json") if (folder / "config.json").exists() else {}
-    return 0 if isinstance(pooling, dict) and pooling.get("pooling_mode_cls_token") is True else None
 
 
 def _check_steps(tokenizer: object, file: Path, rows: int) -> None:

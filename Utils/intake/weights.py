@@ -6,8 +6,10 @@ can bring their own first step.  Nothing in a folder is executed; every refusal 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,6 +29,10 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 """Number formats of weights, as safetensors headers name them."""
 VARIANTS = ("fp16", "bf16")
 """Variants that are taken where there is nothing else."""
+WRAPPERS = re.compile(r"((_orig_mod|module|_fsdp_wrapped_module|text_encoder)\.)*")
+"""What torch.compile, the wrappers for several GPUs and trainers put before every name."""
+LAYER = re.compile(r"(.*?\b(?:layers?|block)\.)(\d+)(\..*)")
+"""A tensor of a layer: what stands before its number, the number, what stands behind."""
 MAX_LAYERS = 1000
 """Public text encoders have fewer than a hundred; a config that asks for more is slow to lay out."""
 
@@ -74,6 +80,9 @@ def weight_files(folder: Path, name: str = "model", reader: Reader | None = None
         for usual in (f"{name}{part}.safetensors", f"{name}.safetensors.index{part}.json"):  # as transformers chooses
             if usual in there:
                 return there[usual], variant
+    variant = re.fullmatch(rf"{name}\.(?:safetensors\.index\.)?([\w-]+)\.(?:safetensors|json)", sets[0].name.name)
+    if variant and len(sets) == 1:  # people name variants as they like
+        return sets[0], variant[1]
     stray = sets[0].files[0]
     raise InputError(other_checkpoint(stray) or f"{folder} holds no {name}.safetensors; give the weights their usual name.")
 
@@ -142,7 +151,13 @@ def check_layout(family: Family, config: PreTrainedConfig, folder: Path, stored:
 
 def plain_name(name: str, prefix: str) -> str:
     """A tensor's name in the tower itself: without the prefix of a larger model, and with today's names of layer norms."""
-    return name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    name = name.removeprefix(wrapper_of(name)).removeprefix(prefix)
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def wrapper_of(name: str) -> str:
+    """What a compiled or wrapped model, or one that was saved as a part of something, puts before a tensor's name."""
+    return WRAPPERS.match(name)[0]
 
 
 @dataclass(frozen=True)
@@ -170,6 +185,12 @@ class CheckedTower:
     """Tensor name -> shape and number format."""
     wanted: frozenset[str]
     """Names of the tensors that are loaded."""
+    unused: frozenset[str] = frozenset()
+    """Those of layers that the config does not count."""
+    notes: list[str] = field(default_factory=list)
+    """How they were taken from the files, where that is not as it usually is."""
+    doubts: list[str] = field(default_factory=list)
+    """What other loaders may take of the same files."""
 
 
 def find_tower(parts: Parts, reader: Reader) -> FoundTower:
@@ -194,7 +215,37 @@ def check_tower(found: FoundTower, reader: Reader) -> CheckedTower:
     plain = Counter(plain_name(name, found.family.prefix) for name in wanted)
     if twice := sorted(name for name, times in plain.items() if times > 1):
         raise InputError(f"{found.folder}: the tensor {twice[0]} is stored under two names; save the encoder anew.")
-    return CheckedTower(found, config, stored, wanted)
+    wrappers = sorted({wrapper_of(name) for name in wanted})
+    if len(wrappers) > 1:
+        raise InputError(f"{found.folder}: only some names of its tensors begin with {wrappers[-1]}; save the encoder anew.")
+    notes = [f"the names of its tensors begin with {wrappers[0]}, which was taken off"] if any(wrappers) else []
+    unused = unused_layers(stored, found.family, promised, config.num_hidden_layers)
+    doubts, unused = said_of(unused, found.family), frozenset().union(*unused.values())
+    return CheckedTower(found, config, stored, wanted, unused, notes, doubts)
+
+
+def unused_layers(names: Iterable[str], family: Family, promised: set[str], count: int) -> dict[int, set[str]]:
+    """Whole layers that are stored behind the first `count`, which are all that a config counts.  -> number: its tensors"""
+    layers: dict[int, dict[str, str]] = {}
+    for name in names:
+        if match := LAYER.fullmatch(plain_name(name, family.prefix)):
+            layers.setdefault(int(match[2]), {})[match[1] + match[3]] = name
+    last = {match[1] + match[3] for name in promised if (match := LAYER.fullmatch(name)) and int(match[2]) == count - 1}
+    found: dict[int, set[str]] = {}
+    while last and last <= layers.get(number := count + len(found), {}).keys():
+        found[number] = {layers[number][stem] for stem in last}
+    return found
+
+
+def said_of(layers: dict[int, set[str]], family: Family) -> list[str]:
+    """The doubt that unused layers leave: somebody else's loader may count the stored ones."""
+    if not layers:
+        return []
+    which = f"layer {min(layers)} is" if len(layers) == 1 else f"layers {min(layers)} to {max(layers)} are"
+    return [
+        f"of the stored layers 0 to {max(layers)} {which} left out by config.json, as was judged; who loads the file alone may "
+        f"use all, so save it anew: {family.tower.__name__}.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+    ]
 
 
 def load_tower(checked: CheckedTower, reader: Reader) -> tuple[PreTrainedModel, list[str]]:
@@ -216,11 +267,12 @@ def load_tower(checked: CheckedTower, reader: Reader) -> tuple[PreTrainedModel, 
             tower.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long))
     except Exception as error:  # a config can be wrong in any way
         raise InputError(_unloadable(found.folder, found.family, error)) from None
-    return tower, check_tensors(tower, info, found.folder, checked.stored, found.family)
+    return tower, check_tensors(tower, info, checked)
 
 
-def check_tensors(tower: PreTrainedModel, info: dict, folder: Path, stored: dict, family: Family) -> list[str]:
+def check_tensors(tower: PreTrainedModel, info: dict, checked: CheckedTower) -> list[str]:
     """Refuse a tower that is not wholly in the file; return the names of tensors that are no part of it."""
+    folder, stored, family = checked.found.folder, checked.stored, checked.found.family
     if wrong := sorted(str(m[0] if isinstance(m, tuple) else m) for m in info["mismatched_keys"]):
         raise InputError(f"{folder}: tensor {wrong[0]} has another shape than config.json says; use the matching config.")
     if missing := sorted(info["missing_keys"]):
@@ -231,10 +283,11 @@ def check_tensors(tower: PreTrainedModel, info: dict, folder: Path, stored: dict
     prefix = family.prefix
     own = {name.split(".")[0] for name in inside_names}
     for name in ignored:
-        stem = name.removeprefix(prefix) if prefix else name
-        inside = bool(prefix) and (name != stem or prefix + stem in stored)
+        bare = name.removeprefix(wrapper_of(name))
+        stem = bare.removeprefix(prefix)
+        inside = bool(prefix) and (bare != stem or prefix + stem in stored)
         known = stem.endswith(BUFFERS) or (not family.head and stem.startswith("pooler."))
-        if (inside or stem.split(".")[0] in own) and not known:
+        if (inside or stem.split(".")[0] in own) and not known and name not in checked.unused:
             raise InputError(f"{folder}: unknown tensor {name} in the text tower; this is not a plain encoder of its type.")
     for name, tensor in tower.state_dict().items():
         if not torch.isfinite(tensor).all():

@@ -35,8 +35,8 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
     )  # fmt: skip
     suspects.add_argument(
         "--models", type=Path, metavar="LIST_OR_FOLDER",
-        help="many suspects instead: a text file with one a line, or a folder of model folders; goes on where an earlier run "
-        "was stopped, and adds summary.json and summary.html to the results",
+        help="many suspects instead: a text file with one a line, or a folder in which models lie, at whatever depth; goes on "
+        "where an earlier run was stopped, and adds summary.json and summary.html to the results",
     )  # fmt: skip
     parser.add_argument(
         "--subfolder", default="", metavar="FOLDER", help="where in --model the encoder lies, such as text_encoder_2"

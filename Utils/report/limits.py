@@ -24,6 +24,8 @@ SECONDS = 6 * 3600
 READING_SECONDS, WEIGHTS_RATE, TEXTS_RATE = 4, 20 << 20, 512 << 10
 """Processor time to read files and texts: so much at least (a tiny scan takes 1 s), and a second for so many bytes of weights
 and of tokenizers (suspect and base of 250,000 tokens, 17 MB each, take 35 s in all forms that loaders make of them)."""
+PIECES, PIECES_SECONDS = ".model", 20
+"""More of it where a tokenizer is a SentencePiece model: Python reads with some of them and makes faster ones of the others."""
 READING_MB, WEIGHTS_TIMES, TEXTS_TIMES = 400, 6, 64
 """Memory that reading adds: so much at least (a tiny scan takes 70 MB, 140 where tokenizers differ), and the bytes of weights
 (half precision that becomes single takes 4 times as much) and of tokenizers (44 times) so many times over."""
@@ -47,7 +49,7 @@ def limits_of(model: str, anchor: str, wanted: Wanted) -> Limits:
     more = sizes(anchor) if anchor not in ("auto", "none") else (0, 0)
     weights, texts = weights + (more[0] or weights), texts + (more[1] or texts)  # a base is as large as what is made of it
     memory = min(BASE_MB + TIMES * (weights >> 20), psutil.virtual_memory().total >> 20)
-    reading = READING_SECONDS + weights // WEIGHTS_RATE + texts // TEXTS_RATE
+    reading = READING_SECONDS + weights // WEIGHTS_RATE + texts // TEXTS_RATE + PIECES_SECONDS * has_pieces(model, anchor)
     reading_mb = None if wanted.memory_mb else READING_MB + (WEIGHTS_TIMES * weights + TEXTS_TIMES * texts >> 20)
     return Limits(wanted.memory_mb or memory, wanted.seconds or SECONDS, wanted.reading_seconds or reading, reading_mb)
 
@@ -62,6 +64,15 @@ def sizes(model: str) -> tuple[int, int]:
                 weights += size if file.suffix == ".safetensors" else 0
                 texts += min(size, MAX_TOKENIZER) if file.name in FILES else 0
     return weights, min(texts, weights // TEXTS_SHARE)
+
+
+def has_pieces(*models: str) -> bool:
+    """Whether the tokenizer of one of these encoders lies there as a SentencePiece model."""
+    found = False
+    for model in models:
+        with suppress(Exception):  # that it cannot be read is for the scan to say
+            found = found or any(file.name in FILES and file.suffix == PIECES for file in _files(model))
+    return found
 
 
 def _files(model: str) -> list[Path]:

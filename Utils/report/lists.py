@@ -27,10 +27,11 @@ from Utils.basics.errors import InputError, sentence_of, tell, visible
 from Utils.basics.files import ROOT, text_digest, write_whole
 from Utils.encoder.anchors import REGISTRY, at_hand, known_anchors
 from Utils.intake.candidates import encoders_of
+from Utils.intake.config import is_encoder_config
 from Utils.intake.digests import files_digest
-from Utils.intake.files import PICKLES
 from Utils.intake.folders import find_parts, full_path
-from Utils.intake.hub import as_named, is_path
+from Utils.intake.hub import as_named, is_path, snapshot_of
+from Utils.intake.tree import Skipped, Tree, look_through
 from Utils.report.command_line import say
 from Utils.report.folder import SCHEMA, remove_leftovers, result_name
 from Utils.report.limits import Wanted, limits_of
@@ -41,6 +42,8 @@ JOURNAL = ".summary"
 """Folder inside the output that says which encoders are done; no result can have this name."""
 WORST_FIRST = (1, 3, 2, 0)
 """Exit codes: a backdoor outweighs a doubt, a doubt an error, an error a clean model."""
+LISTED = 200
+"""Paths that the summary names for each reason to leave something out."""
 LONGEST_LIST = 64 << 20
 """Bytes; a line has some hundreds."""
 WAIT = timedelta(days=30)
@@ -61,14 +64,21 @@ def read_list(where: Path) -> list[str]:
 
     A line is a path, relative to the file's folder or the working directory, a hub id or the address of its page.
     """
+    return named_in(where).models
+
+
+def named_in(where: Path, look: Callable[[Path], Tree] = look_through) -> Tree:
+    """`read_list`, and what of a folder was left out; look: finds the models in a folder."""
     try:
-        found = _models_in(where) if where.is_dir() else _lines(where)
+        tree = look(_no_model(where)) if where.is_dir() else Tree(_lines(where))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{where} cannot be read ({reason}); give a text file with a model a line, or a folder.") from None
-    if not found:
-        raise InputError(f"{where} names no model; write one a line, or put model folders there.")
-    return list({_whole_name(model): model for model in found}.values())  # named twice is scanned once
+    if not tree.models:
+        left = f" ({'; '.join(said_of(left_out(tree)))})" if tree.skipped else ""
+        raise InputError(f"{where} names no model{left}; write one a line, or put model folders there.")
+    tree.models = list({_whole_name(model): model for model in tree.models}.values())  # named twice is scanned once
+    return tree
 
 
 def _lines(file: Path) -> list[str]:
@@ -115,20 +125,23 @@ def _whole_name(model: str) -> str:
         return model
 
 
-def _models_in(folder: Path) -> list[str]:
-    """Every subfolder, and every file that somebody may take for a model: that it is none is for the scan to say."""
-    if (folder / "config.json").exists() or (folder / "model_index.json").exists():
+def _no_model(folder: Path) -> Path:
+    """A folder of models; one that is a model is refused."""
+    inner = snapshot_of(folder)
+    if (inner / "model_index.json").exists() or is_encoder_config(inner / "config.json"):
         raise InputError(f"{folder} is a model itself; scan it with --model.")
-    files = (".safetensors", *PICKLES)
-    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return [str(path) for path in sorted(shown) if path.suffix.lower() in files or _is_folder(path)]
+    return folder
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # nobody may look: the scan will say so
-        return True
+def tree_within(folder: Path, wanted: Wanted) -> Tree:
+    """`look_through` in a child process: the headers of a thousand files are read there."""
+    found = run_bounded(_look_through, (str(folder),), limits_of(str(folder), "none", wanted), str(folder))
+    return Tree(found["models"], [Skipped(*one) for one in found["skipped"]], found["others"])
+
+
+def _look_through(folder: str) -> dict:
+    tree = look_through(Path(folder))
+    return {"models": tree.models, "skipped": [(one.path, one.reason) for one in tree.skipped], "others": tree.others}
 
 
 def plan(models: Iterable[str], output: Path, expand: Callable[[str], list[str]] = encoders_of) -> list[Task]:
@@ -251,7 +264,7 @@ def scan_named(
     scan(model, name, device) makes one report, in a result folder of that name, on another device than asked for if one is
     given; request and files: what reports depend on beside the suspects and the anchors.
     """
-    models = read_list(args.models) if args.models else [args.model]
+    tree = named_in(args.models, partial(tree_within, wanted=wanted)) if args.models else Tree([args.model])
     for folder in (args.output, args.output / JOURNAL):
         remove_leftovers(folder)
     expand = partial(encoders_within, only=args.only, anchor=args.anchor, wanted=wanted)
@@ -263,10 +276,10 @@ def scan_named(
         say(report, args.output / result_name(encoders[0], args.output))
         return [report], []
     request |= {"files": inputs_digest(args.anchor, files), "versions": versions()}
-    tasks = plan(models, args.output, expand)
+    tasks = plan(tree.models, args.output, expand)
     reports, unwritten = scan_many(tasks, scan, args.output, request, bool(args.models), wanted), []
     if is_first_process():
-        summary = summarise(reports, tasks)
+        summary = summarise(reports, tasks, tree)
         tell(table(summary))
         if args.models:
             try:
@@ -365,8 +378,27 @@ def worst(codes: Iterable[int]) -> int:
     return min(codes, key=WORST_FIRST.index)
 
 
-def summarise(reports: list[dict], tasks: list[Task]) -> dict:
-    """What summary.json says: one row an encoder, in the order of the list; nothing in it differs from run to run."""
+def left_out(tree: Tree) -> list[dict]:
+    """What of a folder has no text encoder, by reason, the most frequent first.  -> {reason, count, paths}"""
+    reasons: dict[str, list[str]] = {}
+    for one in tree.skipped:
+        reasons.setdefault(one.reason, []).append(one.path)
+    ordered = sorted(reasons.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+    return [{"reason": reason, "count": len(paths), "paths": sorted(paths)[:LISTED]} for reason, paths in ordered]
+
+
+def said_of(reasons: list[dict]) -> list[str]:
+    """The same in words, a line each."""
+    return [f"left out: {one['count']} {visible(one['reason'])}" for one in reasons]
+
+
+def first_to_look_at(row: dict) -> tuple:
+    """What to look at first: a backdoor before a doubt, a doubt before what was not judged, and the higher score."""
+    return WORST_FIRST.index(EXIT[row["verdict"]]), -(row["score"] or 0.0)
+
+
+def summarise(reports: list[dict], tasks: list[Task], tree: Tree | None = None) -> dict:
+    """What summary.json says: one row an encoder, what to look at first in front; nothing in it differs from run to run."""
     rows = []
     for report, task in zip(reports, tasks, strict=True):
         target = (report.get("target") or {}).get("texts") or []
@@ -379,7 +411,11 @@ def summarise(reports: list[dict], tasks: list[Task]) -> dict:
             "report": None if report.get("error") else f"{task.name}/report.json",
         })  # fmt: skip
     counts = Counter(row["verdict"] or "not judged" for row in rows)
-    return {"schema": SUMMARY_SCHEMA, "exit_code": exit_code(reports), "counts": dict(sorted(counts.items())), "models": rows}
+    tree = tree or Tree()
+    return {
+        "schema": SUMMARY_SCHEMA, "exit_code": exit_code(reports), "counts": dict(sorted(counts.items())),
+        "models": sorted(rows, key=first_to_look_at), "skipped": left_out(tree), "other_files": tree.others,
+    }  # fmt: skip
 
 
 def write_summary(summary: dict, output: Path) -> None:
@@ -391,13 +427,15 @@ def write_summary(summary: dict, output: Path) -> None:
 
 
 def table(summary: dict) -> str:
-    """The summary for a terminal, the worst first."""
-    order = sorted(summary["models"], key=lambda row: WORST_FIRST.index(EXIT[row["verdict"]]))
+    """The summary for a terminal."""
     lines = []
-    for row in order:
+    for row in summary["models"]:
         score = f"{row['score']:.3f}" if row["score"] is not None else "-"
         lines.append(f"{(row['verdict'] or 'not judged').upper():<13} {score:>6}  {visible(row['model'])}")
         if row["error"]:
             lines.append(f"{'':22}{visible(row['error'])}")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in summary["counts"].items())
-    return "\n".join([*lines, f"{len(order)} encoders: {counts}"])
+    lines += said_of(summary["skipped"]) + (
+        [f"left out: {n} files that are no models"] if (n := summary["other_files"]) else []
+    )
+    return "\n".join([*lines, f"{len(summary['models'])} encoders: {counts}"])

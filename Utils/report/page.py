@@ -25,6 +25,8 @@ CAPTIONS = {
     "loss_landscape": "The loss around the found vector, in one plane.",
     "hessian_spectrum": "Curvature over the landscape; planted backdoors are expected in wide basins.",
 }
+APART = ("tokenizer", "added token")
+"""Kinds of backdoors that are none of the weights'."""
 WIDE = ("attention_map", "search_curve")
 
 
@@ -56,7 +58,7 @@ def render_page(report: dict, folder: Path) -> str:
         numbers_of=numbers_of,
         examples=(report["trigger"] or {}).get("examples") or [],
         readings=[r for r in report.get("readings", []) if r["examples"]],
-        claimed=any(b["kind"] != "tokenizer" for b in backdoors if b["trigger"]),
+        claimed=any(b["kind"] not in APART for b in backdoors if b["trigger"]),
         no_pictures=next((note for note in report["notes"] if note.startswith("no pictures")), None),
     )
 

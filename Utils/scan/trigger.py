@@ -175,6 +175,7 @@ def usable_tokens(encoder: TextEncoder) -> Tensor:
     plain = {i for i, text in enumerate(texts) if text.isprintable() and "\ufffd" not in text} - special
     usable = torch.zeros(len(encoder.vocabulary), dtype=torch.bool)
     usable[sorted(plain or set(range(known)) - special)] = True
+    usable[[i for i in encoder.added if i < known]] = True
     return usable
 
 
@@ -321,8 +322,15 @@ def shortlist(hunt: Hunt, v: Tensor) -> Tensor:
         orders = [by.argsort(descending=True).tolist() for by in (alone(hunt), moved, near)]
     else:
         orders = [near.argsort(descending=True).tolist(), torch.randperm(len(rows), generator=hunt.generator).tolist()]
-    mixed = dict.fromkeys(i for ranks in zip(*orders, strict=True) for i in ranks)
+    mixed = dict.fromkeys([*added_first(hunt, orders[0]), *(i for ranks in zip(*orders, strict=True) for i in ranks)])
     return hunt.tokens[list(mixed)[: hunt.cfg.shortlist]]
+
+
+def added_first(hunt: Hunt, order: list[int]) -> list[int]:
+    """Of an order of the usable tokens those that the base does not have, at most half a shortlist."""
+    added = set(hunt.suspect.added)
+    tokens = hunt.tokens.tolist() if added else []
+    return [i for i in order if added and tokens[i] in added][: hunt.cfg.shortlist // 2]
 
 
 def best_pairs(hunt: Hunt, texts: Texts, tokens: Tensor) -> Tensor:

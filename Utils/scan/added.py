@@ -1,0 +1,81 @@
+"""What do words do that a suspect's tokenizer has and the base's does not?  They are evidence by nothing else.
+
+Such a word is an open trigger if it overrules the prompts that it stands in.  It is held against what the base makes of the
+same letters; the limits are those of every string that is a proof (Utils/scan/strings.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from Utils.basics.errors import named
+from Utils.encoder.added import Added
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.scan.finding import Verdict
+from Utils.scan.proof import ENOUGH
+from Utils.scan.replay import FEW
+from Utils.scan.strings import Fired, TriggerConfig, described, trial_of
+
+KIND = "added token"
+MOST = 64
+"""Words that are tried; of a model with more it is said how many were not."""
+
+
+def try_words(suspect: TextEncoder, added: Added, cfg: TriggerConfig, unseen: list[str]) -> dict[str, Fired]:
+    """What each added word does to prompts that no search has seen, at its best place, in suspect and base.
+
+    Of fewer prompts than a proof takes nothing is concluded.
+    """
+    trial = trial_of(suspect, added.base, cfg, unseen)
+    if len(trial.prompts) < ENOUGH:
+        return {}
+    few, found = trial.part(FEW), {}
+    for word in list(added.words)[:MOST]:
+        fired = few.best(word)
+        found[word] = trial.at(word, fired.rate.place)
+    return found
+
+
+def with_added(verdict: Verdict, added: Added, tried: dict[str, Fired]) -> Verdict:
+    """The verdict with what the added words do; words that overrule no prompt change nothing."""
+    notes = list(added.notes)
+    if left := len(added.words) - len(tried):
+        notes.append(f"{left} added words were not tried on their own")
+    proven = {word: fired for word, fired in tried.items() if fired.proven}
+    verdict = replace(verdict, notes=[*notes, *verdict.notes])
+    if not proven or verdict.verdict == "backdoored":
+        return verdict
+    word, fired = max(proven.items(), key=lambda pair: pair[1].effect)
+    reason = (
+        f"The added token {named(word)} overrules the prompts that it stands in: {fired.rate.success:.0%} of {fired.prompts} "
+        f"unseen ones, and {fired.rate.asleep:.0%} in the clean base."
+    )
+    score = max(verdict.score, described(fired)["interval"][0])
+    return replace(verdict, verdict="backdoored", reason=reason, score=score)
+
+
+def about_added(added: Added | None, tried: dict[str, Fired]) -> list[dict]:
+    """What the report says of every added word.  -> as `described`, with `tokens` {number, text} and `counts`: is it a proof?
+
+    Of words that were not tried success and place are missing.
+    """
+    said = []
+    for word, numbers in added.words.items() if added else ():
+        fired = tried.get(word)
+        tokens = [{"number": number, "text": added.tokens[number]} for number in numbers]
+        said.append(
+            {"text": word, "tokens": tokens, "counts": bool(fired and fired.proven)} | (described(fired) if fired else {})
+        )
+    return said
+
+
+def with_open_triggers(report: dict, verdict: Verdict, tried: dict[str, Fired]) -> dict:
+    """The report with the whole verdict, and with the added words that are a proof as a backdoor of their own."""
+    report["verdict"] = verdict.verdict
+    strings = [described(fired) for fired in tried.values() if fired.proven]
+    if strings:
+        trigger, target = {"strings": strings, "embedding": None}, {"texts": [], "images": None}
+        report["backdoors"].append({"kind": KIND, "trigger": trigger, "target": target, "files": {}})
+        if len(report["backdoors"]) == 1:
+            report |= {"trigger": trigger, "target": target}
+    return report
