@@ -62,6 +62,7 @@ from Utils.scan.power import POWER, load_power, shares
 from Utils.scan.proof import UNRELATED, with_strings, without_base
 from Utils.scan.strings import Strings, TriggerConfig
 from Utils.scan.trigger import find_backdoors
+from Utils.sources.lenders import Given
 
 SETTINGS = ROOT / "configs" / "scan.yaml"
 CACHE = ROOT / "Data" / "Main" / "Features"
@@ -637,6 +638,13 @@ class Request:
     seed: int = 42
     show: Show = field(default_factory=Show)
     trust: Trust = field(default_factory=Trust)
+    tokenizer: str = ""
+    lora_scale: float = 1.0
+
+    @property
+    def given(self) -> Given:
+        """What the user says beside the model's name."""
+        return Given(self.tokenizer, self.anchor, self.lora_scale)
 
 
 @dataclass(frozen=True)
@@ -696,8 +704,9 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
     with open_run(model, request.output, request.seed, name) as run:
         with run.stage("load"), reading():
             device = pick_device(request.device)
-            suspect = load_encoder(model, device)
-            anchor, run.notes = pick_anchor(request.anchor, suspect, device)
+            suspect = load_encoder(model, device, request.given)
+            anchor, notes = pick_anchor(request.anchor, suspect, device, request.tokenizer)
+            run.notes = suspect.files.notes + notes
             known = search_settings(cfg), landscape_settings(cfg)
             calibration = load_calibration(ROOT / cfg.calibration, fingerprint(suspect), *known)
         # the tokenizer is part of the suspect: weights are judged as the base reads texts, and as the suspect where it differs;
@@ -729,6 +738,7 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         settings = {"config": asdict(cfg), "show": asdict(request.show), "device": device.type}
         settings["read"] = {"files": suspect.files.read, "beside": [asdict(b) for b in beside]}
         in_single = {one.form: one.verdict for one in judged if one.scan.suspect.numbers == suspect.numbers}
+        settings["given"] = {"tokenizer": request.tokenizer, "lora_scale": request.lora_scale}
         power = shares(load_power(cfg.trigger))
         settings |= {"readings": about_readings(readings, in_single), "numbers": numbers, "power": power}
         usual = asdict(load_config(ScanConfig, SETTINGS))
@@ -751,8 +761,8 @@ def try_aside(model: str, request: Request, text: str) -> dict:
     quiet_libraries()
     with reading():
         device = pick_device(request.device)
-        suspect = load_encoder(model, device)
-        anchor, _ = pick_anchor(request.anchor, suspect, device)
+        suspect = load_encoder(model, device, request.given)
+        anchor, _ = pick_anchor(request.anchor, suspect, device, request.tokenizer)
     if not anchor:
         raise InputError("a string is compared with what it does in the clean base; name it with --anchor.")
     prompts = read_prompts(ROOT / request.cfg.corpus)
@@ -769,7 +779,7 @@ def main(argv: list[str] | None = None) -> int:
         check_arguments(args)
         cfg = load_config(ScanConfig, args.config, **{name: getattr(args, name) for name in settings_of(ScanConfig)})
         show, trust = Show(args.images, args.pipeline), Trust(args.only, args.compare_pickles)
-        request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust)
+        request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust, args.tokenizer, args.lora_scale)
         depends_on = {name: value for name, value in asdict(request).items() if name != "output"}
         wanted = Wanted(args.memory, args.timeout, args.load_timeout)
         remove_parts(CACHE)

@@ -13,41 +13,28 @@ from transformers import PreTrainedModel
 
 from Utils.basics.errors import InputError, told
 from Utils.encoder.text_encoder import FilesRead, TextEncoder
-from Utils.intake.files import check_files
-from Utils.intake.folders import find_parts, full_path
-from Utils.intake.reader import Reader
-from Utils.intake.tokenizer import ENGLISH, load_tokenizer, read_tokenizer_files, summary_position
-from Utils.intake.weights import FoundTower, check_tower, find_tower, load_tower
+from Utils.intake.folders import full_path
+from Utils.intake.tokenizer import ENGLISH
+from Utils.sources.find import source_of
+from Utils.sources.lenders import Given
 
 
-def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextEncoder:
-    """Load the text encoder in a folder (text encoder, CLIP model or diffusers pipeline), or of a hub id.
+def load_encoder(model: str | Path, device: str | torch.device = "cpu", given: Given | None = None) -> TextEncoder:
+    """Load the text encoder in a folder (text encoder, CLIP model or diffusers pipeline), in a single file, or of a hub id.
 
-    Weights are read from safetensors only and nothing in the folder is executed.
+    Weights are read from safetensors only and nothing is executed.  given: what the user says beside the name.
 
     Raises:
         InputError: the input is no text encoder this project can judge; one sentence with the cure.
     """
-    parts = find_parts(model)
-    for folder in {parts.weights, parts.tokenizer}:
-        check_files(folder, parts.root)
-    reader = Reader(parts.root)
-    found = find_tower(parts, reader)
-    tower, ignored = load_tower(check_tower(found, reader), reader)
-    files, doubts = read_tokenizer_files(parts.tokenizer, reader, tower.get_input_embeddings().num_embeddings)
-    tokenizer = load_tokenizer(parts.tokenizer, tower, files)
-    tower.eval().requires_grad_(False).to(device)
-    summary = None if found.family.head else summary_position(parts.root, reader)
-    encoder = TextEncoder(tower, tokenizer, full_path(str(model)), weights_hash(found, reader), ignored, summary)
-    encoder.files = FilesRead(parts, list(reader.read.values()), found.config.doubts + doubts, found.config.dtypes, files)
-    check_reading(encoder, parts.tokenizer)
+    read, reader = source_of(model, given).load()
+    read.tower.eval().requires_grad_(False).to(device)
+    path = full_path(str(model))
+    encoder = TextEncoder(read.tower, read.tokenizer, path, read.sha256, read.ignored, read.summary)
+    files = list(reader.read.values())
+    encoder.files = FilesRead(read.parts, files, read.doubts, read.dtypes, read.tokenizer_files, read.notes)
+    check_reading(encoder, read.parts.tokenizer)
     return encoder
-
-
-def weights_hash(found: FoundTower, reader: Reader) -> str:
-    """SHA-256 of the weights as they were read: of the file, or of the hashes of several."""
-    hashes = [reader.read[file]["sha256"] for file in found.files]
-    return hashes[0] if len(hashes) == 1 else sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def check_reading(encoder: TextEncoder, folder: Path) -> None:

@@ -40,6 +40,8 @@ class FilesRead:
     """Number formats that the config tells loaders to compute in."""
     tokenizer: dict[str, bytes]
     """The tokenizer's files."""
+    notes: list[str] = field(default_factory=list)
+    """What kind of source it is, and what was lent to it, one sentence each."""
 
 
 @dataclass(eq=False)

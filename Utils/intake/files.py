@@ -14,6 +14,8 @@ from Utils.basics.errors import InputError
 from Utils.basics.files import typed_command
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PRECISE = "take the model in half precision or FP8 safetensors from where it was published"
+"""The cure for weights that are packed into fewer bits."""
 MAX_JSON = 16 << 20
 """Bytes; the largest public config files have some kilobytes."""
 
@@ -76,8 +78,13 @@ def free_name(source: Path) -> Path:
     return next(place.with_name(name) for name in names if not place.with_name(name).exists())
 
 
+def gguf_sentence(file: Path) -> str:
+    """Why a GGUF file is not read."""
+    return f"{file} is a GGUF file, made for another program, of packed weights; {PRECISE}."
+
+
 def other_checkpoint(file: Path) -> str | None:
-    """How to convert a single-file checkpoint or a LoRA; None where the file is neither."""
+    """What to do with a single-file checkpoint or a LoRA in a folder; None where the file is neither."""
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
@@ -90,10 +97,7 @@ def other_checkpoint(file: Path) -> str | None:
             "pipe.save_pretrained(FOLDER), then scan FOLDER."
         )
     if single_file_names(names):
-        return (
-            f"{file} is a single-file checkpoint; convert it with diffusers: StableDiffusionPipeline.from_single_file"
-            f"({str(file)!r}).save_pretrained(FOLDER), then scan FOLDER."
-        )
+        return f"{file.parent} holds a checkpoint of many models in one; give the file itself: {file}."
     return None
 
 
