@@ -274,7 +274,7 @@ def test_the_tokenizer_of_a_trainer_s_folder_can_be_named(
 ):
     for file in editable.glob("token*"):
         file.unlink()
-    assert "tokenizer" in refused(editable)
+    assert "name a folder of them with --tokenizer" in refused(editable)
     lent = Given(tokenizer=str(tiny_folder))
     assert same_features(load_encoder(editable, given=lent), tiny, corpus_prompts)
     assert source_digest(str(editable), lent) != source_digest(str(editable))
@@ -361,6 +361,10 @@ def test_a_folder_with_one_file_names_the_file(tiny: TextEncoder, tower: dict, b
     file = write(SINGLE["SD 1.x"](tower), tmp_path / "checkpoints" / "dream.safetensors")
     (cure,) = re.findall(r"give the file itself: (.*)\.$", refused(file.parent, base))
     assert same_features(load_encoder(cure, given=base), tiny, ["a dog"])
+    shutil.copy(file, file.with_name("another.safetensors"))
+    (first, folder) = re.findall(r"such as (.*), or all of them with --models (.*)\.$", refused(file.parent, base))[0]
+    assert same_features(load_encoder(first, given=base), tiny, ["a dog"])
+    assert len(read_list(Path(folder))) == 2
 
 
 def test_parts_have_results_of_their_own_in_a_list(tower: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from Utils.basics.errors import InputError, told
 from Utils.encoder.text_encoder import FilesRead, TextEncoder
 from Utils.intake.folders import full_path
-from Utils.intake.tokenizer import ENGLISH
+from Utils.intake.tokenizer import ENGLISH, PUT_THERE
 from Utils.sources.find import source_of
 from Utils.sources.lenders import Given
 
@@ -43,7 +43,7 @@ def check_reading(encoder: TextEncoder, folder: Path) -> None:
         context, first = encoder.context, encoder.tokenizer("a").input_ids
         ids, place = encoder.ids(ENGLISH), (encoder.begin, encoder.placeholder)
     except Exception as error:  # a tokenizer's settings can be wrong in any way
-        raise InputError(f"{folder} holds no usable tokenizer{told(error)}; put the tokenizer files there.") from None
+        raise InputError(f"{folder} holds no usable tokenizer{told(error)}; {PUT_THERE}.") from None
     if context < 8:
         raise InputError(f"{folder} leaves {context} positions for a text, too few for a prompt; restore its files.")
     shape, begins = (len(ENGLISH), context), ids[0, : len(first)].tolist()

@@ -97,7 +97,7 @@ def other_checkpoint(file: Path) -> str | None:
             "pipe.save_pretrained(FOLDER), then scan FOLDER."
         )
     if single_file_names(names):
-        return f"{file.parent} holds a checkpoint of many models in one; give the file itself: {file}."
+        return f"{file.parent} holds a checkpoint, {file.name}; give the file itself: {file}."
     return None
 
 

@@ -16,6 +16,7 @@ from Utils.intake.reader import Reader, read_json
 
 MAX_TOKENIZER = 48 << 20
 """Bytes of a file; those of the largest public tokenizers have some 34 million."""
+PUT_THERE = "put the tokenizer files there, or name a folder of them with --tokenizer"
 MAX_GROWTH = 4096
 """How much longer the replacements of a tokenizer may make a text; public ones make it no longer than four times."""
 POOLING = "1_Pooling"
@@ -76,7 +77,7 @@ def _parsed(content: bytes, folder: Path) -> object:
     try:
         return read_json(content)
     except Flaw as flaw:
-        raise InputError(f"{folder} holds no usable tokenizer{told(flaw)}; put the tokenizer files there.") from None
+        raise InputError(f"{folder} holds no usable tokenizer{told(flaw)}; {PUT_THERE}.") from None
 
 
 def load_tokenizer(folder: Path, tower: PreTrainedModel, content: dict[str, bytes]) -> PreTrainedTokenizerBase:
@@ -93,7 +94,7 @@ def load_tokenizer(folder: Path, tower: PreTrainedModel, content: dict[str, byte
     except (KeyboardInterrupt, SystemExit, InputError):
         raise
     except BaseException as error:  # tokenizers raises bare Exception for malformed files, and Rust panics past it
-        raise InputError(f"{folder} holds no usable tokenizer{told(error)}; put the tokenizer files there.") from None
+        raise InputError(f"{folder} holds no usable tokenizer{told(error)}; {PUT_THERE}.") from None
     return tokenizer
 
 
