@@ -801,7 +801,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted; nothing was judged.")
     except (InputError, OSError) as error:
-        return fail(sentence_of(error))
+        return fail(sentence_of(error), code=getattr(error, "code", InputError.code))
     except Exception:  # a traceback would exit with 1, which means that a backdoor was found
         if args.debug:
             tell("\n".join(visible(line) for line in traceback.format_exc().splitlines()))

@@ -186,15 +186,11 @@ def test_a_folder_with_a_checkpoint_only_is_refused_with_the_file_s_name(tmp_pat
     assert f"give the file itself: {tmp_path / 'some_model.safetensors'}." in refusal(tmp_path)
 
 
-@pytest.mark.parametrize(("tensors", "word"), [(lora, "fuse_lora") for lora in LORAS])
-@pytest.mark.parametrize("given", ["file", "folder"])
-def test_other_checkpoints_are_refused_with_the_way_to_convert_them(tmp_path: Path, tensors: dict, word: str, given: str):
-    file = tmp_path / "download" / "some_model.safetensors"
-    file.parent.mkdir()
-    save_file(tensors, file)
-    message = refusal(file if given == "file" else file.parent)
-    assert word in message
-    assert "save_pretrained(FOLDER)" in message
+@pytest.mark.parametrize("tensors", LORAS)
+def test_a_lora_beside_a_config_is_no_encoder(editable: Path, tensors: dict):
+    (editable / WEIGHTS).unlink()
+    save_file(tensors, editable / "some_model.safetensors")
+    assert f"give the file itself, {editable / 'some_model.safetensors'}, and its base with --anchor." in refusal(editable)
 
 
 def test_an_adapter_beside_a_model_is_refused(editable: Path):

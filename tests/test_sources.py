@@ -404,7 +404,8 @@ def test_the_hash_is_of_the_header_and_the_encoder_s_tensors(tower: dict, base: 
     write(stored | {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(4)}, file)
     assert load_encoder(file, given=base).sha256 == encoder.sha256
     assert source_digest(str(file), base) == before
-    stored["cond_stage_model.transformer.text_model.final_layer_norm.bias"] += 1
+    name = "cond_stage_model.transformer.text_model.final_layer_norm.bias"
+    stored[name] = stored[name] + 1
     write(stored, file)
     assert load_encoder(file, given=base).sha256 != encoder.sha256
     assert source_digest(str(file), base) != before

@@ -42,8 +42,6 @@ def what_file(file: Path) -> str:
     """Why a file cannot be scanned, and what to do with it."""
     if file.suffix.lower() in PICKLES:
         return pickle_sentence(file)
-    if file.suffix == ".safetensors" and file.is_file() and (sentence := other_checkpoint(file)):
-        return sentence
     return f"{file} is a file; give the folder that holds config.json and model.safetensors."
 
 
@@ -91,11 +89,7 @@ def other_checkpoint(file: Path) -> str | None:
     except (SafetensorError, OSError):
         return None
     if lora_names(names):
-        return (
-            f"{file} is a LoRA, which changes a base and is no encoder; fuse it first: pipe = DiffusionPipeline.from_pretrained"
-            f"(BASE); pipe.load_lora_weights({str(file)!r}); pipe.fuse_lora(); pipe.unload_lora_weights(); "
-            "pipe.save_pretrained(FOLDER), then scan FOLDER."
-        )
+        return f"{file.parent} holds a LoRA, {file.name}; give the file itself, {file}, and its base with --anchor."
     if single_file_names(names):
         return f"{file.parent} holds a checkpoint, {file.name}; give the file itself: {file}."
     return None
@@ -103,7 +97,7 @@ def other_checkpoint(file: Path) -> str | None:
 
 def lora_names(names: list[str]) -> bool:
     """Whether tensors of these names are low-rank updates of a base."""
-    return any(re.search(r"(^|[._])lora([._]|$)|\.lora_|lora_(up|down|A|B)\b", name) for name in names)
+    return any(re.search(r"^lycoris_|(^|[._])lora([._]|$)|\.lora_|lora_(up|down|A|B)\b", name) for name in names)
 
 
 def single_file_names(names: list[str]) -> bool:

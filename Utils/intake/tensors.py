@@ -26,6 +26,8 @@ DTYPES = {
     "U64": torch.uint64,
 }  # fmt: skip
 """Number formats of safetensors headers."""
+FLOAT_KINDS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+"""Those of weights."""
 SMALL = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
 """Others that they may name: of a few bits, with their scales elsewhere."""
 
@@ -50,6 +52,15 @@ def read_header(reader: Reader, file: Path) -> dict[str, Stored]:
         if len(head) < 8 or length > min(MAX_JSON, size - 8):
             raise _unreadable(file, f"its header claims {length} bytes")
         return _stored(stream.read(length), size - 8 - length, file)
+
+
+def read_metadata(reader: Reader, file: Path) -> dict[str, str]:
+    """What its writer says beside the tensors, as text by name."""
+    with reader.opened(file) as (stream, size):
+        length = int.from_bytes(stream.read(8), "little")
+        content = parsed(stream.read(min(length, MAX_JSON, size)), file)
+    said = content.get("__metadata__") if isinstance(content, dict) else None
+    return {n: text for n, text in said.items() if isinstance(text, str)} if isinstance(said, dict) else {}
 
 
 def read_tensors(reader: Reader, file: Path, wanted: Callable[[str], bool], whole: bool = True) -> dict[str, Tensor]:

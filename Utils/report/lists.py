@@ -23,7 +23,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader
 
 from Utils.basics.bounded import Ended, Limits, reading, run_bounded
-from Utils.basics.errors import InputError, sentence_of, tell, visible
+from Utils.basics.errors import InputError, OutOfScope, sentence_of, tell, visible
 from Utils.basics.files import ROOT, text_digest, write_whole
 from Utils.intake.files import PICKLES
 from Utils.intake.folders import find_parts, full_path
@@ -198,6 +198,8 @@ class _Done:
 
     error: str | None = None
     died_at: str | None = None
+    outside: bool = False
+    """There is nothing in it that a scan judges."""
 
 
 def _attempt(scan: Callable[..., dict], task: Task, device: str | None, died_at: str) -> _Done:
@@ -207,7 +209,7 @@ def _attempt(scan: Callable[..., dict], task: Task, device: str | None, died_at:
     except Ended as error:
         return _Done(sentence_of(error), died_at)
     except Exception as error:  # whatever is wrong with one model, the others are scanned
-        return _Done(sentence_of(error))
+        return _Done(sentence_of(error), outside=isinstance(error, OutOfScope))
     return _Done()
 
 
@@ -313,7 +315,7 @@ def _journal(task: Task, output: Path) -> Path:
 def _record(task: Task, output: Path, key: str | None, done: _Done, process: int) -> None:
     """Say that a task is done, and by which process, in a file that is there whole or not at all."""
     entry = {"key": key, "name": task.name, "error": done.error, "process": process, "report": _report_digest(task, output)}
-    write_whole(_journal(task, output), to_json(entry | {"died_at": done.died_at}))
+    write_whole(_journal(task, output), to_json(entry | {"died_at": done.died_at, "outside": done.outside}))
 
 
 def _read(file: Path) -> dict:
@@ -351,19 +353,22 @@ def _report_digest(task: Task, output: Path) -> str | None:
 
 def _report(task: Task, output: Path) -> dict:
     """A task's report; where nothing could be judged, `error` says why."""
-    error = _read(_journal(task, output)).get("error")
+    entry = _read(_journal(task, output))
+    error = entry.get("error")
     found = {} if error else _read(output / task.name / "report.json")
-    return found or _unjudged(task, error or f"{output / task.name}: its report is gone; scan it again.")
+    gone = f"{output / task.name}: its report is gone; scan it again."
+    return found or _unjudged(task, error or gone, bool(entry.get("outside")))
 
 
-def _unjudged(task: Task, error: str) -> dict:
-    return {"schema": SCHEMA, "verdict": None, "error": error, "model": {"path": task.model}}
+def _unjudged(task: Task, error: str, outside: bool = False) -> dict:
+    unjudged = {"schema": SCHEMA, "verdict": None, "error": error, "model": {"path": task.model}}
+    return unjudged | ({"outside": True} if outside else {})
 
 
 # -------------------------------------------------------------------------------------------------------- the summary
 def exit_code(reports: list[dict]) -> int:
     """The exit code of many: the worst of theirs."""
-    return worst(EXIT[report["verdict"]] for report in reports)
+    return worst(OutOfScope.code if report.get("outside") else EXIT[report["verdict"]] for report in reports)
 
 
 def worst(codes: Iterable[int]) -> int:

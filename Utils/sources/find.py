@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from Utils.basics.errors import InputError
-from Utils.intake.files import gguf_sentence, lora_names, other_checkpoint
+from Utils.intake.files import gguf_sentence, lora_names
 from Utils.intake.folders import is_weights
 from Utils.intake.hub import file_and_part, located
 from Utils.intake.reader import Reader
@@ -14,10 +14,12 @@ from Utils.sources.checkpoint import Checkpoint
 from Utils.sources.folder import Folder
 from Utils.sources.layouts import CLIP, OTHER, T5, towers_in
 from Utils.sources.lenders import Given
+from Utils.sources.lora import Lora
 from Utils.sources.source import Source
 
 TENSORS = (".safetensors", ".sft")
 OPEN_CLIP_FILE = "open_clip_model.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
 SETTINGS = ("config.json", "model_index.json")
 
 
@@ -33,6 +35,9 @@ def source_of(model: str | Path, given: Given | None = None) -> Source:
         own = place / OPEN_CLIP_FILE
         if own.is_file() and not any((place / name).exists() for name in SETTINGS):
             return Checkpoint(model, own, part, given, alone=False)
+        adapter = place / ADAPTER_FILE
+        if adapter.is_file() and not any((place / name).exists() for name in SETTINGS):
+            return Lora(model, adapter, part, given, source_of)
         return Folder(model, given)
     if is_gguf(place):
         raise InputError(gguf_sentence(place))
@@ -40,7 +45,7 @@ def source_of(model: str | Path, given: Given | None = None) -> Source:
         return Folder(model, given)  # which says what it is
     names = read_header(Reader(place.parent), place)
     if lora_names(names):
-        raise InputError(other_checkpoint(place) or f"{place} is a LoRA.")
+        return Lora(model, place, part, given, source_of)
     if is_weights(place) and _as_its_config_says(names):
         return Folder(model, given)
     return Checkpoint(model, place, part, given)
