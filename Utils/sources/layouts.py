@@ -94,5 +94,6 @@ def grouped(names: Collection[str]) -> list[str]:
     """Names of tensors that nobody reads one by one, as one line for each group."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        groups[".".join(name.split(".")[:2]) if name.count(".") > 1 else name].append(name)
-    return sorted(some[0] if len(some) == 1 else f"{group}.* ({len(some)} tensors)" for group, some in groups.items())
+        kohya = re.match(r"lora_[a-z]+\d?(?=_)", name)
+        groups[kohya[0] if kohya else ".".join(name.split(".")[:2]) if name.count(".") > 1 else name].append(name)
+    return sorted(some[0] if len(some) == 1 else f"{group}* ({len(some)} tensors)" for group, some in groups.items())
