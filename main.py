@@ -64,6 +64,7 @@ from Utils.scan.power import POWER, load_power, shares
 from Utils.scan.proof import UNRELATED, with_strings, without_base
 from Utils.scan.strings import Strings, TriggerConfig
 from Utils.scan.trigger import find_backdoors
+from Utils.sources.lenders import Given
 
 SETTINGS = ROOT / "configs" / "scan.yaml"
 CACHE = ROOT / "Data" / "Main" / "Features"
@@ -639,6 +640,13 @@ class Request:
     seed: int = 42
     show: Show = field(default_factory=Show)
     trust: Trust = field(default_factory=Trust)
+    tokenizer: str = ""
+    lora_scale: float = 1.0
+
+    @property
+    def given(self) -> Given:
+        """What the user says beside the model's name."""
+        return Given(self.tokenizer, self.anchor, self.lora_scale)
 
 
 @dataclass(frozen=True)
@@ -698,8 +706,8 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
     with open_run(model, request.output, request.seed, name) as run:
         device = pick_device(request.device)  # a GPU takes its time to start, which is no stranger's doing
         with run.stage("load"), reading():
-            suspect = load_encoder(model, device)
-            base, notes = pick_anchor(request.anchor, suspect, device)
+            suspect = load_encoder(model, device, request.given)
+            base, notes = pick_anchor(request.anchor, suspect, device, request.tokenizer)
             run.notes = [*suspect.files.notes, *notes]
             prompts = read_prompts(ROOT / cfg.corpus)
             # the base as the suspect is made: words that it does not know get the suspect's rows, and are tried apart
@@ -739,6 +747,7 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         settings = {"config": asdict(cfg), "show": asdict(request.show), "device": device.type}
         settings["read"] = {"files": suspect.files.read, "beside": [asdict(b) for b in beside]}
         in_single = {one.form: one.verdict for one in judged if one.scan.suspect.numbers == suspect.numbers}
+        settings["given"] = {"tokenizer": request.tokenizer, "lora_scale": request.lora_scale}
         power = shares(load_power(cfg.trigger))
         settings |= {"readings": about_readings(readings, in_single), "numbers": numbers, "power": power}
         settings["added_tokens"] = about_added(added, words)
@@ -763,8 +772,8 @@ def try_aside(model: str, request: Request, text: str) -> dict:
     quiet_libraries()
     device = pick_device(request.device)
     with reading():
-        suspect = load_encoder(model, device)
-        anchor, _ = pick_anchor(request.anchor, suspect, device)
+        suspect = load_encoder(model, device, request.given)
+        anchor, _ = pick_anchor(request.anchor, suspect, device, request.tokenizer)
     if not anchor:
         raise InputError("a string is compared with what it does in the clean base; name it with --anchor.")
     prompts = read_prompts(ROOT / request.cfg.corpus)
@@ -781,7 +790,7 @@ def main(argv: list[str] | None = None) -> int:
         check_arguments(args)
         cfg = load_config(ScanConfig, args.config, **{name: getattr(args, name) for name in settings_of(ScanConfig)})
         show, trust = Show(args.images, args.pipeline), Trust(args.only, args.compare_pickles)
-        request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust)
+        request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust, args.tokenizer, args.lora_scale)
         depends_on = {name: value for name, value in asdict(request).items() if name != "output"}
         wanted = Wanted(args.memory, args.timeout, args.load_timeout)
         remove_parts(CACHE)
@@ -803,7 +812,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted; nothing was judged.")
     except (InputError, OSError) as error:
-        return fail(sentence_of(error))
+        return fail(sentence_of(error), code=getattr(error, "code", InputError.code))
     except Exception:  # a traceback would exit with 1, which means that a backdoor was found
         if args.debug:
             tell("\n".join(visible(line) for line in traceback.format_exc().splitlines()))

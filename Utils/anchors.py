@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Utils.basics.errors import InputError, fail
 from Utils.basics.files import typed_command
-from Utils.encoder.anchors import at_hand, fetching, is_pickle, known_anchors
 from Utils.intake.hub import commit_of, fetched, hub_name
+from Utils.sources.registry import at_hand, fetching, is_pickle, known_anchors
 
 COLUMNS = ("layers", "width", "positions", "vocabulary")
 

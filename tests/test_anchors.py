@@ -29,8 +29,9 @@ from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.families import FAMILIES
 from Utils.intake.hub import hub_name
 from Utils.report.lists import inputs_digest
+from Utils.sources import registry
 
-ENTRIES = anchors.known_anchors()
+ENTRIES = registry.known_anchors()
 CPU = torch.device("cpu")
 TABLE = "embeddings.token_embedding.weight"
 
@@ -44,7 +45,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: list[dict]) -> None:
     """Other known bases."""
     (tmp_path / "anchors.yaml").write_text(yaml.safe_dump(entries), encoding="utf-8")
-    monkeypatch.setattr(anchors, "REGISTRY", tmp_path / "anchors.yaml")
+    monkeypatch.setattr(registry, "REGISTRY", tmp_path / "anchors.yaml")
 
 
 def entry(encoder: TextEncoder, name: str, **where: str) -> dict:
@@ -148,7 +149,7 @@ def test_a_base_in_the_local_cache_is_taken_and_others_are_named(
 def test_half_a_base_in_the_cache_is_not_here(tiny: TextEncoder, editable: Path, cache: Path):
     (editable / "model.safetensors").unlink()
     cached(cache, "somebody/base", editable)
-    assert anchors.at_hand(entry(tiny, "near", hub="somebody/base")) is None
+    assert registry.at_hand(entry(tiny, "near", hub="somebody/base")) is None
 
 
 def test_without_a_base_at_hand_the_command_fetches_it(

@@ -25,7 +25,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from safetensors.torch import load_file, save_file
 from test_loading import WEIGHTS, Bomb, as_pipeline, reconfigure, refusal, rewrite
@@ -33,6 +33,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPTextModel
 
 import main
 from Utils.basics.config import load_config
+from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
 from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import load_encoder
@@ -42,9 +43,9 @@ from Utils.found.show import Show
 from Utils.intake import weights
 from Utils.intake.candidates import encoders_of
 from Utils.intake.digests import files_digest
-from Utils.intake.files import what_file
 from Utils.intake.reader import Reader
 from Utils.scan.finding import Verdict
+from Utils.sources.lenders import Given
 
 MODELS = ROOT / "Data" / "Models"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
@@ -646,15 +647,13 @@ def test_what_the_refusal_of_an_adapter_tells_to_do_gives_the_encoder_with_it(tm
     ids = pipe.tokenizer(["a photo of a dog"], padding="max_length", return_tensors="pt").input_ids
     expected = pipe.text_encoder(ids).last_hidden_state
 
-    folder, base = tmp_path / "FOLDER", MODELS / "tiny-sd"
-    sentence = what_file(tmp_path / "pytorch_lora_weights.safetensors")
-    code = re.search(r"fuse it first: (pipe = .*), then scan FOLDER\.$", sentence)[1]
-    exec(code, {"DiffusionPipeline": DiffusionPipeline, "BASE": base, "FOLDER": folder})
-    fused = load_encoder(folder)
+    base = MODELS / "tiny-sd"
+    cure = re.search(r"give the file itself: (.*)\.$", refusal(tmp_path))[1]
+    with pytest.raises(InputError, match="name the base that it was made for with --anchor"):
+        load_encoder(cure)
+    fused = load_encoder(cure, given=Given(anchor=str(base)))
     torch.testing.assert_close(fused(ids), expected, atol=1e-5, rtol=0)
     assert (fused(ids) - load_encoder(base)(ids)).abs().max() > 0.1
-    assert encoders_of(str(folder)) == [str(folder)]
-    assert doubts(folder) == []
 
 
 def test_naming_the_weights_leaves_the_verdict_about_them(editable: Path):

@@ -3,7 +3,7 @@
 Contents
     headers     what config.json promises is compared with the safetensors headers, whatever either claims
     files       pipes, folders in place of files, unreadable files
-    other forms a single-file checkpoint, a LoRA, a pickle: refused with the way to convert them
+    other forms a checkpoint in a folder, a LoRA, a pickle: refused with what to do instead
     pipelines   class names from a list, several encoders, parts with their tokenizers
     code        nothing is fetched or run because a config names it
     tokenizers  none that hides the text, none that lets it grow
@@ -181,15 +181,16 @@ LORAS = [
 ]
 
 
-@pytest.mark.parametrize(("tensors", "word"), [(SINGLE, "from_single_file"), *((lora, "fuse_lora") for lora in LORAS)])
-@pytest.mark.parametrize("given", ["file", "folder"])
-def test_other_checkpoints_are_refused_with_the_way_to_convert_them(tmp_path: Path, tensors: dict, word: str, given: str):
-    file = tmp_path / "download" / "some_model.safetensors"
-    file.parent.mkdir()
-    save_file(tensors, file)
-    message = refusal(file if given == "file" else file.parent)
-    assert word in message
-    assert "save_pretrained(FOLDER)" in message
+def test_a_folder_with_a_checkpoint_only_is_refused_with_the_file_s_name(tmp_path: Path):
+    save_file(SINGLE, tmp_path / "some_model.safetensors")
+    assert f"give the file itself: {tmp_path / 'some_model.safetensors'}." in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("tensors", LORAS)
+def test_a_lora_beside_a_config_is_no_encoder(editable: Path, tensors: dict):
+    (editable / WEIGHTS).unlink()
+    save_file(tensors, editable / "some_model.safetensors")
+    assert f"give the file itself, {editable / 'some_model.safetensors'}, and its base with --anchor." in refusal(editable)
 
 
 def test_an_adapter_beside_a_model_is_refused(editable: Path):

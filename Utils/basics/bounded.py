@@ -32,7 +32,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from Utils.basics.errors import InputError, visible
+from Utils.basics.errors import InputError, OutOfScope, visible
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not start CUDA, which no fork survives
 POSIX = os.name == "posix"
@@ -168,7 +168,7 @@ def run_bounded(job: Callable[..., Any], arguments: tuple, limits: Limits, what:
     if answer is not None and "value" in answer:
         return answer["value"]
     if answer is not None and "refused" in answer:
-        raise InputError(answer["refused"])
+        raise (OutOfScope if answer["code"] == OutOfScope.code else InputError)(answer["refused"])
     raise _sentence(answer, watched, "\n".join(said), limits, what)
 
 
@@ -338,7 +338,7 @@ def _work(job: Callable[..., Any], arguments: tuple) -> None:
     try:
         answer = {"value": job(*arguments)}
     except InputError as error:
-        answer = {"memory": True, "short": _link.short} if of_memory(error) else {"refused": str(error)}
+        answer = {"memory": True, "short": _link.short} if of_memory(error) else {"refused": str(error), "code": error.code}
         answer["trace"] = _trace(error)
     except BaseException as error:  # Rust panics are no Exception
         _limit_memory(None)

@@ -15,6 +15,15 @@ HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 class InputError(Exception):
     """Something the user gave cannot be used.  The message is one sentence with the cure."""
 
+    code = 2
+    """The exit code that it ends with."""
+
+
+class OutOfScope(InputError):
+    """Nothing is wrong with what the user gave, and there is nothing in it that a scan judges."""
+
+    code = 3
+
 
 class Flaw(ValueError):
     """What is wrong with a file, in words of ours that may stand in a sentence."""
@@ -78,7 +87,7 @@ def swallow(stream: TextIO) -> None:
         os.close(nowhere)
 
 
-def fail(sentence: str, program: str = "amber") -> int:
-    """Say one sentence on standard error.  -> the exit code of bad input and errors"""
+def fail(sentence: str, program: str = "amber", code: int = InputError.code) -> int:
+    """Say one sentence on standard error.  -> the exit code, that of bad input and errors unless it is another"""
     tell(f"{program}: {visible(sentence)}")
-    return 2
+    return code

@@ -6,18 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 
 from Utils.basics.errors import InputError
-from Utils.basics.files import ROOT, typed_command
+from Utils.basics.files import ROOT
 from Utils.encoder.loading import comparable, dimensions, distance, load_encoder
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.config import read_config
-from Utils.intake.files import PICKLES
 from Utils.intake.folders import Parts, find_parts, matching_part
-from Utils.intake.hub import hub_name, in_cache
+from Utils.sources.lenders import Given, is_file_name
+from Utils.sources.registry import at_hand, fetching, known_anchors
 
-REGISTRY = ROOT / "configs" / "anchors.yaml"
 NEAR, FAR = 0.2, 0.5
 """Distances of token tables.  Fine-tunes of the zoo's dev split lie within 0.13 of their base, nine of ten within 0.03; tables
 that were trained apart have nothing in common, which is 1."""
@@ -27,45 +25,23 @@ ALIKE = 2.0
 """A base that is less than so many times as far away as the nearest is as good a guess."""
 
 
-def known_anchors() -> list[dict]:
-    """The entries of the registry, in its order."""
-    return yaml.safe_load(REGISTRY.read_text(encoding="utf-8"))
-
-
-def at_hand(entry: dict) -> Path | None:
-    """Where a known base lies on this machine: in the repository or in the hub's local cache; None: nowhere."""
-    if "path" in entry:
-        return ROOT / entry["path"] if (ROOT / entry["path"]).exists() else None
-    return None if is_pickle(entry) else in_cache(hub_name(entry["hub"]))
-
-
-def is_pickle(entry: dict) -> bool:
-    """Whether a base is published as a pickle only."""
-    return entry.get("hub", "").endswith(PICKLES)
-
-
-def fetching(entries: list[dict]) -> str:
-    """The commands that fetch known bases, as they can be typed here."""
-    plain = [entry["name"] for entry in entries if not is_pickle(entry)]
-    lines = [typed_command("Utils/anchors.py", "--fetch", *plain)] if plain else []
-    pickles = [entry for entry in entries if is_pickle(entry)]
-    lines += [typed_command("Utils/convert.py", entry["hub"], f"{entry['name']}.safetensors") for entry in pickles]
-    return " or ".join(f"`{line}`" for line in lines)
-
-
-def pick_anchor(wanted: str, suspect: TextEncoder, device: torch.device) -> tuple[TextEncoder | None, list[str]]:
+def pick_anchor(
+    wanted: str, suspect: TextEncoder, device: torch.device, tokenizer: str = ""
+) -> tuple[TextEncoder | None, list[str]]:
     """The base to compare with, and notes on the choice.
 
-    wanted: a folder or hub id, `none`, or `auto`: the nearest of configs/anchors.yaml that fits and is at hand.
+    wanted: a folder, a file or a hub id, `none`, or `auto`: the nearest of configs/anchors.yaml that fits and is at hand;
+    tokenizer: for a file that has none.
     """
     if wanted == "none":
         return None, ["no anchor was given: what is foreign to the clean base cannot be told"]
     if wanted == "auto":
         return _nearest(suspect, device)
-    anchor = load_encoder(matching_part(wanted, suspect.path), device)
+    lent = Given(tokenizer) if is_file_name(wanted) else None
+    anchor = load_encoder(matching_part(wanted, suspect.path), device, lent)
     if not comparable(suspect, anchor):
         raise InputError(f"the anchor {wanted} has other tensors or another end of text than the suspect; give its own base.")
-    return anchor, []
+    return anchor, [f"the base: {note}" for note in anchor.files.notes]
 
 
 def _nearest(suspect: TextEncoder, device: torch.device) -> tuple[TextEncoder | None, list[str]]:

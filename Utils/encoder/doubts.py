@@ -28,8 +28,11 @@ class Trust:
 def doubts_about(encoder: TextEncoder, trust: Trust) -> tuple[list[Beside], list[str]]:
     """What lies beside the judged files, and one sentence for everything that a loader could make another encoder of."""
     files = encoder.files
+    if files.parts.alone:  # other models
+        return [], files.doubts
     named = bool(trust.only) or files.parts.file is not None
-    judged = set() if named else {file for one in other_weights(files.parts) for file in one.files}
+    whole = (files.parts.weights / "config.json").is_file()  # else nothing beside it could be read by it
+    judged = set() if named or not whole else {file for one in other_weights(files.parts) for file in one.files}
     beside = look_around(files.parts, {file["path"] for file in files.read}, judged, named)
     if trust.compare_pickles:
         beside = [_compared(b, encoder) if b.doubt and b.kind == PICKLE else b for b in beside]

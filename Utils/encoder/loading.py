@@ -13,44 +13,28 @@ from transformers import PreTrainedModel
 
 from Utils.basics.errors import InputError, told
 from Utils.encoder.text_encoder import FilesRead, TextEncoder
-from Utils.intake.files import check_files
-from Utils.intake.folders import find_parts, full_path
-from Utils.intake.reader import Reader
-from Utils.intake.sentences import Pooling, read_pooling
-from Utils.intake.tokenizer import ENGLISH, load_tokenizer, read_tokenizer_files
-from Utils.intake.weights import FoundTower, check_tower, find_tower, load_tower
+from Utils.intake.folders import full_path
+from Utils.intake.tokenizer import ENGLISH, PUT_THERE
+from Utils.sources.find import source_of
+from Utils.sources.lenders import Given
 
 
-def load_encoder(model: str | Path, device: str | torch.device = "cpu") -> TextEncoder:
-    """Load the text encoder in a folder (text encoder, CLIP model or diffusers pipeline), or of a hub id.
+def load_encoder(model: str | Path, device: str | torch.device = "cpu", given: Given | None = None) -> TextEncoder:
+    """Load the text encoder in a folder (text encoder, CLIP model or diffusers pipeline), in a single file, or of a hub id.
 
-    Weights are read from safetensors only and nothing in the folder is executed.
+    Weights are read from safetensors only and nothing is executed.  given: what the user says beside the name.
 
     Raises:
         InputError: the input is no text encoder this project can judge; one sentence with the cure.
     """
-    parts = find_parts(model)
-    for folder in {parts.weights, parts.tokenizer}:
-        check_files(folder, parts.root)
-    reader = Reader(parts.root)
-    found = find_tower(parts, reader)
-    checked = check_tower(found, reader)
-    tower, ignored = load_tower(checked, reader)
-    files, doubts = read_tokenizer_files(parts.tokenizer, reader, tower.get_input_embeddings().num_embeddings)
-    tokenizer = load_tokenizer(parts.tokenizer, tower, files)
-    tower.eval().requires_grad_(False).to(device)
-    pooling = Pooling() if found.family.head else read_pooling(parts, reader)
-    encoder = TextEncoder(tower, tokenizer, full_path(str(model)), weights_hash(found, reader), ignored, pooling.modes)
-    doubts = [*found.config.doubts, *checked.doubts, *doubts, *pooling.doubts]
-    encoder.files = FilesRead(parts, list(reader.read.values()), doubts, found.config.dtypes, files, checked.notes)
-    check_reading(encoder, parts.tokenizer)
+    read, reader = source_of(model, given).load()
+    read.tower.eval().requires_grad_(False).to(device)
+    path = full_path(str(model))
+    encoder = TextEncoder(read.tower, read.tokenizer, path, read.sha256, read.ignored, read.pooling)
+    files = list(reader.read.values())
+    encoder.files = FilesRead(read.parts, files, read.doubts, read.dtypes, read.tokenizer_files, read.notes)
+    check_reading(encoder, read.parts.tokenizer)
     return encoder
-
-
-def weights_hash(found: FoundTower, reader: Reader) -> str:
-    """SHA-256 of the weights as they were read: of the file, or of the hashes of several."""
-    hashes = [reader.read[file]["sha256"] for file in found.files]
-    return hashes[0] if len(hashes) == 1 else sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def check_reading(encoder: TextEncoder, folder: Path) -> None:
@@ -59,7 +43,7 @@ def check_reading(encoder: TextEncoder, folder: Path) -> None:
         context, first = encoder.context, encoder.tokenizer("a").input_ids
         ids, place = encoder.ids(ENGLISH), (encoder.begin, encoder.placeholder)
     except Exception as error:  # a tokenizer's settings can be wrong in any way
-        raise InputError(f"{folder} holds no usable tokenizer{told(error)}; put the tokenizer files there.") from None
+        raise InputError(f"{folder} holds no usable tokenizer{told(error)}; {PUT_THERE}.") from None
     if context < 8:
         raise InputError(f"{folder} leaves {context} positions for a text, too few for a prompt; restore its files.")
     shape, begins = (len(ENGLISH), context), ids[0, : len(first)].tolist()

@@ -42,7 +42,7 @@ class FilesRead:
     tokenizer: dict[str, bytes]
     """The tokenizer's files."""
     notes: list[str] = field(default_factory=list)
-    """How they were read, where that is not as it usually is."""
+    """What kind of source it is, what was lent to it, and what was unusual in it, one sentence each."""
 
 
 @dataclass(eq=False)

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from Utils.basics.errors import InputError
 from Utils.intake.families import FAMILIES, Family, is_family
-from Utils.intake.files import PICKLES, other_checkpoint, pickle_sentence
+from Utils.intake.files import PICKLES, gguf_sentence, pickle_sentence
 from Utils.intake.reader import Reader
 
 KEYS_WITHOUT_A_SAY = """
@@ -102,9 +102,12 @@ def read_config(folder: Path, reader: Reader | None = None) -> EncoderConfig:
 
 
 def _no_config(folder: Path) -> str:
-    for stray in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
-        if sentence := other_checkpoint(stray):
-            return sentence
+    if strays := sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+        several = f"one of its files, such as {strays[0]}, or all of them with --models {folder}"
+        which = several if len(strays) > 1 else f"the file itself: {strays[0]}"
+        return f"{folder} holds no config.json; give {which}."
+    if packed := sorted(folder.glob("*.gguf")) if folder.is_dir() else []:
+        return gguf_sentence(packed[0])
     if folder.is_dir() and (folder / "adapter_config.json").exists():
         return f"{folder} is an adapter without its base; merge it into its base and save the whole model."
     if folder.is_dir() and (pickles := sorted(file for file in folder.iterdir() if file.suffix.lower() in PICKLES)):

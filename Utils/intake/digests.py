@@ -17,15 +17,19 @@ from Utils.intake.weights import find_tower
 NO_LIMIT = 1 << 40
 
 
-def files_digest(model: str) -> str:
-    """SHA-256 of what is read for an encoder (weights, config, tokenizer, pooling), and of what lies beside it, by size."""
+def files_digest(model: str, own_tokenizer: bool = True) -> str:
+    """SHA-256 of what is read for an encoder (weights, config, tokenizer, pooling), and of what lies beside it, by size.
+
+    own_tokenizer: it reads with the tokenizer that lies there, and not with another one that was named.
+    """
     parts = find_parts(model)
     for folder in {parts.weights, parts.tokenizer}:
         check_files(folder, parts.root)
     reader = Reader(parts.root)
     for file in find_tower(parts, reader).files:
         read_tensors(reader, file, lambda _: False)
-    read_tokenizer_files(parts.tokenizer, reader, NO_LIMIT)
+    if own_tokenizer:
+        read_tokenizer_files(parts.tokenizer, reader, NO_LIMIT)
     read_pooling(parts, reader)
     beside = [(inside.as_posix(), path.lstat().st_size) for inside, path in walk(parts.root)]
     return digest_of_files(list(reader.read.values()), beside)

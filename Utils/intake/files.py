@@ -13,7 +13,11 @@ from safetensors import SafetensorError, safe_open
 from Utils.basics.errors import InputError
 from Utils.basics.files import typed_command
 
+TENSORS = (".safetensors", ".sft")
+"""Files of tensors that nothing can run from."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PRECISE = "take the model in half precision or FP8 safetensors from where it was published"
+"""The cure for weights that are packed into fewer bits."""
 MAX_JSON = 16 << 20
 """Bytes; the largest public config files have some kilobytes."""
 
@@ -40,8 +44,6 @@ def what_file(file: Path) -> str:
     """Why a file cannot be scanned, and what to do with it."""
     if file.suffix.lower() in PICKLES:
         return pickle_sentence(file)
-    if file.suffix == ".safetensors" and file.is_file() and (sentence := other_checkpoint(file)):
-        return sentence
     return f"{file} is a file; give the folder that holds config.json and model.safetensors."
 
 
@@ -76,30 +78,28 @@ def free_name(source: Path) -> Path:
     return next(place.with_name(name) for name in names if not place.with_name(name).exists())
 
 
+def gguf_sentence(file: Path) -> str:
+    """Why a GGUF file is not read."""
+    return f"{file} is a GGUF file, made for another program, of packed weights; {PRECISE}."
+
+
 def other_checkpoint(file: Path) -> str | None:
-    """How to convert a single-file checkpoint or a LoRA; None where the file is neither."""
+    """What to do with a single-file checkpoint or a LoRA in a folder; None where the file is neither."""
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
     except (SafetensorError, OSError):
         return None
     if lora_names(names):
-        return (
-            f"{file} is a LoRA, which changes a base and is no encoder; fuse it first: pipe = DiffusionPipeline.from_pretrained"
-            f"(BASE); pipe.load_lora_weights({str(file)!r}); pipe.fuse_lora(); pipe.unload_lora_weights(); "
-            "pipe.save_pretrained(FOLDER), then scan FOLDER."
-        )
+        return f"{file.parent} holds a LoRA, {file.name}; give the file itself, {file}, and its base with --anchor."
     if single_file_names(names):
-        return (
-            f"{file} is a single-file checkpoint; convert it with diffusers: StableDiffusionPipeline.from_single_file"
-            f"({str(file)!r}).save_pretrained(FOLDER), then scan FOLDER."
-        )
+        return f"{file.parent} holds a checkpoint, {file.name}; give the file itself: {file}."
     return None
 
 
 def lora_names(names: list[str]) -> bool:
     """Whether tensors of these names are low-rank updates of a base."""
-    return any(re.search(r"(^|[._])lora([._]|$)|\.lora_|lora_(up|down|A|B)\b", name) for name in names)
+    return any(re.search(r"^lycoris_|(^|[._])lora([._]|$)|\.lora_|lora_(up|down|A|B)\b", name) for name in names)
 
 
 def single_file_names(names: list[str]) -> bool:

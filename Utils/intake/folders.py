@@ -9,7 +9,7 @@ from pathlib import Path
 
 from Utils.basics.errors import InputError
 from Utils.intake.files import check_files, what_file
-from Utils.intake.hub import located
+from Utils.intake.hub import is_path, located
 from Utils.intake.reader import Reader
 
 PIPELINE_ENCODERS = (
@@ -33,12 +33,14 @@ class Parts:
     """Folder of the tokenizer."""
     file: Path | None = None
     """The weights, or the index of them, where they are not the ones that loaders take first."""
+    alone: bool = False
+    """The file was given by itself: what lies beside it are other models."""
 
 
 def full_path(model: str) -> str:
-    """A folder by its full path, a hub id as it is."""
+    """A folder, a file or a part of a file by its full path, a hub id as it is."""
     try:
-        return str(Path(model).resolve()) if Path(model).exists() else model
+        return str(Path(model).resolve()) if is_path(model) else model
     except (OSError, ValueError):  # a name too long for a path
         return model
 

@@ -31,6 +31,8 @@ OTHER_PARTS = ("unet/*", "vae/*", "transformer/*", "safety_checker/*", "image_en
 """What is not fetched: other parts of a pipeline."""
 VARIANTS = ("*.fp16.*", "*.bf16.*")
 """Not fetched either, where there are others."""
+SINGLE_FILES = ("safetensors", "sft", "gguf")
+"""Suffixes of files that hold models by themselves."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -85,10 +87,17 @@ def pinned(text: str, commit: str | None) -> str:
     return text if name is None else written(name.id, commit, name.path_in_repo)
 
 
+def file_and_part(text: str) -> tuple[str, str]:
+    """A single file and the part of it that a word names: `model.safetensors/text_encoder_2`; the word itself where none is."""
+    found = re.fullmatch(rf"(.*\.(?:{'|'.join(SINGLE_FILES)}))[/\\]([\w-]+)[/\\]?", text, re.DOTALL | re.IGNORECASE)
+    return (found[1], found[2]) if found else (text, "")
+
+
 def is_path(text: str) -> bool:
-    """Whether something lies at this path."""
+    """Whether something lies at this path, or is a part of a file."""
+    file, part = file_and_part(text)
     try:
-        return Path(text).exists()
+        return Path(text).exists() or (bool(part) and Path(file).is_file())
     except (OSError, ValueError):  # a name too long for a path
         return False
 

@@ -6,6 +6,7 @@ Only what is wanted is kept in memory, so that one encoder of a large checkpoint
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from Utils.basics.errors import InputError
-from Utils.intake.files import MAX_JSON
+from Utils.intake.files import MAX_JSON, PRECISE
 from Utils.intake.reader import BLOCK, Reader, parsed
 
 DTYPES = {
@@ -25,6 +26,10 @@ DTYPES = {
     "U64": torch.uint64,
 }  # fmt: skip
 """Number formats of safetensors headers."""
+FLOAT_KINDS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+"""Those of weights."""
+SMALL = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
+"""Others that they may name: of a few bits, with their scales elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,19 @@ def read_header(reader: Reader, file: Path) -> dict[str, Stored]:
         return _stored(stream.read(length), size - 8 - length, file)
 
 
-def read_tensors(reader: Reader, file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+def read_metadata(reader: Reader, file: Path) -> dict[str, str]:
+    """What its writer says beside the tensors, as text by name."""
+    with reader.opened(file) as (stream, size):
+        length = int.from_bytes(stream.read(8), "little")
+        content = parsed(stream.read(min(length, MAX_JSON, size)), file)
+    said = content.get("__metadata__") if isinstance(content, dict) else None
+    return {n: text for n, text in said.items() if isinstance(text, str)} if isinstance(said, dict) else {}
+
+
+def read_tensors(reader: Reader, file: Path, wanted: Callable[[str], bool], whole: bool = True) -> dict[str, Tensor]:
     """The tensors whose names are wanted; the whole file is read once, and its hash noted.
+
+    whole: else only the header and these tensors are, and the hash is of their bytes, in the order in which they lie there.
 
     Raises:
         InputError: it is no whole safetensors file, or changes meanwhile.
@@ -63,9 +79,12 @@ def read_tensors(reader: Reader, file: Path, wanted: Callable[[str], bool]) -> d
         header = stream.read(length)
         digest.update(header)
         stored = _stored(header, size - 8 - length, file)
-        tensors, position = {}, 0
+        tensors, position, taken = {}, 0, 8 + length
         for name, tensor in sorted(stored.items(), key=lambda item: (item[1].begin, item[1].end)):
             data = bytearray(tensor.end - tensor.begin) if wanted(name) else None
+            if data is None and not whole:
+                stream.seek(tensor.end - position, os.SEEK_CUR)
+                position = tensor.end
             while position < tensor.end:
                 block = stream.read(min(BLOCK, tensor.end - position))
                 if not block:
@@ -74,10 +93,11 @@ def read_tensors(reader: Reader, file: Path, wanted: Callable[[str], bool]) -> d
                 if data is not None:
                     data[position - tensor.begin : position - tensor.begin + len(block)] = block
                 position += len(block)
+                taken += len(block)
             if data is not None:
                 plain = torch.frombuffer(data, dtype=DTYPES[tensor.kind]) if data else torch.empty(0, dtype=DTYPES[tensor.kind])
                 tensors[name] = plain.reshape(tensor.shape)
-    reader.note(file, size, digest.hexdigest())
+    reader.note(file, size if whole else taken, digest.hexdigest())
     return tensors
 
 
@@ -105,6 +125,8 @@ def _stored(header: bytes, room: int, file: Path) -> dict[str, Stored]:
 
 def _entry(entry: object, name: str, file: Path) -> Stored:
     shape, kind, where = (entry.get(key) if isinstance(entry, dict) else None for key in ("shape", "dtype", "data_offsets"))
+    if kind in SMALL:
+        raise InputError(f"{file} holds {name[:80]} as {kind}, a format of few bits; {PRECISE}.")
     whole = all(isinstance(part, list) and all(type(x) is int and x >= 0 for x in part) for part in (shape, where))
     if not whole or len(where) != 2 or len(shape) > 16 or not isinstance(kind, str) or kind not in DTYPES:
         raise _unreadable(file, f"its header describes {name[:80]} wrongly")

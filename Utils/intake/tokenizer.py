@@ -15,6 +15,7 @@ from Utils.intake.reader import Reader, read_json
 
 MAX_TOKENIZER = 48 << 20
 """Bytes of a file; those of the largest public tokenizers have some 34 million."""
+PUT_THERE = "put the tokenizer files there, or name a folder of them with --tokenizer"
 MAX_GROWTH = 4096
 """How much longer the replacements of a tokenizer may make a text; public ones make it no longer than four times."""
 ENGLISH = ["a", "the quick brown fox jumps over the lazy dog", "A photo of 3 dogs, and two cats."]
@@ -33,7 +34,7 @@ FILES = (
 """What tokenizers are made of; nothing else in a folder is read for one."""
 TAKE_THE_BASE_S = (
     "copy the files of its base's tokenizer there: tokenizer_config.json and tokenizer.json, or instead of this what the base "
-    "has (vocab.json and merges.txt, vocab.txt, spiece.model)"
+    "has (vocab.json and merges.txt, vocab.txt, spiece.model), or name a folder of them with --tokenizer"
 )
 """What to do where there is none, as where a trainer has left an encoder alone."""
 REDIRECTING = ("fast_tokenizer_files",)
@@ -80,7 +81,7 @@ def _parsed(content: bytes, folder: Path) -> object:
     try:
         return read_json(content)
     except Flaw as flaw:
-        raise InputError(f"{folder} holds no usable tokenizer{told(flaw)}; put the tokenizer files there.") from None
+        raise InputError(f"{folder} holds no usable tokenizer{told(flaw)}; {PUT_THERE}.") from None
 
 
 def load_tokenizer(folder: Path, tower: PreTrainedModel, content: dict[str, bytes]) -> PreTrainedTokenizerBase:
@@ -97,7 +98,7 @@ def load_tokenizer(folder: Path, tower: PreTrainedModel, content: dict[str, byte
     except (KeyboardInterrupt, SystemExit, InputError):
         raise
     except BaseException as error:  # tokenizers raises bare Exception for malformed files, and Rust panics past it
-        raise InputError(f"{folder} holds no usable tokenizer{told(error)}; put the tokenizer files there.") from None
+        raise InputError(f"{folder} holds no usable tokenizer{told(error)}; {PUT_THERE}.") from None
     return tokenizer
 
 

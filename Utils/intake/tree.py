@@ -17,7 +17,7 @@ from pathlib import Path
 
 from Utils.basics.errors import InputError
 from Utils.intake.families import is_family
-from Utils.intake.files import PICKLES, lora_names, single_file_names
+from Utils.intake.files import PICKLES, TENSORS, lora_names, single_file_names
 from Utils.intake.folders import index_of, is_encoder_entry, sentence_modules
 from Utils.intake.hub import snapshot_of
 from Utils.intake.inventory import DEEPEST, HEAD, LEFTOVERS
@@ -143,7 +143,7 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
 def _file_kind(file: Path) -> str | None:
     """MODEL, why a file is left out, or None for one that is no model."""
     suffix = file.suffix.lower()
-    if suffix == ".safetensors":
+    if suffix in TENSORS:
         return kind_of_names(list(read_header(Reader(file.parent), file)))
     if suffix in PICKLES:
         return "what trainers leave" if LEFTOVERS.fullmatch(file.name) else _pickle_kind(file)

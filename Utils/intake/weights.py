@@ -10,9 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from Utils.basics.errors import Flaw, InputError, told
@@ -21,6 +23,7 @@ from Utils.intake.families import Family
 from Utils.intake.files import PICKLES, other_checkpoint, pickle_sentence
 from Utils.intake.folders import Parts
 from Utils.intake.reader import Reader
+from Utils.intake.recipe import Recipe, made, made_headers
 from Utils.intake.tensors import read_header, read_tensors
 
 BUFFERS = ("position_ids", "token_type_ids")
@@ -33,6 +36,7 @@ WRAPPERS = re.compile(r"((_orig_mod|module|_fsdp_wrapped_module|text_encoder)\.)
 """What torch.compile, the wrappers for several GPUs and trainers put before every name."""
 LAYER = re.compile(r"(.*?\b(?:layers?|block)\.)(\d+)(\..*)")
 """A tensor of a layer: what stands before its number, the number, what stands behind."""
+NO_PLAIN = "this is not a plain encoder of its type"
 MAX_LAYERS = 1000
 """Public text encoders have fewer than a hundred; a config that asks for more is slow to lay out."""
 
@@ -89,6 +93,8 @@ def weight_files(folder: Path, name: str = "model", reader: Reader | None = None
 
 def read_headers(reader: Reader, found: FoundTower) -> dict[str, tuple[tuple[int, ...], str]]:
     """Tensor name -> shape and number format, from the headers alone; in several files no tensor may stand twice."""
+    if found.recipe is not None:
+        return made_headers(found.recipe, read_header(reader, found.files[0]), found.folder)
     stored: dict[str, tuple[tuple[int, ...], str]] = {}
     for file in found.files:
         inside = read_header(reader, file)
@@ -169,6 +175,8 @@ class FoundTower:
     files: list[Path]
     weight_map: dict[str, str]
     """Tensor -> file, where an index says so."""
+    recipe: Recipe | None = None
+    """How the tower's tensors are made of those of a single file, which has other names for them; then only they are read."""
 
     @property
     def family(self) -> Family:
@@ -211,6 +219,9 @@ def check_tower(found: FoundTower, reader: Reader) -> CheckedTower:
     stored = read_headers(reader, found)
     config = parse_config(found.config, found.folder, stored)
     promised = check_layout(found.family, config, found.folder, stored)
+    unknown = sorted(name for name in stored.keys() - promised if not name.endswith(BUFFERS))
+    if found.recipe is not None and unknown:
+        raise InputError(f"{found.folder}: unknown tensor {unknown[0]} in the text tower; {NO_PLAIN}.")
     wanted = frozenset(name for name in stored if plain_name(name, found.family.prefix) in promised)
     plain = Counter(plain_name(name, found.family.prefix) for name in wanted)
     if twice := sorted(name for name, times in plain.items() if times > 1):
@@ -252,12 +263,15 @@ def load_tower(checked: CheckedTower, reader: Reader) -> tuple[PreTrainedModel, 
     """The tower in single precision, and the names of tensors in its files that are no part of it."""
     found, tensors = checked.found, {}
     for file in found.files:
-        inside = read_tensors(reader, file, checked.wanted.__contains__)
+        inside = _read(checked, file, reader)
         tensors |= {plain_name(name, found.family.prefix): tensor for name, tensor in inside.items()}
     if len(tensors) < len(checked.wanted):
         raise InputError(
             f"{found.folder}: the weights changed while they were read; scan them again when nothing writes there."
         )
+    twins = [tensors[name] for name in ("shared.weight", "encoder.embed_tokens.weight") if name in tensors]
+    if len(twins) == 2 and not torch.equal(*twins):
+        raise InputError(f"{found.folder}: its token table is stored twice, with other numbers; save the encoder anew.")
     try:
         tower, info = found.family.tower.from_pretrained(
             None, config=checked.config, state_dict=tensors, dtype=torch.float32, output_loading_info=True,
@@ -267,7 +281,26 @@ def load_tower(checked: CheckedTower, reader: Reader) -> tuple[PreTrainedModel, 
             tower.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long))
     except Exception as error:  # a config can be wrong in any way
         raise InputError(_unloadable(found.folder, found.family, error)) from None
+    tensors.clear()
     return tower, check_tensors(tower, info, checked)
+
+
+def _read(checked: CheckedTower, file: Path, reader: Reader) -> dict[str, Tensor]:
+    """The tensors that are loaded from a file."""
+    recipe = checked.found.recipe
+    if recipe is None:
+        return read_tensors(reader, file, checked.wanted.__contains__)
+    names = {name for target in checked.wanted for piece in recipe[target] for name in piece.names}
+    tensors = read_tensors(reader, file, names.__contains__, whole=False)
+    if len(tensors) < len(names):
+        return {}  # the file was changed: the caller says so
+    return {target: made(recipe[target], tensors) for target in checked.wanted}
+
+
+def weights_hash(found: FoundTower, reader: Reader) -> str:
+    """SHA-256 of the weights as they were read: of the file, or of the hashes of several."""
+    hashes = [reader.read[file]["sha256"] for file in found.files]
+    return hashes[0] if len(hashes) == 1 else sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def check_tensors(tower: PreTrainedModel, info: dict, checked: CheckedTower) -> list[str]:
@@ -288,8 +321,8 @@ def check_tensors(tower: PreTrainedModel, info: dict, checked: CheckedTower) -> 
         inside = bool(prefix) and (bare != stem or prefix + stem in stored)
         known = stem.endswith(BUFFERS) or (not family.head and stem.startswith("pooler."))
         if (inside or stem.split(".")[0] in own) and not known and name not in checked.unused:
-            raise InputError(f"{folder}: unknown tensor {name} in the text tower; this is not a plain encoder of its type.")
+            raise InputError(f"{folder}: unknown tensor {name} in the text tower; {NO_PLAIN}.")
     for name, tensor in tower.state_dict().items():
-        if not torch.isfinite(tensor).all():
+        if tensor.numel() and not all(torch.isfinite(end) for end in tensor.aminmax()):  # no copy is made of it
             raise InputError(f"{folder}: tensor {name} holds NaN or infinite values; the model cannot work, fetch it again.")
     return ignored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -29,9 +30,9 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
     suspects = parser.add_mutually_exclusive_group()
     suspects.add_argument(
         "--model", default=str(SUSPECT),
-        help="the suspect: a folder (text encoder, CLIP model or diffusers pipeline), a hub id (owner/name or "
-        "owner/name@revision) or the address of its page; every text encoder of a pipeline gets a report (default: the "
-        "shipped one)",
+        help="the suspect: a folder (text encoder, CLIP model or diffusers pipeline), a safetensors file (checkpoint, text "
+        "encoder or LoRA), a hub id (owner/name or owner/name@revision) or the address of its page; every text encoder of a "
+        "pipeline or a file gets a report (default: the shipped one)",
     )  # fmt: skip
     suspects.add_argument(
         "--models", type=Path, metavar="LIST_OR_FOLDER",
@@ -41,6 +42,14 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
     parser.add_argument(
         "--subfolder", default="", metavar="FOLDER", help="where in --model the encoder lies, such as text_encoder_2"
     )
+    parser.add_argument(
+        "--tokenizer", default="", metavar="FOLDER",
+        help="the tokenizer of an encoder that has none, as single files have: a folder or a hub id (default: the anchor's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lora-scale", type=float, default=1.0, metavar="SCALE",
+        help="how strongly a LoRA that is given as --model changes the base that is given as --anchor (default: 1.0)",
+    )  # fmt: skip
     parser.add_argument(
         "--only", default="", metavar="FILE",
         help="the weights that you use (model.safetensors, say), where others lie beside them; nothing else is judged then",
@@ -116,6 +125,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--images {args.images} is no number of pictures; give 0 or more.")
     if args.subfolder and args.models:
         raise InputError("--subfolder is for one --model; write it behind the names of the list: owner/name@main/FOLDER.")
+    if not math.isfinite(args.lora_scale):
+        raise InputError(f"--lora-scale {args.lora_scale} is no strength; give a number such as 1.0.")
     args.model, args.anchor = as_named(args.model, args.subfolder), as_named(args.anchor)
 
 

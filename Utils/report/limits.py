@@ -12,9 +12,12 @@ import psutil
 
 from Utils.basics.bounded import Limits
 from Utils.basics.errors import InputError
+from Utils.intake.files import TENSORS
 from Utils.intake.folders import find_folder, find_parts
+from Utils.intake.hub import file_and_part
 from Utils.intake.inventory import MOST, walk
 from Utils.intake.tokenizer import FILES, MAX_TOKENIZER
+from Utils.sources.lenders import is_file_name
 
 BASE_MB, TIMES = 4096, 12
 """Memory of a scan: so much for libraries and corpus, and the weights' bytes so many times over (one tiny scan takes 1.1 GB,
@@ -61,7 +64,7 @@ def sizes(model: str) -> tuple[int, int]:
         for file in _files(model):
             if file.is_file():
                 size = _on_disk(file.stat())
-                weights += size if file.suffix == ".safetensors" else 0
+                weights += size if file.suffix in TENSORS else 0
                 texts += min(size, MAX_TOKENIZER) if file.name in FILES else 0
     return weights, min(texts, weights // TEXTS_SHARE)
 
@@ -77,6 +80,8 @@ def has_pieces(*models: str) -> bool:
 
 def _files(model: str) -> list[Path]:
     """An encoder's files; of a model with several encoders all of its weights."""
+    if is_file_name(model):
+        return [Path(file_and_part(model)[0])]
     try:
         parts = find_parts(model)
     except InputError:

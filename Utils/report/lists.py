@@ -23,19 +23,19 @@ import torch
 from jinja2 import Environment, FileSystemLoader
 
 from Utils.basics.bounded import Ended, Limits, reading, run_bounded
-from Utils.basics.errors import InputError, sentence_of, tell, visible
+from Utils.basics.errors import InputError, OutOfScope, sentence_of, tell, visible
 from Utils.basics.files import ROOT, text_digest, write_whole
-from Utils.encoder.anchors import REGISTRY, at_hand, known_anchors
-from Utils.intake.candidates import encoders_of
 from Utils.intake.config import is_encoder_config
-from Utils.intake.digests import files_digest
 from Utils.intake.folders import find_parts, full_path
-from Utils.intake.hub import as_named, is_path, snapshot_of
+from Utils.intake.hub import as_named, file_and_part, is_path, snapshot_of
 from Utils.intake.tree import Skipped, Tree, look_through
 from Utils.report.command_line import say
 from Utils.report.folder import SCHEMA, remove_leftovers, result_name
 from Utils.report.limits import Wanted, limits_of
 from Utils.report.report import EXIT, to_json, versions
+from Utils.sources.find import encoders_of, source_digest
+from Utils.sources.lenders import Given, is_file_name
+from Utils.sources.registry import REGISTRY, at_hand, known_anchors
 
 SUMMARY_SCHEMA = "amber-summary/1"
 JOURNAL = ".summary"
@@ -211,6 +211,8 @@ class _Done:
 
     error: str | None = None
     died_at: str | None = None
+    outside: bool = False
+    """There is nothing in it that a scan judges."""
 
 
 def _attempt(scan: Callable[..., dict], task: Task, device: str | None, died_at: str) -> _Done:
@@ -220,7 +222,7 @@ def _attempt(scan: Callable[..., dict], task: Task, device: str | None, died_at:
     except Ended as error:
         return _Done(sentence_of(error), died_at)
     except Exception as error:  # whatever is wrong with one model, the others are scanned
-        return _Done(sentence_of(error))
+        return _Done(sentence_of(error), outside=isinstance(error, OutOfScope))
     return _Done()
 
 
@@ -231,7 +233,8 @@ def _key(task: Task, request: dict, limits: Limits) -> str | None:
         Ended: reading them takes more than the limits.
     """
     try:
-        files = run_bounded(_files_digest, (task.model,), limits, task.model)
+        given = Given(request.get("tokenizer", ""), request.get("anchor", "auto"), request.get("lora_scale", 1.0))
+        files = run_bounded(_files_digest, (task.model, given), limits, task.model)
     except Ended:
         raise
     except (InputError, OSError):
@@ -239,17 +242,22 @@ def _key(task: Task, request: dict, limits: Limits) -> str | None:
     return text_digest(json.dumps([request, task.model, files], sort_keys=True))
 
 
-def _files_digest(model: str) -> str:
+def _files_digest(model: str, given: Given) -> str:
     with reading():
-        return files_digest(model)
+        return source_digest(model, given)
 
 
 def _died_at(task: Task, request: dict, limits: Limits) -> str:
     """A hash of what a scan may die of: settings, limits and files, which are looked at from outside only."""
     files = []
     with suppress(Exception):  # where the files cannot be looked at, the scan says so
-        parts = find_parts(task.model)
-        for folder in sorted({parts.weights, parts.tokenizer}):
+        if is_file_name(task.model):
+            stat = os.stat(file_and_part(task.model)[0])
+            files, folders = [(task.model, stat.st_size, stat.st_mtime_ns)], []
+        else:
+            parts = find_parts(task.model)
+            folders = sorted({parts.weights, parts.tokenizer})
+        for folder in folders:
             with os.scandir(folder) as entries:
                 looked_at = [(entry.name, entry.stat()) for entry in islice(entries, 10_000)]
             files += sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in looked_at)
@@ -275,7 +283,7 @@ def scan_named(
             remove_leftovers(args.output)  # of a child that was ended
         say(report, args.output / result_name(encoders[0], args.output))
         return [report], []
-    request |= {"files": inputs_digest(args.anchor, files), "versions": versions()}
+    request |= {"files": inputs_digest(args.anchor, files, args.tokenizer), "versions": versions()}
     tasks = plan(tree.models, args.output, expand)
     reports, unwritten = scan_many(tasks, scan, args.output, request, bool(args.models), wanted), []
     if is_first_process():
@@ -299,14 +307,14 @@ def _encoders_of(model: str, only: str) -> list[str]:
         return encoders_of(model, only)
 
 
-def inputs_digest(anchor: str, files: Iterable[Path]) -> str:
+def inputs_digest(anchor: str, files: Iterable[Path], tokenizer: str = "") -> str:
     """One hash of what reports depend on beside suspect and settings: these files, the registry and the anchors at hand."""
     known = known_anchors() if anchor == "auto" else []
     named = [str(ROOT / entry["path"]) for entry in known if "path" in entry] if anchor == "auto" else [anchor]
     digests = [str(at_hand(entry)) for entry in known if "hub" in entry]  # a snapshot's name is the hash of what is in it
     for name in named if anchor != "none" else ():
         try:
-            digests += [files_digest(encoder) for encoder in encoders_of(name)]
+            digests += [source_digest(encoder, Given(tokenizer)) for encoder in encoders_of(name)]
         except Exception as error:  # the scan will say the same
             digests.append(str(error))
     digests += [sha256(file.read_bytes()).hexdigest() for file in (*files, REGISTRY) if file.is_file()]
@@ -320,7 +328,7 @@ def _journal(task: Task, output: Path) -> Path:
 def _record(task: Task, output: Path, key: str | None, done: _Done, process: int) -> None:
     """Say that a task is done, and by which process, in a file that is there whole or not at all."""
     entry = {"key": key, "name": task.name, "error": done.error, "process": process, "report": _report_digest(task, output)}
-    write_whole(_journal(task, output), to_json(entry | {"died_at": done.died_at}))
+    write_whole(_journal(task, output), to_json(entry | {"died_at": done.died_at, "outside": done.outside}))
 
 
 def _read(file: Path) -> dict:
@@ -358,19 +366,22 @@ def _report_digest(task: Task, output: Path) -> str | None:
 
 def _report(task: Task, output: Path) -> dict:
     """A task's report; where nothing could be judged, `error` says why."""
-    error = _read(_journal(task, output)).get("error")
+    entry = _read(_journal(task, output))
+    error = entry.get("error")
     found = {} if error else _read(output / task.name / "report.json")
-    return found or _unjudged(task, error or f"{output / task.name}: its report is gone; scan it again.")
+    gone = f"{output / task.name}: its report is gone; scan it again."
+    return found or _unjudged(task, error or gone, bool(entry.get("outside")))
 
 
-def _unjudged(task: Task, error: str) -> dict:
-    return {"schema": SCHEMA, "verdict": None, "error": error, "model": {"path": task.model}}
+def _unjudged(task: Task, error: str, outside: bool = False) -> dict:
+    unjudged = {"schema": SCHEMA, "verdict": None, "error": error, "model": {"path": task.model}}
+    return unjudged | ({"outside": True} if outside else {})
 
 
 # -------------------------------------------------------------------------------------------------------- the summary
 def exit_code(reports: list[dict]) -> int:
     """The exit code of many: the worst of theirs."""
-    return worst(EXIT[report["verdict"]] for report in reports)
+    return worst(OutOfScope.code if report.get("outside") else EXIT[report["verdict"]] for report in reports)
 
 
 def worst(codes: Iterable[int]) -> int:

@@ -71,7 +71,7 @@ def _about(encoder: TextEncoder) -> dict[str, str | None]:
 def write_report(report: dict, run: Run, verdict: Verdict, settings: dict, usual: dict) -> dict:
     """Add how the report came about, and write report.json and report.html.  -> the whole report
 
-    settings: {config, show, device}; usual: the config of a scan without flags.
+    settings: {config, show, device, given}; usual: the config of a scan without flags.
     """
     report |= {
         "notes": verdict.notes + run.notes, "seconds": run.seconds, "peak_memory_mb": peak_memory_mb(), **settings,
@@ -103,6 +103,9 @@ def reproduce(report: dict, usual: dict) -> str:
     show = report["show"]
     words = ["python", "main.py", "--model", model, "--anchor", anchor, "--seed", str(report["seed"])]
     words += ["--device", report["device"], "--images", str(show["images"]), "--pipeline", full_path(show["pipeline"])]
+    given = report["given"]
+    words += ["--tokenizer", full_path(given["tokenizer"])] if given["tokenizer"] else []
+    words += ["--lora-scale", str(given["lora_scale"])] if given["lora_scale"] != 1 else []
     usual = flat(usual)
     for name, value in flat(report["config"]).items():
         if value != usual[name]:
