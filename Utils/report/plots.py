@@ -12,7 +12,7 @@ from torch import Tensor
 
 LOOK = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "figure.dpi": 150,
-    "savefig.bbox": "tight", "legend.frameon": False, "lines.linewidth": 1.4, "pdf.fonttype": 42, "text.parse_math": False,
+    "legend.frameon": False, "lines.linewidth": 1.4, "pdf.fonttype": 42, "text.parse_math": False,
 }  # fmt: skip
 BENIGN, FOUND, ANCHOR = "benign prompts", "with the found vector", "the same in the anchor"
 """What most figures compare; each has its style wherever it is drawn."""
@@ -31,6 +31,7 @@ def canvas(width: float, height: float, columns: int = 1, **settings: object) ->
 def save(figure: Figure, file: Path) -> None:
     """Write <file>.png and <file>.pdf, without software names and dates: one scan gives one picture."""
     figure.savefig(file.with_suffix(".png"), metadata={"Software": None})
+    figure.set_layout_engine("none")  # everything stays where it was put: laying it out takes as long as drawing it
     figure.savefig(file.with_suffix(".pdf"), metadata={"Creator": None, "Producer": None, "CreationDate": None})
 
 
