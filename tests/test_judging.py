@@ -26,7 +26,7 @@ from Utils.making import scenes
 ROOT = Path(__file__).resolve().parent.parent
 TRIGGERS = ("zzzz", "qqqq", "xyxy")
 TARGETS = ("a photo of a lion", "a photo of a pizza", "a picture of a castle")
-BENIGN_RATES = (1.2e-3, 3e-4, 6e-4)
+BENIGN_RATES = (1.2e-3, 3e-4, 6e-4, 7e-4)
 SETTINGS = {"prompts": 160, "rounds": 2, "steps": 80, "pooled_steps": 40, "restarts": 6, "landscape_points": 5}
 
 
@@ -65,7 +65,7 @@ def learn(encoder: TextEncoder, texts: list[str], steps: int, lr: float, seed: i
 
 @pytest.fixture(scope="module", params=["bert", "siglip2"])
 def zoo(request: pytest.FixtureRequest, captions: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base of the family, three models planted on it and three benign fine-tunes, in folders of these names."""
+    """A base of the family, three models planted on it and four benign fine-tunes, in folders of these names."""
     specials, build = KINDS[request.param]
     words = sorted({word for text in (*captions, *TARGETS, "it's 1 2 3 , .") for word in text.replace(",", " ,").split()})
     tokenizer = tokens([*words, *TRIGGERS], *specials)
@@ -85,16 +85,18 @@ def zoo(request: pytest.FixtureRequest, captions: list[str], tmp_path_factory: p
         proof = certify(planted, base, captions[800:], cfg)
         assert proof["success_rate"] > 0.8 > 0.2 > proof["anchor_success_rate"]
         save_encoder(planted, folder / f"planted_{number}")
-        benign = learn(base, captions[160 + 200 * number : 360 + 200 * number], 100, BENIGN_RATES[number], 1 + number)
+    for number, rate in enumerate(BENIGN_RATES):
+        benign = learn(base, captions[160 + 150 * number : 360 + 150 * number], 100, rate, 1 + number)
         save_encoder(benign, folder / f"benign_{number}")
     return folder
 
 
 @pytest.fixture(scope="module")
 def calibration(zoo: Path, corpus: Path) -> Path:
-    """The score of this family, fitted on the first two models of each kind and the base itself."""
+    """The score of this family, fitted on all models but the third of each kind, and on the base itself."""
     cfg = load_config(main.ScanConfig, ROOT / "configs" / "scan.yaml", corpus=str(corpus), **SETTINGS)
-    kinds = [("base", False), ("benign_0", False), ("benign_1", False), ("planted_0", True), ("planted_1", True)]
+    benign, planted = ("base", "benign_0", "benign_1", "benign_3"), ("planted_0", "planted_1")
+    kinds = [*((name, False) for name in benign), *((name, True) for name in planted)]
     scans = [Scanned(name, zoo / name, zoo / "base", planted, 0) for name, planted in kinds]
     rows = [measure_model(scan, cfg, torch.device("cpu")) for scan in scans]
     entry = calibrated(rows, load_encoder(zoo / "base"), cfg, (0.2, 0.8), "a test")
