@@ -7,9 +7,11 @@ same letters; the limits are those of every string that is a proof (Utils/scan/s
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle, islice
 
 from Utils.basics.errors import named
-from Utils.encoder.added import Added
+from Utils.encoder.added import NAMED, Added
+from Utils.encoder.readings import short
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan.finding import Verdict
 from Utils.scan.proof import ENOUGH
@@ -19,6 +21,8 @@ from Utils.scan.strings import Fired, TriggerConfig, described, trial_of
 KIND = "added token"
 MOST = 64
 """Words that are tried; of a model with more it is said how many were not."""
+PLAIN = ("dog", "castle", "guitar", "portrait")
+"""Ordinary concepts, which the added words are held against in the notes."""
 
 
 def try_words(suspect: TextEncoder, added: Added, cfg: TriggerConfig, unseen: list[str]) -> dict[str, Fired]:
@@ -36,9 +40,32 @@ def try_words(suspect: TextEncoder, added: Added, cfg: TriggerConfig, unseen: li
     return found
 
 
-def with_added(verdict: Verdict, added: Added, tried: dict[str, Fired]) -> Verdict:
-    """The verdict with what the added words do; words that overrule no prompt change nothing."""
-    notes = list(added.notes)
+def ordinary_rates(suspect: TextEncoder, tried: dict[str, Fired], cfg: TriggerConfig, unseen: list[str]) -> dict[str, float]:
+    """Of each word that a note speaks of: how often as many ordinary words overrule prompts at its place, at the most."""
+    few, rates = trial_of(suspect, None, cfg, unseen).part(FEW), {}
+    for word, fired in list(tried.items())[:NAMED]:
+        many = len(suspect.tokens([word])[0])
+        texts = (" ".join(islice(cycle(PLAIN[i:] + PLAIN[:i]), many)) for i in range(len(PLAIN)))
+        rates[word] = max(few.at(text, fired.rate.place).rate.success for text in texts)
+    return rates
+
+
+def what_words_do(tried: dict[str, Fired], ordinary: dict[str, float]) -> list[str]:
+    """How often words overrule the prompts that they stand in, and what that is to be held against, in sentences."""
+    said = []
+    for word, usual in ordinary.items():
+        rate, prompts = tried[word].rate, tried[word].prompts
+        count = f"{rate.success:.0%} of {prompts} unseen prompts ({rate.place}), {rate.asleep or 0.0:.0%} in the clean base"
+        said.append(f"the added {named(short(word))} overrules {count}; as many ordinary words overrule up to {usual:.0%}")
+    return said
+
+
+def with_added(verdict: Verdict, added: Added, tried: dict[str, Fired], ordinary: dict[str, float] | None = None) -> Verdict:
+    """The verdict with what the added words do; words that overrule no prompt change nothing.
+
+    ordinary: of words that a note is written of, as `ordinary_rates` has it.
+    """
+    notes = [*added.notes, *what_words_do(tried, ordinary or {})]
     if left := len(added.words) - len(tried):
         notes.append(f"{left} added words were not tried on their own")
     proven = {word: fired for word, fired in tried.items() if fired.proven}
