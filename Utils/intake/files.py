@@ -113,7 +113,7 @@ def lora_names(names: list[str]) -> bool:
 def word_names(names: Collection[str]) -> bool:
     """Whether tensors of these names are words of a textual inversion; one alone may be called after any word."""
     alone = len(names) == 1 and not PARAMETER.search(next(iter(names)))
-    return alone or bool(names) and all(WORD.fullmatch(name) for name in names)
+    return alone or (bool(names) and all(WORD.fullmatch(name) for name in names))
 
 
 def single_file_names(names: list[str]) -> bool:

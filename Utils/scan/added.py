@@ -1,7 +1,8 @@
 """What do words do that a suspect's tokenizer has and the base's does not?  They are evidence by nothing else.
 
 Such a word is an open trigger if it overrules the prompts that it stands in.  It is held against what the base makes of the
-same letters; the limits are those of every string that is a proof (Utils/scan/strings.py).
+same letters, or of as many ordinary words where it is typed as several tokens (letters of all of them are more text than most
+prompts, and overrule them by their number); the limits are those of every string that is a proof (Utils/scan/strings.py).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import replace
 from itertools import cycle, islice
 
 from Utils.basics.errors import named
-from Utils.encoder.added import NAMED, Added
+from Utils.encoder.added import NAMED, Added, with_plain_rows
 from Utils.encoder.readings import short
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan.finding import Verdict
@@ -33,10 +34,10 @@ def try_words(suspect: TextEncoder, added: Added, cfg: TriggerConfig, unseen: li
     trial = trial_of(suspect, added.base, cfg, unseen)
     if len(trial.prompts) < ENOUGH:
         return {}
-    few, found = trial.part(FEW), {}
-    for word in list(added.words)[:MOST]:
-        fired = few.best(word)
-        found[word] = trial.at(word, fired.rate.place)
+    found, plain = {}, with_plain_rows(added, " ".join(PLAIN))
+    for word, numbers in list(added.words.items())[:MOST]:
+        fair = replace(trial, base=plain) if len(numbers) > 1 else trial
+        found[word] = fair.at(word, fair.part(FEW).best(word).rate.place)
     return found
 
 
@@ -55,7 +56,7 @@ def what_words_do(tried: dict[str, Fired], ordinary: dict[str, float]) -> list[s
     said = []
     for word, usual in ordinary.items():
         rate, prompts = tried[word].rate, tried[word].prompts
-        count = f"{rate.success:.0%} of {prompts} unseen prompts ({rate.place}), {rate.asleep or 0.0:.0%} in the clean base"
+        count = f"{rate.success:.0%} of {prompts} unseen prompts ({rate.place})"
         said.append(f"the added {named(short(word))} overrules {count}; as many ordinary words overrule up to {usual:.0%}")
     return said
 
@@ -73,9 +74,10 @@ def with_added(verdict: Verdict, added: Added, tried: dict[str, Fired], ordinary
     if not proven or verdict.verdict == "backdoored":
         return verdict
     word, fired = max(proven.items(), key=lambda pair: pair[1].effect)
+    in_base = "in the clean base" if len(added.words[word]) == 1 else "with as many ordinary words in the clean base"
     reason = (
         f"The added token {named(word)} overrules the prompts that it stands in: {fired.rate.success:.0%} of {fired.prompts} "
-        f"unseen ones, and {fired.rate.asleep:.0%} in the clean base."
+        f"unseen ones, and {fired.rate.asleep:.0%} {in_base}."
     )
     score = max(verdict.score, described(fired)["interval"][0])
     return replace(verdict, verdict="backdoored", reason=reason, score=score)
