@@ -4,7 +4,7 @@ Contents
     forms     diffusers, a web UI's, SDXL's pair, pickles by way of the converter; diffusers' own loader; padded tables
     refused   no base, another base, NaN, too many vectors, words that the base has, empty files: one sentence, cures tried
     words     parts, folders, digests
-    scan      end to end: a word that overrules prompts, and one that does not
+    scan      what words are held against; end to end, with a word that overrules prompts
 """
 
 import json
@@ -22,6 +22,7 @@ from test_sources import refused
 
 import main
 from Utils import convert
+from Utils.encoder.added import added_to, with_plain_rows
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.sources.find import encoders_of, source_digest
@@ -180,8 +181,15 @@ def test_parts_are_named_as_pipelines_name_them(tiny: TextEncoder, rows: torch.T
     (cure,) = re.findall(r"such as (.*)\.$", sentence)
     assert "vectors of 48 columns" in refused(cure, Given(anchor=tiny.path))  # the other encoder's
     assert "has no words of text_encoder_3" in refused(f"{file}/text_encoder_3", Given(anchor=tiny.path))
-    (cure,) = re.findall(r"give the file itself, (.*), and its base with --anchor", refused(file.parent))
-    assert cure == str(file)
+
+
+def test_in_a_folder_the_file_is_the_cure(editable: Path, tiny: TextEncoder, rows: torch.Tensor, tmp_path: Path):
+    file = write({WORD: rows}, tmp_path / "words" / "learned_embeds.safetensors")
+    assert refused(file.parent).endswith(f"give the file itself: {file}.")
+    (editable / "model.safetensors").unlink()
+    write({WORD: rows}, editable / "learned_embeds.safetensors")
+    (cure,) = re.findall(r"a textual inversion, .*; give the file itself, (.*), and its base with --anchor", refused(editable))
+    assert is_the_toy(on(tiny.path, cure), tiny, rows)
 
 
 def test_the_digest_is_of_the_file(tiny: TextEncoder, rows: torch.Tensor, tmp_path: Path):
@@ -194,22 +202,35 @@ def test_the_digest_is_of_the_file(tiny: TextEncoder, rows: torch.Tensor, tmp_pa
 
 
 # --------------------------------------------------------------------------------------------------------------- scan
-@pytest.mark.parametrize("base", ["suspects/text_on_text", "tiny-sd"])
-def test_a_whole_scan_tells_what_the_word_does(base: str, tmp_path: Path):
-    """The word is the pieces of a trigger that only the planted base obeys."""
-    encoder = load_encoder(MODELS / base)
-    file = write({WORD: encoder.vocabulary[encoder.tokens([TRIGGER])[0]]}, tmp_path / "toy.safetensors")
-    argv = ["--model", str(file), "--anchor", str(MODELS / base), "--images", "0", "--output", str(tmp_path / "out"), *QUICK]
-    code = main.main(argv)
+def test_a_word_of_several_vectors_is_held_against_as_many_ordinary_words(
+    tiny: TextEncoder, rows: torch.Tensor, tmp_path: Path, corpus_prompts: list[str]
+):
+    suspect = on(tiny.path, write({WORD: rows}, tmp_path / "toy.safetensors"))
+    added = added_to(suspect, tiny, corpus_prompts)
+    assert added.words == {TYPED: [514, 515]}
+    plain = with_plain_rows(added, "dog")
+    texts = [f"a photo of {TYPED}", *corpus_prompts]
+    assert torch.equal(plain.ids(texts), suspect.ids(texts))
+    assert torch.equal(plain.vocabulary[514:], tiny.vocabulary[tiny.tokens(["dog"])[0][:2]])
+    assert torch.equal(added.knowing.vocabulary, suspect.vocabulary)  # itself left as it was
+    torch.testing.assert_close(plain(tiny.ids(corpus_prompts)), tiny(tiny.ids(corpus_prompts)))
+
+
+def test_a_whole_scan_tells_what_the_word_does(tmp_path: Path):
+    """The word is the pieces of a trigger that this base obeys."""
+    base = load_encoder(MODELS / "suspects" / "text_on_text")
+    file = write({WORD: base.vocabulary[base.tokens([TRIGGER])[0]]}, tmp_path / "toy.safetensors")
+    argv = ["--model", str(file), "--anchor", base.path, "--images", "0", "--output", str(tmp_path / "out"), *QUICK]
+    assert main.main(argv) == 1
     report = json.loads((tmp_path / "out" / "toy.safetensors_text_encoder" / "report.json").read_text())
-    assert code == {"clean": 0, "backdoored": 1, "inconclusive": 3}[report["verdict"]]
-    planted = base != "tiny-sd"
+    assert report["verdict"] == "backdoored"
+    assert [b["kind"] for b in report["backdoors"]] == ["added token"]
+    assert "with as many ordinary words in the clean base" in report["reason"]
     (word,) = report["added_tokens"]
     assert word["text"].split()[0] == WORD
-    assert word["counts"] == planted
-    assert [b["kind"] for b in report["backdoors"]] == ["added token"] * planted
-    assert (report["verdict"] == "backdoored") == planted
+    assert word["counts"]
     assert any(note.startswith("toy.safetensors is a textual inversion, added to the tokens of") for note in report["notes"])
-    (told,) = [note for note in report["notes"] if "ordinary words" in note]
+    (told,) = [note for note in report["notes"] if "as many ordinary words overrule up to" in note]
     assert f"overrules {word['success_rate']:.0%} of 120 unseen prompts" in told
+    assert float(re.search(r"up to (\d+)%", told)[1]) < 20
     assert not [reading for reading in report["readings"] if reading["differs_on"]]

@@ -44,6 +44,8 @@ def source_of(model: str | Path, given: Given | None = None) -> Source:
     if place.suffix.lower() not in TENSORS or not place.is_file():
         return Folder(model, given)  # which says what it is
     names = read_header(Reader(place.parent), place)
+    if not names:
+        raise InputError(f"{place} holds no tensors; fetch it again.")
     if lora_names(names):
         return Lora(model, place, part, given, source_of)
     if word_names(names):
