@@ -21,8 +21,8 @@ PRECISE = "take the model in half precision or FP8 safetensors from where it was
 """The cure for weights that are packed into fewer bits."""
 WORD = re.compile(r"emb_params|clip_[lg]|t5xxl|<[^>]+>")
 """What the tensors of a textual inversion are called."""
-PARAMETER = re.compile(r"(^|[._])(weight|bias|scale|alpha|\w*embedding|\w*projection|lora\w*)$")
-"""How the names of other tensors end."""
+PARAMETER = re.compile(r"\.\D|(^|[._])(weight|bias|scale|alpha|\w*embedding|\w*projection|lora\w*)$")
+"""What the names of other tensors hold: modules, or what modules call theirs."""
 MAX_JSON = 16 << 20
 """Bytes; the largest public config files have some kilobytes."""
 
