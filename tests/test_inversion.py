@@ -25,6 +25,7 @@ from Utils import convert
 from Utils.encoder.added import added_to, with_plain_rows
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.found import show
 from Utils.sources.find import encoders_of, source_digest
 from Utils.sources.lenders import Given
 
@@ -216,8 +217,21 @@ def test_a_word_of_several_vectors_is_held_against_as_many_ordinary_words(
     torch.testing.assert_close(plain(tiny.ids(corpus_prompts)), tiny(tiny.ids(corpus_prompts)))
 
 
-def test_a_whole_scan_tells_what_the_word_does(tmp_path: Path):
+FIGURES = (
+    "assimilation_by_layer", "attention_map", "attention_received", "loss_landscape", "hessian_spectrum", "search_curve",
+)  # fmt: skip
+
+
+def no_figures(*given: object) -> dict[str, str]:
+    """Files in place of figures, which take most of such a scan's time."""
+    for name in FIGURES:
+        (given[-1].folder / f"{name}.png").write_bytes(b"")
+    return {name: f"{name}.png" for name in FIGURES}
+
+
+def test_a_whole_scan_tells_what_the_word_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The word is the pieces of a trigger that this base obeys."""
+    monkeypatch.setattr(show, "draw_figures", no_figures)
     base = load_encoder(MODELS / "suspects" / "text_on_text")
     file = write({WORD: base.vocabulary[base.tokens([TRIGGER])[0]]}, tmp_path / "toy.safetensors")
     argv = ["--model", str(file), "--anchor", base.path, "--images", "0", "--output", str(tmp_path / "out"), *QUICK]
