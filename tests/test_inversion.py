@@ -17,12 +17,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from layouts import write
 from test_added import MODELS, TRIGGER, resized
+from test_anchors import CPU
+from test_intake import two_encoders  # noqa: F401  (a fixture)
 from test_many import QUICK
 from test_sources import refused
 
 import main
 from Utils import convert
 from Utils.encoder.added import added_to, with_plain_rows
+from Utils.encoder.anchors import pick_anchor
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.found import show
@@ -182,6 +185,16 @@ def test_parts_are_named_as_pipelines_name_them(tiny: TextEncoder, rows: torch.T
     (cure,) = re.findall(r"such as (.*)\.$", sentence)
     assert "vectors of 48 columns" in refused(cure, Given(anchor=tiny.path))  # the other encoder's
     assert "has no words of text_encoder_3" in refused(f"{file}/text_encoder_3", Given(anchor=tiny.path))
+
+
+def test_each_part_gets_its_words_and_its_base(two_encoders: Path, rows: torch.Tensor, tmp_path: Path):  # noqa: F811
+    file = write({"clip_l": rows, "clip_g": rows[:1] + 1}, tmp_path / "toy.safetensors")
+    for part, expected in zip(encoders_of(str(file)), (rows, rows[:1] + 1), strict=True):
+        encoder = on(two_encoders, part)
+        assert torch.equal(encoder.vocabulary[514:], expected)
+        base, _ = pick_anchor(str(two_encoders), encoder, CPU)
+        assert Path(base.path).name == Path(part).name
+        assert list(added_to(encoder, base, ["a dog"]).tokens.values()) == ["<toy>", "<toy>_1"][: len(expected)]
 
 
 def test_in_a_folder_the_file_is_the_cure(editable: Path, tiny: TextEncoder, rows: torch.Tensor, tmp_path: Path):
