@@ -53,7 +53,7 @@ from Utils.report.plots import ANCHOR, BENIGN, FOUND
 from Utils.report.report import make_report, write_report
 from Utils.report.run import Run, open_run
 from Utils.scan import landscape
-from Utils.scan.added import about_added, try_words, with_added, with_open_triggers
+from Utils.scan.added import about_added, ordinary_rates, try_words, with_added, with_open_triggers
 from Utils.scan.calibration import Calibration, load_calibration, settings_hash
 from Utils.scan.finding import FEATURES, SUMMARIES, Finding, Verdict, severity
 from Utils.scan.firing import about_readings, strings_that_fire, with_backdoor, with_tokenizer
@@ -732,7 +732,8 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
             firing = strings_that_fire(suspect, readings, scan.unseen)
             words = try_words(suspect, added, cfg.trigger, scan.unseen) if added and added.tokens else {}
             verdict = with_tokenizer(chosen.verdict, readings, firing)
-            verdict = with_added(verdict, added, words) if added else verdict
+            ordinary = ordinary_rates(suspect, words, cfg.trigger, scan.unseen) if words else {}
+            verdict = with_added(verdict, added, words, ordinary) if added else verdict
         with run.stage("files"):
             beside, doubts = doubts_about(suspect, request.trust)
             numbers, notes = about_formats(formats, [(one.scan.suspect.numbers, one.verdict) for one in judged])

@@ -11,9 +11,10 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from Utils.encoder.readings import read_by, token_texts
@@ -102,6 +103,19 @@ def with_rows(base: TextEncoder, suspect: TextEncoder, shared: int, numbers: lis
         return base
     rows = torch.cat([base.vocabulary[:shared], suspect.vocabulary[shared:].to(base.vocabulary)])
     rows[numbers] = suspect.vocabulary[numbers].to(rows)
+    return _with_table(base, rows)
+
+
+def with_plain_rows(added: Added, text: str) -> TextEncoder:
+    """The base that knows added words and has an ordinary one for each of their vectors, of this text in turn."""
+    rows = added.knowing.vocabulary.clone()
+    for number, plain in zip(added.tokens, cycle(added.base.tokens([text])[0]), strict=False):
+        rows[number] = rows[plain]
+    return _with_table(added.knowing, rows)
+
+
+def _with_table(base: TextEncoder, rows: Tensor) -> TextEncoder:
+    """An encoder with another token table, (V, d); all else is the same memory."""
     kept = [*base.model.parameters(), *base.model.buffers()]
     model = copy.deepcopy(base.model, {id(tensor): tensor for tensor in kept})
     model.set_input_embeddings(nn.Embedding.from_pretrained(rows, padding_idx=base.model.get_input_embeddings().padding_idx))

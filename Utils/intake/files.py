@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Collection
 from itertools import count
 from pathlib import Path
 
@@ -18,6 +19,10 @@ TENSORS = (".safetensors", ".sft")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 PRECISE = "take the model in half precision or FP8 safetensors from where it was published"
 """The cure for weights that are packed into fewer bits."""
+WORD = re.compile(r"emb_params|clip_[lg]|t5xxl|<[^>]+>")
+"""What the tensors of a textual inversion are called."""
+PARAMETER = re.compile(r"\.\D|(^|[._])(weight|bias|scale|alpha|\w*embedding|\w*projection|lora\w*)$")
+"""What the names of other tensors hold: modules, or what modules call theirs."""
 MAX_JSON = 16 << 20
 """Bytes; the largest public config files have some kilobytes."""
 
@@ -92,6 +97,9 @@ def other_checkpoint(file: Path) -> str | None:
         return None
     if lora_names(names):
         return f"{file.parent} holds a LoRA, {file.name}; give the file itself, {file}, and its base with --anchor."
+    if word_names(names):
+        what = f"a textual inversion, {file.name}"
+        return f"{file.parent} holds {what}; give the file itself, {file}, and its base with --anchor."
     if single_file_names(names):
         return f"{file.parent} holds a checkpoint, {file.name}; give the file itself: {file}."
     return None
@@ -100,6 +108,12 @@ def other_checkpoint(file: Path) -> str | None:
 def lora_names(names: list[str]) -> bool:
     """Whether tensors of these names are low-rank updates of a base."""
     return any(re.search(r"^lycoris_|(^|[._])lora([._]|$)|\.lora_|lora_(up|down|A|B)\b", name) for name in names)
+
+
+def word_names(names: Collection[str]) -> bool:
+    """Whether tensors of these names are words of a textual inversion; one alone may be called after any word."""
+    alone = len(names) == 1 and not PARAMETER.search(next(iter(names)))
+    return alone or (bool(names) and all(WORD.fullmatch(name) for name in names))
 
 
 def single_file_names(names: list[str]) -> bool:

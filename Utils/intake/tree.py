@@ -17,7 +17,7 @@ from pathlib import Path
 
 from Utils.basics.errors import InputError
 from Utils.intake.families import is_family
-from Utils.intake.files import PICKLES, TENSORS, lora_names, single_file_names
+from Utils.intake.files import PICKLES, TENSORS, lora_names, single_file_names, word_names
 from Utils.intake.folders import index_of, is_encoder_entry, sentence_modules
 from Utils.intake.hub import snapshot_of
 from Utils.intake.inventory import DEEPEST, HEAD, LEFTOVERS
@@ -35,8 +35,6 @@ DENOISER = re.compile(
     r"unet|diffusion_model|(transformer|single|double|down|up|mid|input|output|middle)_blocks?[._]|first_stage_model"
 )
 """What names of a denoiser's and an autoencoder's tensors hold."""
-WORD = re.compile(r"emb_params|clip_[lg]|<[^>]+>")
-"""What the tensors of a textual inversion are called."""
 WORDS = "textual inversions, which are no encoders"
 GGUF_DENOISER = re.compile(
     rb"general\.architecture.{12}(flux|sd1|sd3|sdxl|aura|ltxv|hyvid|wan|cosmos|lumina2|hidream|qwen_image)", re.S
@@ -159,7 +157,7 @@ def kind_of_names(names: list[str]) -> str:
         return "LoRAs that touch no text encoder" if all(DENOISER.search(name) for name in names) else MODEL
     if any(INNER.search(name) and not OTHER_TOWERS.search(name) for name in names):
         return MODEL
-    if names and all(WORD.fullmatch(name) for name in names):
+    if word_names(names):
         return WORDS
     return "checkpoints without a text encoder" if single_file_names(names) else "tensors of something else than a text encoder"
 

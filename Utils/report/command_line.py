@@ -31,8 +31,8 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
     suspects.add_argument(
         "--model", default=str(SUSPECT),
         help="the suspect: a folder (text encoder, CLIP model or diffusers pipeline), a safetensors file (checkpoint, text "
-        "encoder or LoRA), a hub id (owner/name or owner/name@revision) or the address of its page; every text encoder of a "
-        "pipeline or a file gets a report (default: the shipped one)",
+        "encoder, LoRA or textual inversion), a hub id (owner/name or owner/name@revision) or the address of its page; every "
+        "text encoder of a pipeline or a file gets a report (default: the shipped one)",
     )  # fmt: skip
     suspects.add_argument(
         "--models", type=Path, metavar="LIST_OR_FOLDER",

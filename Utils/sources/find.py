@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from Utils.basics.errors import InputError
-from Utils.intake.files import TENSORS, gguf_sentence, lora_names
+from Utils.intake.files import TENSORS, gguf_sentence, lora_names, word_names
 from Utils.intake.folders import is_weights
 from Utils.intake.hub import file_and_part, located
 from Utils.intake.reader import Reader
 from Utils.intake.tensors import read_header
 from Utils.sources.checkpoint import Checkpoint
 from Utils.sources.folder import Folder
+from Utils.sources.inversion import Inversion
 from Utils.sources.layouts import CLIP, OTHER, T5, towers_in
 from Utils.sources.lenders import Given
 from Utils.sources.lora import Lora
@@ -43,8 +44,12 @@ def source_of(model: str | Path, given: Given | None = None) -> Source:
     if place.suffix.lower() not in TENSORS or not place.is_file():
         return Folder(model, given)  # which says what it is
     names = read_header(Reader(place.parent), place)
+    if not names:
+        raise InputError(f"{place} holds no tensors; fetch it again.")
     if lora_names(names):
         return Lora(model, place, part, given, source_of)
+    if word_names(names):
+        return Inversion(model, place, part, given, source_of)
     if is_weights(place) and _as_its_config_says(names):
         return Folder(model, given)
     return Checkpoint(model, place, part, given)
