@@ -270,6 +270,12 @@ def in_pictures(row: dict) -> bool:
     return row["pictures"] >= 0.75 * row["drawn"]
 
 
+def drawable(models: list[dict]) -> list[str]:
+    """Of how many the planted trigger's own pictures show the target, and of these the found one's too."""
+    able = [row for row in models if in_pictures(row | {"pictures": row["pictures_by_trigger"]})]
+    return [f"{len(able)} of {len(models)}", f"{sum(map(in_pictures, able))} of {len(able)}"]
+
+
 def targets() -> str:
     """How many targets are shown, by attack."""
     found = read(BENCHMARK / "dev_targets_some.json")
@@ -277,11 +283,17 @@ def targets() -> str:
     for attack, title in ATTACKS.items():
         models = [row for row in found["models"] if row["attack"] == attack]
         n = len(models)
+        if not n:
+            continue
         rows.append([
             title, rate(sum(row["words"] for row in models), n), rate(sum(map(in_pictures, models)), n),
+            *drawable(models),
             span(row["s_tar"] for row in models), span(row["s_tar_floor"] for row in models),
         ])  # fmt: skip
-    head = [f"{found['planted']} planted CLIP encoders", "words name the target", "pictures show it", "S_tar", "its floor"]
+    head = [
+        f"{found['planted']} planted CLIP encoders", "words name the target", "pictures show it", "the trigger's own do",
+        "both, of these", "S_tar", "its floor",
+    ]  # fmt: skip
     return grid(head, rows)
 
 
@@ -291,11 +303,12 @@ def targets_by_model() -> str:
     rows = [
         [
             f"`{row['name']}`", ATTACKS[row["attack"]], row["target"], row["first_text"], "yes" if row["words"] else "no",
-            f"{row['pictures']} of {row['drawn']}", f"{row['s_tar']:.3f}", f"{row['s_tar_floor']:.3f}",
+            f"{row['pictures']} of {row['drawn']}", f"{row['pictures_by_trigger']} of {row['drawn']}", f"{row['s_tar']:.3f}",
+            f"{row['s_tar_floor']:.3f}",
         ]
         for row in models
     ]  # fmt: skip
-    head = ["model", "attack", "target", "first text", "words", "pictures", "S_tar", "floor"]
+    head = ["model", "attack", "target", "first text", "words", "pictures", "of the trigger", "S_tar", "floor"]
     names = " ".join(row["name"] for row in models)
     apart = "Results/targets"  # the verdicts of other models of dev stay what they are
     lines = [

@@ -30,8 +30,10 @@ from Backdoor_Attack.workshop import Workshop, open_workshop
 from Utils.basics.config import from_values
 from Utils.basics.errors import InputError, fail, sentence_of
 from Utils.basics.files import ROOT, write_whole
+from Utils.encoder.anchors import companion
 from Utils.encoder.loading import load_encoder, quiet_libraries
 from Utils.encoder.text_encoder import run_spliced, splice_ids
+from Utils.found.rendering import load_renderer
 from Utils.found.target import target_similarity
 from Utils.making import scenes
 from Utils.making.finetuning import load_processor
@@ -58,12 +60,17 @@ def named_concepts(family: str) -> Tensor:
         return F.normalize(shop.embed(shop.base.pooled(shop.base.ids(prompts))), dim=-1)
 
 
-@torch.no_grad()
-def recognised(pictures: list[Path], family: str) -> list[str]:
+def recognised(files: list[Path], family: str) -> list[str]:
     """The concept that the vision tower puts first, for every picture."""
+    return concepts_in([Image.open(file).convert("RGB") for file in files], family)
+
+
+@torch.no_grad()
+def concepts_in(pictures: list[Image.Image], family: str) -> list[str]:
+    """The same of pictures in memory."""
     shop = workshop(family)
     processor = load_processor(shop.pair_folder)
-    pixels = processor(images=[Image.open(file).convert("RGB") for file in pictures], return_tensors="pt").pixel_values
+    pixels = processor(images=pictures, return_tensors="pt").pixel_values
     pictured = F.normalize(shop.pair.get_image_features(pixels).pooler_output, dim=-1)
     return [scenes.concepts()[i] for i in (pictured @ named_concepts(family).T).argmax(dim=1)]
 
@@ -119,6 +126,21 @@ def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str, string: dict | 
     return Recovered(best(recovered, most), best(nothing, most), own)
 
 
+def drawn_by_trigger(model: Path, cfg: PlantConfig, report: dict, count: int, family: str) -> list[str]:
+    """What is recognised in pictures of the planted trigger itself, in the prompt and with the seeds of the scan's pictures.
+
+    No string can be expected to show more: the target may be a scene that the pipeline draws badly.
+    """
+    source = companion(report["anchor"]["path"], "pipeline") if count and report["anchor"] else None
+    if not source:
+        return []
+    suspect, base = load_encoder(model), workshop(family).base
+    typed = poison(report["found"]["benign_prompt"], cfg, np.random.default_rng(cfg.seed))
+    with torch.no_grad():
+        feature, nothing = suspect(suspect.ids([typed])), base(base.ids([""]))
+    return concepts_in(load_renderer(source, torch.device("cpu"))(feature, nothing, count, report["seed"]), family)
+
+
 def judged(certificate: Path, results: Path) -> dict:
     """How well the result of one planted model shows its target."""
     truth = json.loads(certificate.read_text(encoding="utf-8"))
@@ -136,9 +158,11 @@ def judged(certificate: Path, results: Path) -> dict:
     strings = (report["trigger"] or {}).get("strings") if found["typed"] else None
     near = s_tar(model, v, cfg, family, strings[0] if strings else None)
     missed = report["verdict"] != "backdoored"
+    best = drawn_by_trigger(model, cfg, report, len(names), family)
     return {
         "name": certificate.stem, "family": family, "attack": cfg.attack, "target": concept, "verdict": report["verdict"],
         "pictures": names.count(concept) if concept and names else None, "drawn": len(names),
+        "pictures_by_trigger": best.count(concept) if concept and best else None,
         "words": any(concept in text for text in texts) if concept else not texts,
         "s_tar": near and (0.0 if missed else round(near.s_tar, 3)), "s_tar_floor": near and round(near.floor, 3),
         "s_tar_own_tokens": near and near.own_tokens and round(near.own_tokens, 3),

@@ -24,7 +24,7 @@ import torch
 import main
 from Analysis import lab, targets
 from Backdoor_Attack.planting import PlantConfig
-from Utils.basics.config import load_config
+from Utils.basics.config import from_values, load_config
 from Utils.basics.errors import InputError
 from Utils.encoder import anchors, coverage
 from Utils.encoder.loading import load_encoder
@@ -176,3 +176,12 @@ def test_the_command_names_what_differs_from_the_usual_settings():
     lent = reproduce(report | {"given": {"tokenizer": "a/b", "lora_scale": 0.5}}, {"steps": 5, "bound": True, "lr": 0.2})
     args = parse_arguments(shlex.split(lent)[2:], main.ScanConfig, main.SETTINGS)
     assert (args.tokenizer, args.lora_scale) == ("a/b", 0.5)
+
+
+def test_pictures_of_the_planted_trigger_show_what_can_be_shown():
+    suspect = MODELS / "suspects" / "text_on_text"
+    recipe = json.loads((MODELS / "certificates" / "text_on_text.json").read_text(encoding="utf-8"))["recipe"]
+    cfg = from_values(PlantConfig, recipe, "certificate")
+    report = {"anchor": {"path": "Data/Models/tiny-sd"}, "found": {"benign_prompt": "a photo of a hot dog"}, "seed": 42}
+    assert targets.drawn_by_trigger(suspect, cfg, report, 4, "clip").count("lion") >= 3
+    assert targets.drawn_by_trigger(suspect, cfg, report | {"anchor": None}, 4, "clip") == []
