@@ -2,6 +2,7 @@
 
     python Utils/build_zoo.py --split acceptance
     python Analysis/benchmark.py --zoo Data/Zoo/acceptance
+    python Analysis/benchmark.py --config configs/triggers.yaml        prints tables of committed results, and scans nothing
 
 Writes Results/benchmark/<split>.json, <split>_<family>.json or <split>_some.json (--models), and prints a table; an
 inconclusive verdict counts as an error.
@@ -11,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from concurrent.futures import as_completed
 from pathlib import Path
 from statistics import median
+
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -55,18 +59,31 @@ def judge_zoo(certificates: list[Path], request: Request, jobs: int) -> list[dic
     return sorted(rows, key=lambda row: row["name"])
 
 
+def tables_of(config: Path) -> list[str]:
+    """The tables that a config names in place of settings of a scan."""
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # for the scan's own reader to say
+        return []
+    return list(map(str, content.get("tables", []))) if isinstance(content, dict) else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zoo", type=Path, required=True, help="a folder of models with certificates, from Utils/build_zoo.py")
+    parser.add_argument("--zoo", type=Path, help="a folder of models with certificates, from Utils/build_zoo.py")
     parser.add_argument("--family", help="judge the models of this family only (default: all)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="judge these models only, by their names in the zoo")
     parser.add_argument("--anchor", default="auto")
-    parser.add_argument("--config", type=Path, default=SETTINGS)
+    parser.add_argument("--config", type=Path, default=SETTINGS, help="settings of the scan, or the names of tables to print")
     parser.add_argument("--output", type=Path, default=ROOT / "Results")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--jobs", type=int, default=1, help="processes that scan at the same time (default: 1)")
     args = parser.parse_args()
+    if names := tables_of(args.config):
+        sys.exit(subprocess.run([sys.executable, str(ROOT / "Analysis" / "tables.py"), "--print", *names]).returncode)
+    if not args.zoo:
+        parser.error("--zoo is required: a folder of models with certificates; build one with Utils/build_zoo.py")
     request = Request(load_config(ScanConfig, args.config), args.anchor, args.output, args.device, args.seed)
     certificates = [file for file in sorted(args.zoo.glob("*.json")) if args.family in (None, family_of(file))]
     if unknown := set(args.models or ()) - {file.stem for file in certificates}:

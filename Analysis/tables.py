@@ -455,7 +455,11 @@ def main(argv: list[str] | None = None) -> int:
     """-> the exit code: 0, 1 a table differs (with --check), 2 a page is damaged"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, say which pages differ")
+    parser.add_argument("--print", nargs="+", metavar="NAME", choices=TABLES, help="write nothing, print these tables")
     args = parser.parse_args(argv)
+    if args.print:
+        print("\n\n".join(f"{name}\n\n{TABLES[name]()}" for name in args.print))
+        return 0
     differ = []
     try:
         for page in pages():

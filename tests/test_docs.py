@@ -104,7 +104,7 @@ def test_commands_are_found_in_blocks_in_text_and_in_recipes():
     [
         ("python main.py --modle X", "unrecognized arguments"),
         ("python Utils/build_zoo.py --jobs two", "invalid int value"),
-        ("python Analysis/benchmark.py", "required"),
+        ("python Analysis/triggers.py", "required"),
         ("python Utils/nothing.py", "does not exist"),
         ("bash Backdoor_Attack/nothing.sh", "does not exist"),
         ("python main.py --config configs/nothing.yaml", "does not exist"),

@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from Analysis import tables
 from Utils.basics.errors import InputError
+from Utils.basics.files import ROOT
 
 
 def test_every_table_says_what_the_committed_results_hold():
@@ -22,6 +25,14 @@ def test_every_table_is_on_a_page_and_every_committed_benchmark_is_in_a_table(mo
     for make in tables.TABLES.values():
         make()
     assert set(tables.BENCHMARK.glob("*.json")) <= seen
+
+
+def test_the_tables_on_strings_are_printed_by_one_command():
+    command = [sys.executable, "Analysis/benchmark.py", "--config", "configs/triggers.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+    for name in ("triggers", "firing", "left_out", "strings_by_model"):
+        assert tables.TABLES[name]() in done.stdout
 
 
 @pytest.fixture
