@@ -17,15 +17,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from Utils.basics.errors import InputError, named, visible
 from Utils.intake.digests import digest_of_files
-from Utils.intake.folders import Parts, matching_part
+from Utils.intake.folders import Parts
 from Utils.intake.reader import Reader
 from Utils.intake.tensors import FLOAT_KINDS, Stored, read_header, read_tensors
 from Utils.intake.tokenizer import FILES
-from Utils.sources.lenders import Given
-from Utils.sources.source import ReadTower, Source
+from Utils.sources.onbase import OF_BASE, OnBase
+from Utils.sources.source import ReadTower
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
 PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
 """Tensors of a word that several encoders learned -> the encoder."""
@@ -35,23 +35,14 @@ MOST = 128
 """Vectors of a file; the usual encoders have 75 places for a text."""
 LONGEST = 100
 """Characters of a word."""
-OF_BASE = "name the base that it was made for with --anchor"
 OF_WORDS = "save those of one word in a file of their own"
 
 
-class Inversion:
+class Inversion(OnBase):
     """A file of new words, or those of one text encoder in it."""
 
-    def __init__(self, model: str, file: Path, part: str, given: Given, find: Callable[[str, Given], Source]):
-        """find: what finds the source of the base."""
-        self.model, self.file, self.part, self.given, self.find = model, file, part, given, find
-
-    def encoders(self, only: str) -> list[str]:
-        if only and only != self.file.name:
-            raise InputError(f"--only {only}: {self.file} is the file that was named; leave --only out.")
-        named_as = self.model.rstrip("/\\")
-        parts = _parts(read_header(Reader(self.file.parent), self.file))
-        return [self.model] if self.part else [f"{named_as}/{part}" for part in sorted(parts)]
+    def parts_in(self, stored: dict[str, Stored]) -> Collection[str]:
+        return _parts(stored)
 
     def load(self) -> tuple[ReadTower, Reader]:
         if self.given.anchor in ("auto", "none"):
@@ -64,7 +55,7 @@ class Inversion:
         self._check({name: stored[name] for name in mine})
         tensors = read_tensors(reader, self.file, mine.__contains__, whole=False)
         rows = {name: torch.atleast_2d(tensors[name].float()) for name in mine}
-        base, its_files = self.find(matching_part(self.given.anchor, f"{self.file}/{part}"), Given(self.given.tokenizer)).load()
+        base, its_files = self.base_of(part)
         self._check_rows(rows, base.tower)
         numbers = [n for name in mine for n in self._add_word(base.tokenizer, name, words[name], len(rows[name]))]
         _add_rows(base.tower, numbers, torch.cat(list(rows.values())))

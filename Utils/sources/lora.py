@@ -6,7 +6,6 @@ import json
 import math
 import re
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,21 +13,20 @@ from torch import Tensor, nn
 
 from Utils.basics.errors import Flaw, InputError, told
 from Utils.intake.digests import digest_of_files
-from Utils.intake.folders import Parts, matching_part
+from Utils.intake.folders import Parts
 from Utils.intake.reader import Reader, read_json
 from Utils.intake.tensors import FLOAT_KINDS, Stored, read_header, read_metadata, read_tensors
 from Utils.sources.layouts import grouped
-from Utils.sources.lenders import Given
-from Utils.sources.source import ReadTower, Source
+from Utils.sources.onbase import OF_BASE, OnBase
+from Utils.sources.source import ReadTower
 from Utils.sources.updates import CURE, Change, Changes, changes_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Collection
 
 ADAPTER_CONFIG = "adapter_config.json"
 METADATA = "lora_adapter_metadata"
 """Where diffusers keeps the config of peft in a file."""
-OF_BASE = "name the base that it was made for with --anchor"
 UNLIKE = {
     "use_dora": False,
     "fan_in_fan_out": False,
@@ -40,19 +38,11 @@ UNLIKE = {
 """Keys of peft's config that change how factors are used -> the value with which they do not; None: any."""
 
 
-class Lora:
+class Lora(OnBase):
     """A file of low-rank changes, or those of one text encoder in it."""
 
-    def __init__(self, model: str, file: Path, part: str, given: Given, find: Callable[[str, Given], Source]):
-        """find: what finds the source of the base."""
-        self.model, self.file, self.part, self.given, self.find = model, file, part, given, find
-
-    def encoders(self, only: str) -> list[str]:
-        if only and only != self.file.name:
-            raise InputError(f"--only {only}: {self.file} is the file that was named; leave --only out.")
-        changes = changes_in(read_header(Reader(self.file.parent), self.file), self.file)
-        named = self.model.rstrip("/\\")
-        return [self.model] if self.part else [f"{named}/{part}" for part in sorted(changes.parts)]
+    def parts_in(self, stored: dict[str, Stored]) -> Collection[str]:
+        return changes_in(stored, self.file).parts
 
     def load(self) -> tuple[ReadTower, Reader]:
         if self.given.anchor in ("auto", "none"):
@@ -62,7 +52,7 @@ class Lora:
         changes = changes_in(stored, self.file)
         part = self._meant(changes)
         strengths = self._strengths(part, reader)
-        base, its_files = self.find(matching_part(self.given.anchor, f"{self.file}/{part}"), Given(self.given.tokenizer)).load()
+        base, its_files = self.base_of(part)
         names = [name for c in changes.parts[part].values() for name in (c.down, c.up, c.alpha) if name]
         tensors = read_tensors(reader, self.file, set(names).__contains__, whole=False)
         targets = _targets(base.tower)
