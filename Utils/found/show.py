@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from Utils.basics.errors import sentence_of
@@ -143,13 +144,18 @@ def examples_with(pair: Pair, string: Fired) -> list[dict]:
 def forced_by(pair: Pair, finding: Finding | None, string: Fired | None) -> Forced:
     """Held-out prompts with the string in them, or with the vector that shows its target best."""
     held_out = [pair.prompts[i] for i in pair.held_out.tolist()]
-    shortest = sorted(range(len(held_out)), key=pair.suspect.attended(pair.held_out_ids).sum(dim=1).tolist().__getitem__)
     if not string:
         vectors = clearest(pair, finding)
-        return Forced(pair.spliced_ids(vectors), vectors, held_out[shortest[0]], None)
+        shortest = int(pair.suspect.attended(pair.held_out_ids).sum(dim=1).argmin())
+        return Forced(pair.spliced_ids(vectors), vectors, held_out[shortest], None)
     typed = [put(string.text, prompt, string.rate.place, i) for i, prompt in enumerate(held_out)]
-    first = next((i for i in shortest if typed[i] != held_out[i]), shortest[0])  # a letter may not be in the shortest
-    return Forced(pair.suspect.ids(typed), None, held_out[first], typed[first])
+    ids = pair.suspect.ids(typed)
+    summary = in_batches(pair.suspect, ids, TextEncoder.pooled)
+    near = F.cosine_similarity(summary, summary.mean(dim=0, keepdim=True), dim=-1).cpu()
+    changed = torch.tensor([one != prompt for one, prompt in zip(typed, held_out, strict=True)])  # a letter may be in none
+    # a string leaves something of many prompts: the one that it overrules best shows what it forces
+    first = int(torch.where(changed, near, near - 2).argmax())
+    return Forced(ids, None, held_out[first], typed[first])
 
 
 def clearest(pair: Pair, finding: Finding) -> Tensor:
