@@ -247,7 +247,7 @@ class Trial:
         return not any(same(forced, other, self.clean.mean(dim=0)) for other in self.known)
 
     def result(self) -> Strings:
-        """The best strings in all prompts, a proof and its other forms first."""
+        """The best strings in all prompts, the strongest first; of a proof also its shortest form and pieces that do more."""
         hopeful = sorted(self.hopeful, key=lambda text: strength(self.hopeful[text]), reverse=True)
         changing = [text for text in hopeful if self.hopeful[text].rate.changes]
         for text in hopeful[:SHOWN] + sorted(changing, key=lambda text: self.hopeful[text].effect)[-1:]:

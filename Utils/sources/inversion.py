@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from Utils.basics.errors import InputError, named, visible
 from Utils.intake.digests import digest_of_files
-from Utils.intake.folders import Parts
 from Utils.intake.reader import Reader
 from Utils.intake.tensors import FLOAT_KINDS, Stored, read_header, read_tensors
 from Utils.intake.tokenizer import FILES
@@ -61,14 +60,8 @@ class Inversion(OnBase):
         _add_rows(base.tower, numbers, torch.cat(list(rows.values())))
         own = sha256(f"{reader.read[self.file]['sha256']} {base.sha256}".encode()).hexdigest()
         ignored = [name for name in stored if name not in mine]
-        parts = Parts(self.file.parent, self.file.parent, base.parts.tokenizer, self.file, alone=True)
-        read = ReadTower(
-            base.tower, base.family, base.tokenizer, _files_of(base.tokenizer), parts, own, ignored,
-            base.pooling, [], base.dtypes, [self._note(words, rows), *base.notes],
-        )  # fmt: skip
-        for file, entry in its_files.read.items():  # what was judged is the base's too
-            reader.read[file] = entry | {"path": file.as_posix()}
-        return read, reader
+        new = {"sha256": own, "ignored": ignored, "doubts": [], "notes": [self._note(words, rows), *base.notes]}
+        return self.changed(base, its_files, reader, tokenizer_files=_files_of(base.tokenizer), **new)
 
     def digest(self) -> str:
         """Of the file; the base is a setting, on which a report depends anyway."""

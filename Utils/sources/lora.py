@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from Utils.basics.errors import Flaw, InputError, told
 from Utils.intake.digests import digest_of_files
-from Utils.intake.folders import Parts
 from Utils.intake.reader import Reader, read_json
 from Utils.intake.tensors import FLOAT_KINDS, Stored, read_header, read_metadata, read_tensors
 from Utils.sources.layouts import grouped
@@ -68,14 +67,8 @@ class Lora(OnBase):
             f"{name[:80]} (a textual inversion) lies in {self.file.name} and was not judged" for name in changes.bundled[:1]
         ]
         left = [name for name in stored if name not in names]
-        parts = Parts(self.file.parent, self.file.parent, base.parts.tokenizer, self.file, alone=True)
-        read = ReadTower(
-            base.tower, base.family, base.tokenizer, base.tokenizer_files, parts, own, grouped(left),
-            base.pooling, doubts, base.dtypes, notes + base.notes,
-        )  # fmt: skip
-        for file, entry in its_files.read.items():  # what was judged is the base's too
-            reader.read[file] = entry | {"path": file.as_posix()}
-        return read, reader
+        new = {"sha256": own, "ignored": grouped(left), "doubts": doubts, "notes": notes + base.notes}
+        return self.changed(base, its_files, reader, **new)
 
     def digest(self) -> str:
         """Of the file; base and strength are settings, on which a report depends anyway."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 from Utils.basics.errors import InputError
-from Utils.intake.folders import matching_part
+from Utils.intake.folders import Parts, matching_part
 from Utils.intake.reader import Reader
 from Utils.intake.tensors import Stored, read_header
 from Utils.sources.lenders import Given
@@ -37,3 +38,10 @@ class OnBase(ABC):
     def base_of(self, part: str) -> tuple[ReadTower, Reader]:
         """The encoder of the base that a part changes, and the files that were read for it."""
         return self.find(matching_part(self.given.anchor, f"{self.file}/{part}"), Given(self.given.tokenizer)).load()
+
+    def changed(self, base: ReadTower, its_files: Reader, reader: Reader, **new: object) -> tuple[ReadTower, Reader]:
+        """The base as it is now, with what is new of it, and all files that were judged: the base's too."""
+        parts = Parts(self.file.parent, self.file.parent, base.parts.tokenizer, self.file, alone=True)
+        for file, entry in its_files.read.items():
+            reader.read[file] = entry | {"path": file.as_posix()}
+        return replace(base, parts=parts, **new), reader
