@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Utils.basics.bounded import reading, run_bounded
-from Utils.basics.config import load_config, settings_of
+from Utils.basics.config import load_config
 from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
 from Utils.basics.files import ROOT, remove_parts
 from Utils.encoder.added import added_to
@@ -42,8 +42,9 @@ from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import fingerprint, load_encoder, pick_device, quiet_libraries
 from Utils.encoder.measures import assimilation, similarity
 from Utils.encoder.numbers import formats_in_doubt, formats_of
+from Utils.encoder.precision import AUTO, Precision, pick_precision
 from Utils.encoder.readings import Reading, compare, read_by
-from Utils.encoder.text_encoder import TextEncoder, in_batches, run_spliced, splice_ids
+from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found, show_further
 from Utils.found.trying import fires, told_of, try_string
 from Utils.report.command_line import check_arguments, deliver, parse_arguments
@@ -55,6 +56,7 @@ from Utils.report.run import Run, open_run
 from Utils.scan import landscape
 from Utils.scan.added import about_added, ordinary_rates, try_words, with_added, with_open_triggers
 from Utils.scan.calibration import Calibration, load_calibration, settings_hash
+from Utils.scan.effort import config_of
 from Utils.scan.finding import FEATURES, SUMMARIES, Finding, Verdict, severity
 from Utils.scan.firing import about_readings, strings_that_fire, with_backdoor, with_tokenizer
 from Utils.scan.formats import about_formats
@@ -63,7 +65,7 @@ from Utils.scan.pair import Pair
 from Utils.scan.power import POWER, load_power, shares
 from Utils.scan.proof import UNRELATED, with_strings, without_base
 from Utils.scan.strings import Strings, TriggerConfig
-from Utils.scan.trigger import find_backdoors
+from Utils.scan.trigger import Means, find_backdoors
 from Utils.sources.lenders import Given
 
 SETTINGS = ROOT / "configs" / "scan.yaml"
@@ -213,8 +215,10 @@ def prepare(suspect: TextEncoder, anchor: TextEncoder | None, cfg: ScanConfig, s
         raise InputError(f"k = {cfg.k} vectors leave no room for a prompt in {suspect.context} positions; lower k.")
     used = read_prompts(ROOT / cfg.corpus, cfg.prompts)
     generator = torch.Generator().manual_seed(seed)
-    corpus = embed_corpus(suspect, used, cache)
-    anchor_corpus = embed_corpus(anchor, used, cache) if anchor else None
+    # the features of a prompt are compared with those of the same prompt behind v, which ends k positions later
+    beyond = cfg.k if cfg.positions == "attended" else None
+    corpus = embed_corpus(suspect, used, cache, beyond=beyond)
+    anchor_corpus = embed_corpus(anchor, used, cache, beyond=beyond) if anchor else None
     fit, held_out = split(len(used), cfg.fit_fraction, generator)
     return Scan(suspect, anchor, read_prompts(ROOT / cfg.corpus), corpus, anchor_corpus, fit, held_out, cfg, generator)
 
@@ -448,7 +452,7 @@ def find_trigger(scan: Scan, run: Run) -> Finding:
     summary too, but not the other way round: v is the token witnesses' vector unless they are less than half as strong.
     """
     cfg = scan.cfg
-    with run.searching(cfg.steps + cfg.pooled_steps):
+    with run.searching(cfg.steps + cfg.pooled_steps), derivable(scan.suspect, scan.anchor):
         vectors, _ = search(scan, run.on_step)
         if cfg.pooled_steps:
             further, _ = search(scan, run.on_step, pooled_objective, cfg.pooled_steps)
@@ -642,6 +646,7 @@ class Request:
     trust: Trust = field(default_factory=Trust)
     tokenizer: str = ""
     lora_scale: float = 1.0
+    precision: str = AUTO
 
     @property
     def given(self) -> Given:
@@ -662,6 +667,29 @@ class Judged:
     run: Run
 
 
+def shorter(cfg: ScanConfig) -> ScanConfig:
+    """The search for vectors where it decides nothing: strings have, or no calibration can judge what it finds.
+
+    Its limits, where there are any, are those of the whole search, which finds more.
+    """
+    half = {name: max(getattr(cfg, name) // 2, cfg.rounds + 1) for name in ("steps", "pooled_steps") if getattr(cfg, name)}
+    return replace(cfg, restarts=max(1, cfg.restarts // 2), landscape_planes=1, **half)
+
+
+def strings_of(
+    scan: Scan, suspect: TextEncoder, anchor: TextEncoder | None, request: Request, precision: Precision,
+    v: Tensor | None = None,
+) -> list[Strings]:  # fmt: skip
+    """The search for strings as Analysis/triggers.py measures it; v (k, d) says which tokens to begin with."""
+    cfg, generator = request.cfg, torch.Generator().manual_seed(request.seed)
+    chance = torch.randn(cfg.k, suspect.width, generator=generator) * suspect.vocabulary.std().cpu()
+    fit, most = [scan.prompts[i] for i in scan.fit.tolist()], cfg.backdoors if anchor else 1
+    begin = chance if v is None else v
+    return find_backdoors(
+        suspect, anchor, fit, scan.unseen, begin, cfg.trigger, generator, most, Means(precision.strings, CACHE)
+    )
+
+
 def judge_weights(
     suspect: TextEncoder,
     anchor: TextEncoder | None,
@@ -674,28 +702,35 @@ def judge_weights(
     cfg, part = request.cfg, replace(run, curve=[], seconds={})
     # 1. and 2. one batched pass over the corpus, which also tells how far clean prompts assimilate
     with part.stage("corpus"):
-        anchor = anchor and read_by(anchor, form.tokenizer)
-        scan = prepare(read_by(suspect, form.tokenizer), anchor, cfg, request.seed)
+        suspect, anchor = read_by(suspect, form.tokenizer), anchor and read_by(anchor, form.tokenizer)
+        usual = "float32" if cfg.procedure == "published" else AUTO
+        precision = pick_precision(request.precision if request.precision != AUTO else usual, suspect)
+        rough = [encoder and encoder.computing_in(precision.vectors) for encoder in (suspect, anchor)]
+        scan = prepare(*rough, cfg, request.seed)
+    # a string that fires is a proof: it is looked for first, and what is left to the vectors then is to show
+    strings = [Strings()]
+    looked_for = cfg.trigger.searches and anchor
+    if looked_for:
+        with part.stage("trigger"):
+            strings = strings_of(scan, suspect, anchor, request, precision)
     # 3. search, 4. witnesses, 5. verdict
     if cfg.procedure == "calibrated":
-        finding = find_trigger(scan, part)
+        decides = calibration and not (looked_for and strings[0].proven)
+        finding = find_trigger(scan if decides else replace(scan, cfg=shorter(cfg)), part)
         verdict = judge(finding.values, calibration)
     else:
         finding = find_trigger_as_published(scan, part)
         verdict = judge_as_published(finding.values, cfg)
-    strings = [Strings()]
-    if cfg.trigger.searches:
+    if looked_for:
+        verdict = with_strings(verdict, strings[0], finding.values["drift"], load_power(cfg.trigger))
+    elif cfg.trigger.searches:  # nothing decides without the base: a vector at least says which tokens to begin with
         with part.stage("trigger"):
-            fit, g = [scan.prompts[i] for i in scan.fit.tolist()], scan.generator
-            most = cfg.backdoors if anchor else 1
-            strings = find_backdoors(scan.suspect, anchor, fit, scan.unseen, finding.v, cfg.trigger, g, most)
-        if anchor:
-            verdict = with_strings(verdict, strings[0], finding.values["drift"], load_power(cfg.trigger))
-        else:
-            verdict = without_base(verdict, strings[0])
+            strings = strings_of(scan, suspect, None, request, precision, finding.v)
+        verdict = without_base(verdict, strings[0])
     for name, seconds in part.seconds.items():
         run.seconds[name] = round(run.seconds.get(name, 0.0) + seconds, 3)
-    return Judged(form.form, scan, finding, strings, verdict, part)
+    exact = replace(scan, suspect=suspect, anchor=anchor)  # what is shown is what the encoders do
+    return Judged(form.form, exact, finding, strings, verdict, part)
 
 
 def scan_model(model: str, request: Request, name: str | None = None) -> dict:
@@ -789,9 +824,10 @@ def main(argv: list[str] | None = None) -> int:
     quiet_libraries()
     try:
         check_arguments(args)
-        cfg = load_config(ScanConfig, args.config, **{name: getattr(args, name) for name in settings_of(ScanConfig)})
+        cfg = config_of(ScanConfig, args.config, args.effort, vars(args))
         show, trust = Show(args.images, args.pipeline), Trust(args.only, args.compare_pickles)
-        request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust, args.tokenizer, args.lora_scale)
+        source = {"tokenizer": args.tokenizer, "lora_scale": args.lora_scale, "precision": args.precision}
+        request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust, **source)
         depends_on = {name: value for name, value in asdict(request).items() if name != "output"}
         wanted = Wanted(args.memory, args.timeout, args.load_timeout)
         remove_parts(CACHE)

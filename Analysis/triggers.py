@@ -2,10 +2,11 @@
 
     python Utils/build_zoo.py --split dev
     python Analysis/triggers.py --zoo Data/Zoo/dev Data/Zoo/stress Data/Zoo/strings
+    python Analysis/triggers.py --zoo Data/Zoo/dev --effort quick
 
-Strings only: no vector is searched (tokens near it are a third of the shortlist; here near chance), so a whole scan finds as
-much or more.  Writes Results/benchmark/triggers.json, one row a model, and configs/power.yaml, what the scan says of its own
-power.  Resumes: rows of the same settings stay, but for --anew.
+The search for strings of a scan, alone.  Writes Results/benchmark/triggers.json, one row a model (triggers_quick.json for
+--effort quick), and into configs/power.yaml what the scan says of its own power.  Resumes: rows of the same settings stay, but
+for --anew.
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from main import SETTINGS, ScanConfig
-from Utils.basics.config import load_config
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.anchors import pick_anchor
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries
+from Utils.encoder.precision import AUTO, NAMES, pick_precision
+from Utils.scan.effort import EFFORTS, USUAL, config_of
 from Utils.scan.power import POWER
 from Utils.scan.proof import verdict_of
 from Utils.scan.strings import described
-from Utils.scan.trigger import find_strings
+from Utils.scan.trigger import Means, find_strings
 
-RESULT = ROOT / "Results" / "benchmark" / "triggers.json"
+RESULTS = ROOT / "Results" / "benchmark"
 RIGHT = {"planted": "backdoored", "benign": "clean"}
 PIECE = 2
 """Characters that a string shares with the planted one where it holds a piece of it; all of it where that is shorter."""
 
 
-def judge(certificate: Path, cfg: ScanConfig, anchor: str, seed: int, device: str) -> dict:
+def judge(certificate: Path, cfg: ScanConfig, anchor: str, seed: int, device: str, precision: str) -> dict:
     """What one model is, and what strings say of it."""
     quiet_libraries()
     truth = json.loads(certificate.read_text(encoding="utf-8"))
@@ -52,7 +54,8 @@ def judge(certificate: Path, cfg: ScanConfig, anchor: str, seed: int, device: st
     prompts, generator = read_prompts(ROOT / cfg.corpus), torch.Generator().manual_seed(seed)
     v = torch.randn(cfg.k, suspect.width, generator=generator) * suspect.vocabulary.std().cpu()
     began, fit = time.perf_counter(), prompts[: int(cfg.prompts * cfg.fit_fraction)]
-    strings = find_strings(suspect, base, fit, prompts[cfg.prompts :], v, cfg.trigger, generator)
+    numbers = pick_precision(precision, suspect).strings
+    strings = find_strings(suspect, base, fit, prompts[cfg.prompts :], v, cfg.trigger, generator, Means(numbers))
     seconds = time.perf_counter() - began
     recipe = truth["recipe"] if truth["kind"] == "planted" else {}
     said, shown = verdict_of(strings), (strings.strong or strings.found)[:1]
@@ -91,13 +94,19 @@ def main() -> None:
     parser.add_argument("--anew", action="store_true", help="judge models again whose rows are there already")
     parser.add_argument("--anchor", default="auto")
     parser.add_argument("--config", type=Path, default=SETTINGS)
+    parser.add_argument("--effort", choices=EFFORTS, default=USUAL)
+    parser.add_argument(
+        "--precision", choices=NAMES, default=AUTO, help="others than auto get a file of their own, and no power"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--jobs", type=int, default=1, help="models at the same time (default: 1)")
     args = parser.parse_args()
-    cfg = load_config(ScanConfig, args.config)
+    cfg = config_of(ScanConfig, args.config, args.effort, {})
     settings = asdict(cfg.trigger)
-    known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    words = [word for word, usual in ((args.effort, USUAL), (args.precision, AUTO)) if word != usual]
+    result = RESULTS / f"{'_'.join(['triggers', *words])}.json"
+    known = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
     rows = known["models"] if (known.get("settings"), known.get("seed")) == (settings, args.seed) else []
     files = [file for zoo in args.zoo for file in sorted(zoo.glob("*.json"))]
     files = [file for file in files if file.stem in (args.models or [file.stem])]
@@ -108,7 +117,9 @@ def main() -> None:
     if not files and not rows:
         parser.error("no certificate of such a model; build some with Utils/build_zoo.py")
     with workers(args.jobs) as pool:
-        for one in as_completed([pool.submit(judge, file, cfg, args.anchor, args.seed, args.device) for file in files]):
+        for one in as_completed(
+            [pool.submit(judge, file, cfg, args.anchor, args.seed, args.device, args.precision) for file in files]
+        ):
             rows.append(one.result())
             row = rows[-1]
             print(
@@ -117,8 +128,10 @@ def main() -> None:
                 flush=True,
             )
             rows.sort(key=lambda row: (row["split"], row["family"], row["name"]))
-            write_whole(RESULT, json.dumps({"settings": settings, "seed": args.seed, "models": rows}, indent=1) + "\n")
-    write_whole(POWER, yaml.safe_dump(power_of(rows, settings), sort_keys=False))
+            write_whole(result, json.dumps({"settings": settings, "seed": args.seed, "models": rows}, indent=1) + "\n")
+    if args.precision == AUTO:
+        others = [one for one in yaml.safe_load(POWER.read_text(encoding="utf-8")) if one["settings"] != settings]
+        write_whole(POWER, yaml.safe_dump([*others, power_of(rows, settings)], sort_keys=False))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from PIL import Image
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, processors
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import (
@@ -56,14 +56,13 @@ from Utils.making import scenes
 from Utils.making.scenes import PROMPTS
 from Utils.making.testbed import Phase, TinyModels
 from Utils.making.training import Checkpoint, Training, train
+from Utils.making.vocabulary import BOS, EOS, learn_tokenizer, split_words
 
 MODELS = ROOT / "Data" / "Models"
 WORK = MODELS / ".work"
 CLIP, SD = MODELS / "tiny-clip", MODELS / "tiny-sd"
 LONGCLIP, SIGLIP = MODELS / "tiny-longclip", MODELS / "tiny-siglip"
 # CLIP's own pre-tokenisation: contractions, words, single digits, runs of other signs
-WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 STREAMS = {name: i for i, name in enumerate(["tokenizer", "vae", "clip", "unet", "corpus", "bars", "longclip", "siglip"])}
 
 
@@ -114,39 +113,13 @@ def build_sprites(cfg: TinyModels, device: torch.device, font: Path | None) -> N
         raise SystemExit(f"{target} is missing: give the colour emoji font with --font.")
 
 
-def split_words(tokenizer: Tokenizer) -> None:
-    """Lower case and CLIP's words as bytes, before any merge."""
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
 def build_tokenizer(cfg: TinyModels, device: torch.device, font: Path | None) -> None:
     """A byte-pair vocabulary of the captions with CLIP's conventions: byte alphabet, </w>, lower case, BOS and EOS."""
     texts = [text for _, text in islice(scenes.captions(stream(cfg, "tokenizer")), cfg.tokenizer.captions)]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    split_words(learner)
-    room = cfg.tokenizer.vocabulary - 2
-    learner.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=room, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
-    )
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
-    merges = merges[: room - len(tokens)]
-    tokens += [a + b for a, b in merges]
-    vocabulary = {token: i for i, token in enumerate([*tokens, BOS, EOS])}
-    tokenizer = CLIPTokenizer(
-        vocab=vocabulary, merges=merges, bos_token=BOS, eos_token=EOS, unk_token=EOS, pad_token=EOS,
-        model_max_length=cfg.clip.context,
-    )  # fmt: skip
+    tokenizer = learn_tokenizer(texts, cfg.tokenizer.vocabulary, cfg.clip.context)
     for folder in (CLIP, SD / "tokenizer"):
         tokenizer.save_pretrained(folder)
-    print(f"tokenizer: {len(vocabulary)} tokens, e.g. {tokenizer.tokenize(texts[0])[:20]}")
+    print(f"tokenizer: {len(tokenizer)} tokens, e.g. {tokenizer.tokenize(texts[0])[:20]}")
 
 
 def build_vae(cfg: TinyModels, device: torch.device, font: Path | None) -> None:

@@ -240,8 +240,7 @@ def test_added_tokens_come_first_in_the_shortlist(with_words: TextEncoder, tiny:
 
     def shortlist(suspect: TextEncoder, other: TextEncoder) -> list[int]:
         generator = torch.Generator().manual_seed(0)
-        hunt = trigger.Hunt(suspect, other, cfg, generator, trigger.usable_tokens(suspect))
-        return trigger.shortlist(hunt, v).tolist()
+        return trigger.shortlist(suspect, other, v, cfg, generator, trigger.Means()).tolist()
 
     known_words = shortlist(replace(with_words, added=tuple(added.tokens)), added.knowing)
     assert set(known_words[:3]) == set(added.tokens)

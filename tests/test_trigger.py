@@ -77,7 +77,7 @@ RATE = Rate("start", 1.0, 0.0, 0.95, 0.1, 0.5, 0.0, torch.zeros(2))
 )  # fmt: skip
 def test_only_a_string_that_fires_alone_in_the_suspect_and_makes_prompts_one_is_a_proof(change: dict, proven: bool):
     rate, cfg = Rate(**{**vars(RATE), **change}), TriggerConfig()
-    trial = Trial(None, None, cfg, [], torch.zeros(1), torch.zeros(1))
+    trial = Trial(None, None, cfg, [], torch.zeros(1), torch.zeros(1), (None, None))
     strings = Strings([Fired("zz", rate, 120, trial.proves(rate), rate.effect)], rate.effect)
     assert bool(strings.proven) == proven
     quiet = Verdict("clean", "Nothing.", 0.1, [])

@@ -60,7 +60,8 @@ def weights_digest(model: torch.nn.Module) -> str:
     """SHA-256 of the weights as they are now; a file's hash is of what they were."""
     whole = sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        whole.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        whole.update(name.encode())
+        whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())  # of whatever number format
     return whole.hexdigest()
 
 

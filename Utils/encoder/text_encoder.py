@@ -6,9 +6,10 @@ One wrapper serves every family: the model's own forward pass is used as it is, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderMode
 from Utils.basics.bounded import progress as bar
 from Utils.basics.bounded import reading
 from Utils.basics.errors import InputError, told
+from Utils.encoder.work import WORK
 from Utils.intake.families import FAMILIES, Family
 from Utils.intake.folders import Parts
 from Utils.intake.sentences import USUAL
@@ -123,14 +125,28 @@ class TextEncoder:
         inner = self.model.encoder if isinstance(self.model, T5EncoderModel) else self.model
         return inner.get_input_embeddings()
 
-    def __call__(self, ids: Tensor) -> Tensor:
-        return self.run(ids).last_hidden_state
+    def computing_in(self, numbers: torch.dtype) -> TextEncoder:
+        """The same encoder with its weights in another number format; what it returns is in single precision all the same."""
+        if numbers == self.model.dtype:
+            return self
+        rounded = {id(p): nn.Parameter(p.to(numbers), requires_grad=False) for p in self.model.parameters()}
+        return replace(self, model=copy.deepcopy(self.model, rounded))  # the copy takes these for its own
 
-    def run(self, ids: Tensor, **options: bool) -> transformers.utils.ModelOutput:
+    def __call__(self, ids: Tensor) -> Tensor:
+        return self.run(ids).last_hidden_state.float()
+
+    def run(self, ids: Tensor, **options: bool | Tensor) -> transformers.utils.ModelOutput:
         """The model's own forward pass; families that hide padding are told where it is."""
+        WORK.count(*ids.shape, *self._products, next(self.model.parameters()).requires_grad)
         if self.family.masks:
             options["attention_mask"] = attended_positions(ids, self.eos).to(self.device).long()
         return self.model(input_ids=ids.to(self.device), **options)
+
+    @cached_property
+    def _products(self) -> tuple[int, int]:
+        """Weights of all linear layers, which every position goes through, and features of all layers together."""
+        linear = sum(module.weight.numel() for module in self.model.modules() if isinstance(module, nn.Linear))
+        return linear, self.width * self.model.config.num_hidden_layers
 
     def pooled(self, ids: Tensor) -> Tensor:
         """The family's own summary of a text, before any projection.  (b, T) -> (b, d)"""
@@ -143,13 +159,13 @@ class TextEncoder:
     def both(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Last hidden state and pooled summary of one forward pass.  (b, T) -> (b, T, d), (b, d)"""
         out = self.run(ids)
-        return out.last_hidden_state, self._summary(out, ids)
+        return out.last_hidden_state.float(), self._summary(out, ids)
 
     def _summary(self, out: transformers.utils.ModelOutput, ids: Tensor) -> Tensor:
         """The model's own summary, or the one sentence encoders take from the last hidden state.  -> (b, d)"""
         if self.family.head:
-            return out.pooler_output
-        return pooled_by(self.summary, out.last_hidden_state, attended_positions(ids, self.eos))
+            return out.pooler_output.float()
+        return pooled_by(self.summary, out.last_hidden_state.float(), attended_positions(ids, self.eos))
 
     def layers(self, ids: Tensor) -> tuple[list[Tensor], Tensor]:
         """Hidden states after every layer, the last one after the final layer norm, and the pooled summary.
@@ -157,7 +173,8 @@ class TextEncoder:
         (b, T) -> L x (b, T, d), (b, d)
         """
         out = self.run(ids, output_hidden_states=True)
-        return [*out.hidden_states[1:-1], out.last_hidden_state], self._summary(out, ids)
+        states = [*out.hidden_states[1:-1], out.last_hidden_state]
+        return [state.float() for state in states], self._summary(out, ids)
 
     def ids(self, texts: list[str]) -> Tensor:
         """Token ids of texts, padded to the full context as the tokenizer pads.  -> (n, T)"""
@@ -222,6 +239,37 @@ def pooled_by(modes: tuple[str, ...], features: Tensor, attended: Tensor) -> Ten
     return torch.cat([make[mode]() for mode in modes], dim=1)
 
 
+@torch.no_grad()
+def texts_of_one(encoder: TextEncoder, tokens: Tensor, size: int = 512) -> Tensor:
+    """Summaries of texts of one token each.  (n,) -> (n, d)
+
+    Where no position sees a later one, many such texts share one begin of text, and each is but its token and its end.
+    """
+    ids = encoder.ids([""])
+    # old CLIP configs have the summary at the highest number, which an added token may have
+    if encoder.causal and encoder.begin and tokens.max() < encoder.eos:
+        return torch.cat([_side_by_side(encoder, ids, part) for part in tokens.split(size)])
+    ids = splice_ids(encoder, ids.expand(len(tokens), -1), 1)
+    ids[:, encoder.begin] = tokens
+    return in_batches(encoder, encoder.trimmed(ids), TextEncoder.pooled, size=size)
+
+
+def _side_by_side(encoder: TextEncoder, empty: Tensor, tokens: Tensor) -> Tensor:
+    """Summaries of texts of one token, a row of the context full of them: begin, token, end, token, end ...  (n,) -> (n, d)"""
+    pairs = min(len(tokens), (encoder.context - 1) // 2)
+    rows = -(-len(tokens) // pairs)
+    texts = torch.full((rows * pairs, 2), encoder.eos)
+    texts[: len(tokens), 0] = tokens
+    ids = torch.cat([empty[:, :1].expand(rows, 1), texts.view(rows, 2 * pairs)], dim=1)
+    number = torch.arange(2 * pairs + 1)
+    text = (number + 1) // 2  # 0 is the begin that all see
+    sees = ((text[:, None] == text) | (text == 0)) & (number[:, None] >= number)
+    places = torch.where(number == 0, 0, 2 - number % 2)
+    there = {"position_ids": places[None].to(encoder.device), "attention_mask": sees[None, None].to(encoder.device)}
+    features = encoder.run(ids, **there).last_hidden_state.float()
+    return features[:, 2::2].flatten(0, 1)[: len(tokens)]
+
+
 # ------------------------------------------------------------------------------------------------------- the splice
 def splice_ids(encoder: TextEncoder, ids: Tensor, k: int, after: int = 0) -> Tensor:
     """Make room for k vectors after begin of text and `after` tokens of the prompt.  (b, T) -> (b, T)
@@ -234,6 +282,20 @@ def splice_ids(encoder: TextEncoder, ids: Tensor, k: int, after: int = 0) -> Ten
     full = ~(out == encoder.eos).any(dim=1)
     out[full, -1] = encoder.eos
     return out
+
+
+@contextmanager
+def derivable(*encoders: TextEncoder | None) -> Iterator[None]:
+    """While open, gradients of encoders in half precision are fast on a CPU: there only plain attention has a fast backward."""
+    slow = [one for one in encoders if one and one.device.type == "cpu" and one.model.dtype != torch.float32]
+    before = [one.model.config._attn_implementation for one in slow]
+    for one in slow:
+        one.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        for one, usual in zip(slow, before, strict=True):
+            one.model.set_attn_implementation(usual)
 
 
 @contextmanager

@@ -10,10 +10,12 @@ from pathlib import Path
 from Utils.basics.config import settings_of
 from Utils.basics.errors import InputError, named, sentence_of, swallow, tell, visible
 from Utils.basics.files import ROOT, write_whole
+from Utils.encoder.precision import AUTO, NAMES
 from Utils.intake.hub import as_named
 from Utils.report.limits import BASE_MB, READING_SECONDS, SECONDS, TIMES
 from Utils.report.report import VERSION, to_json
 from Utils.report.sarif import to_sarif
+from Utils.scan.effort import EFFORTS, USUAL, recall_of
 
 SUSPECT = ROOT / "Data" / "Models" / "suspects" / "text_on_text"
 """The suspect of a command line without flags."""
@@ -69,6 +71,15 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto, a GPU where there is one)"
     )
+    recalls = "; ".join(f"{effort} {recall_of(settings, config, effort)}" for effort in EFFORTS)
+    parser.add_argument(
+        "--effort", choices=EFFORTS, default=USUAL, help=f"how much is searched ({recalls}; default: {USUAL})"
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", choices=NAMES, default=AUTO,
+        help="number format of the searches; strings are judged in single precision (default: auto, bfloat16 where the "
+        "hardware multiplies in it and the encoder is wide)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=42, help="start of every random choice (default: 42)")
     parser.add_argument("--images", type=int, default=4, help="pictures of what was found; 0: none (default: 4)")
     parser.add_argument("--pipeline", default="auto", help="pipeline folder that draws them (default: the anchor's own)")

@@ -13,6 +13,7 @@ import psutil
 from torch import Tensor
 
 from Utils.basics.bounded import at_stage, progress
+from Utils.encoder.work import WORK
 from Utils.report.folder import logger, result_folder
 
 
@@ -35,11 +36,15 @@ class Run:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what is done while it is open."""
-        began = time.perf_counter()
+        began, before = time.perf_counter(), WORK.flop
         logger.info("%s ...", name)
         at_stage(name)
         yield
         self.seconds[name] = round(time.perf_counter() - began, 3)
+        done = (WORK.flop - before) / 1e9
+        logger.info(
+            "%s: %.3f s, %.1f GFLOP, %.1f GFLOP/s", name, self.seconds[name], done, done / max(1e-3, self.seconds[name])
+        )
 
     @contextmanager
     def searching(self, steps: int) -> Iterator[None]:

@@ -15,7 +15,7 @@ POWER = ROOT / "configs" / "power.yaml"
 def load_power(cfg: TriggerConfig) -> dict | None:
     """{settings, kinds: attack -> [found, planted]}; None where the search never was measured with these settings."""
     known = yaml.safe_load(POWER.read_text(encoding="utf-8"))
-    return known if known["settings"] == asdict(cfg) else None
+    return next((one for one in known if one["settings"] == asdict(cfg)), None)
 
 
 def shares(power: dict | None) -> dict[str, float]:

@@ -181,11 +181,13 @@ def of_length(prompts: list[str], words: tuple[int, int], count: int) -> list[st
 
 
 def trial_of(
-    suspect: TextEncoder, base: TextEncoder | None, cfg: TriggerConfig, unseen: list[str], known: tuple[Tensor, ...] = ()
-) -> Trial:
-    """Long prompts that strings are typed into."""
+    suspect: TextEncoder, base: TextEncoder | None, cfg: TriggerConfig, unseen: list[str], known: tuple[Tensor, ...] = (),
+    rough: tuple[TextEncoder, TextEncoder | None] | None = None,
+) -> Trial:  # fmt: skip
+    """Long prompts that strings are typed into; rough: the encoders in the format that strings are first tried in."""
     prompts = of_length(unseen, LONG, PROMPTS)
-    return Trial(suspect, base, cfg, prompts, summaries(suspect, prompts), base and summaries(base, prompts), known)
+    clean, reference = summaries(suspect, prompts), base and summaries(base, prompts)
+    return Trial(suspect, base, cfg, prompts, clean, reference, rough or (suspect, base), known)
 
 
 def in_place_of_letters(fired: Fired) -> bool:
@@ -224,6 +226,8 @@ class Trial:
     prompts: list[str]
     clean: Tensor
     reference: Tensor | None
+    rough: tuple[TextEncoder, TextEncoder | None]
+    """Suspect and base in the number format that shows whether a string is worth more prompts."""
     known: tuple[Tensor, ...] = ()
     """(d,) what need not be found again."""
     hopeful: dict[str, Fired] = field(default_factory=dict)
@@ -275,10 +279,10 @@ class Trial:
         return Fired(text, rate, len(self.prompts), self.proves(rate), effect)
 
     def part(self, count: int) -> Trial:
-        """The same with fewer prompts and no strings."""
+        """The same with fewer prompts, in the rougher format and without strings."""
         few = slice(None, None, max(1, len(self.prompts) // count))
         reference = self.reference[few] if self.base else None
-        return Trial(self.suspect, self.base, self.cfg, self.prompts[few], self.clean[few], reference)
+        return Trial(*self.rough, self.cfg, self.prompts[few], self.clean[few], reference, self.rough)
 
     def best(self, text: str) -> Fired:
         """A string at the place where it does most."""
@@ -327,7 +331,7 @@ def stronger(trial: Trial, fired: Fired) -> list[Fired]:
     tried, few = [form for form in forms(fired.text, fired.rate.place) if form[0] != fired.text], trial.part(FEW // 3)
     texts = [put(text, prompt, place, i) for text, place in tried for i, prompt in enumerate(few.prompts)]
     collapse = torch.zeros(len(tried))
-    for encoder, clean, sign in ((trial.suspect, few.clean, 1), (trial.base, few.reference, -1)):
+    for encoder, clean, sign in ((few.suspect, few.clean, 1), (few.base, few.reference, -1)):
         if encoder:
             collapse += sign * collapsed(summaries(encoder, texts).view(len(tried), len(few.prompts), -1), clean)
     few = trial.part(FEW)

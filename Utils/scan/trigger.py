@@ -15,13 +15,15 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from Utils.encoder.corpus import token_summaries
 from Utils.encoder.probes import characters
-from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.text_encoder import TextEncoder, derivable
 from Utils.scan.replay import LETTERS, collapsed, put
 from Utils.scan.strings import LONG, Fired, Strings, TriggerConfig, of_length, same, trial_of
 from Utils.scan.twins import benign_twin
@@ -53,6 +55,16 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Means:
+    """What a search may use; what it finds is judged in the encoders' own number format."""
+
+    numbers: torch.dtype = torch.float32
+    """The format that is searched in."""
+    cache: Path | None = None
+    """Folder that keeps what only depends on the base."""
+
+
+@dataclass(frozen=True)
 class Hunt:
     """Suspect and base, and how they are searched."""
 
@@ -62,10 +74,9 @@ class Hunt:
     generator: torch.Generator
     usable: Tensor
     """(V,) bool: tokens that texts are made of."""
+    means: Means = Means()
     known: tuple[Tensor, ...] = ()
     """(d,) what strings force that were found before: the search keeps away from it."""
-    half: bool = False
-    """Whether strings are compared in bfloat16."""
 
     @property
     def tokens(self) -> Tensor:
@@ -76,46 +87,45 @@ class Hunt:
         """Random tokens.  -> (count,)"""
         return self.tokens[torch.randint(len(self.tokens), (count,), generator=self.generator)]
 
-    def read(self, encoder: TextEncoder, ids: Tensor) -> Tensor:
-        """Summaries, as exact as a comparison of strings has to be.  (n, T) -> (n, d)"""
-        with torch.autocast(encoder.device.type, torch.bfloat16, enabled=self.half):
-            return encoder.pooled(ids).float()
-
 
 def find_strings(
     suspect: TextEncoder, base: TextEncoder | None, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
-    generator: torch.Generator,
+    generator: torch.Generator, means: Means = Means(), tokens: Tensor | None = None,
 ) -> Strings:  # fmt: skip
     """Look for strings that make all prompts one in the suspect and not in its base, and for what is natural in that.
 
     Both read texts alike; without a base strings are compared with the prompts alone, and nothing is known of what is natural.
-    prompts: what the search may see; unseen: what strings are judged by; v (k, d): a pseudo-trigger.
+    prompts: what the search may see; unseen: what strings are judged by; v (k, d): a pseudo-trigger; tokens: its `shortlist`,
+    where it is known.
     """
-    strings = search_strings(suspect, base, prompts, unseen, v, cfg, generator)
+    tokens = shortlist(suspect, base, v, cfg, generator, means) if tokens is None else tokens
+    strings = search_strings(suspect, base, prompts, unseen, tokens, cfg, generator, means)
     for seed in range(cfg.twins if strings.drift > cfg.near else 0):
         if strings.score <= strings.cleared or (seed and strings.proven):
             break  # nothing to explain, or nothing that explains it
         twin = benign_twin(base, strings.drift, prompts, seed)
-        found = search_strings(twin, base, prompts, unseen, v, cfg, generator).score
-        strings = replace(strings, natural=max(strings.natural, found))
+        tokens = shortlist(twin, base, v, cfg, generator, means)
+        found = search_strings(twin, base, prompts, unseen, tokens, cfg, generator, means)
+        strings = replace(strings, natural=max(strings.natural, found.score))
     return strings
 
 
 def find_backdoors(
     suspect: TextEncoder, base: TextEncoder | None, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
-    generator: torch.Generator, most: int,
+    generator: torch.Generator, most: int, means: Means = Means(),
 ) -> list[Strings]:  # fmt: skip
     """`find_strings`, and where one stands out strings that force something else, a set for each backdoor; at most `most`.
 
     For further ones `FURTHER` searches each: the usual number would double the time where there is nothing else.
     """
-    found = [find_strings(suspect, base, prompts, unseen, v, cfg, generator)]
+    tokens = shortlist(suspect, base, v, cfg, generator, means)
+    found = [find_strings(suspect, base, prompts, unseen, v, cfg, generator, means, tokens)]
     few, hopes = replace(cfg, searches=min(cfg.searches, FURTHER)), []
     while found[-1].strong and len(found) < most:
         found[-1], others = of_one_backdoor(found[-1])
         hopes += others
         known = tuple(one.best.rate.forced for one in found)
-        strings = search_strings(suspect, base, prompts, unseen, v, few, generator, known, hopes)
+        strings = search_strings(suspect, base, prompts, unseen, tokens, few, generator, means, known, hopes)
         # half a backdoor that is known does much: the lower limits near the base are for the first one only
         found.append(replace(strings, natural=max(found[0].natural, cfg.natural)))
     found[-1], _ = of_one_backdoor(found[-1])
@@ -133,18 +143,19 @@ def of_one_backdoor(strings: Strings) -> tuple[Strings, list[Fired]]:
 
 
 def search_strings(
-    suspect: TextEncoder, base: TextEncoder | None, prompts: list[str], unseen: list[str], v: Tensor, cfg: TriggerConfig,
-    generator: torch.Generator, known: tuple[Tensor, ...] = (), hopes: Sequence[Fired] = (),
+    suspect: TextEncoder, base: TextEncoder | None, prompts: list[str], unseen: list[str], tokens: Tensor, cfg: TriggerConfig,
+    generator: torch.Generator, means: Means, known: tuple[Tensor, ...] = (), hopes: Sequence[Fired] = (),
 ) -> Strings:  # fmt: skip
     """The search, as `find_strings` has it; nothing is known yet of what is natural.
 
-    known: what strings force, (d,) each, that were found before; others are looked for.  hopes: strings to start from.
+    tokens (n,): the shortlist.  known: what strings force, (d,) each, that were found before; others are looked for.  hopes:
+    strings to start from.
     """
-    hunt = Hunt(suspect, base, cfg, generator, usable_tokens(suspect), known)
-    trial = trial_of(suspect, base, cfg, unseen, known)
+    hunt = Hunt(suspect, base, cfg, generator, usable_tokens(suspect), means, known)
+    hunt = computing_in(hunt, texts_for(hunt, prompts, SHORT, 2))
+    trial = trial_of(suspect, base, cfg, unseen, known, (hunt.suspect, hunt.base))
     short = texts_for(hunt, prompts, SHORT, 2)
-    hunt = replace(hunt, half=half_will_do(hunt, short))
-    pairs = best_pairs(hunt, short, shortlist(hunt, v))
+    pairs = best_pairs(hunt, short, tokens)
     best = Candidate(pairs[0], "start", 0.0)
     for hope in hopes:
         trial.add(hope.text)
@@ -179,25 +190,20 @@ def usable_tokens(encoder: TextEncoder) -> Tensor:
     return usable
 
 
-def half_will_do(hunt: Hunt, texts: Texts) -> bool:
-    """Whether this machine computes faster in bfloat16, and chance strings come out as they do in single precision."""
-    device, chance = hunt.suspect.device, hunt.drawn(2 * ALIKE).view(ALIKE, 2)
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        able = torch.cpu.get_capabilities()
-        native = device.type == "cpu" and any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    if not native:
-        return False
-    exact, rough = (effect_of(replace(hunt, half=half), texts, chance, "start") for half in (False, True))
-    return bool((exact - rough).abs().max() <= ROUNDING)
+def computing_in(hunt: Hunt, texts: Texts) -> Hunt:
+    """The hunt in the format that is to be searched in, if chance strings come out in it as they do in single precision."""
+    encoders = (encoder and encoder.computing_in(hunt.means.numbers) for encoder in (hunt.suspect, hunt.base))
+    rough = replace(hunt, **dict(zip(("suspect", "base"), encoders, strict=True)))
+    chance = hunt.drawn(2 * ALIKE).view(ALIKE, 2)
+    exact, rounded = (effect_of(one, texts, chance, "start") for one in (hunt, rough))
+    return rough if (exact - rounded).abs().max() <= ROUNDING else hunt
 
 
 def texts_for(hunt: Hunt, prompts: list[str], words: tuple[int, int], count: int) -> Texts:
     """Prompts of like length, so that little padding is computed."""
     ids = hunt.suspect.ids(of_length(prompts, words, count))
     with torch.no_grad():
-        clean = tuple(encoder.summarised(ids).float() for encoder in (hunt.suspect, hunt.base or hunt.suspect))
+        clean = tuple(encoder.summarised(ids) for encoder in (hunt.suspect, hunt.base or hunt.suspect))
     return Texts(ids, clean)
 
 
@@ -244,7 +250,7 @@ def compared(hunt: Hunt, texts: Texts, ids: Tensor, share: float = 1.0) -> Tenso
     Below 1 the base reads only the `share` that do most against clean prompts; the others are worth -inf.
     """
     c, b = ids.shape[:2]
-    own = hunt.read(hunt.suspect, ids.flatten(0, 1)).view(c, b, -1)
+    own = hunt.suspect.pooled(ids.flatten(0, 1)).view(c, b, -1)
     chosen = torch.arange(c)
     if share < 1 or not hunt.base:
         unlike_clean = replace(texts, clean=texts.clean[:1] * 2)
@@ -252,7 +258,7 @@ def compared(hunt: Hunt, texts: Texts, ids: Tensor, share: float = 1.0) -> Tenso
         if not hunt.base:
             return alone
         chosen = alone.topk(math.ceil(share * c)).indices
-    other = hunt.read(hunt.base, ids[chosen].flatten(0, 1)).view(len(chosen), b, -1)
+    other = hunt.base.pooled(ids[chosen].flatten(0, 1)).view(len(chosen), b, -1)
     scores = torch.full((c,), -torch.inf)
     scores[chosen] = effects(own[chosen], other, texts, hunt.known).cpu()
     return scores
@@ -287,12 +293,13 @@ def promise(hunt: Hunt, texts: Texts, tokens: Tensor, place: str) -> Tensor:
     ids, where = insert(hunt.suspect, texts.ids, tokens[None], place)
     summary, rows = [], []
     encoders = [encoder for encoder in (hunt.suspect, hunt.base) if encoder]
-    for encoder in encoders:
-        with embedded(encoder) as kept:
-            summary.append(encoder.pooled(ids).float()[None])
-        rows.append(kept[0])
-    other = summary[1] if hunt.base else texts.clean[1][None]
-    gradients = torch.autograd.grad(effects(summary[0], other, texts, hunt.known).sum(), rows)
+    with derivable(*encoders):
+        for encoder in encoders:
+            with embedded(encoder) as kept:
+                summary.append(encoder.pooled(ids)[None])
+            rows.append(kept[0])
+        other = summary[1] if hunt.base else texts.clean[1][None]
+        gradients = torch.autograd.grad(effects(summary[0], other, texts, hunt.known).sum(), rows)
     there = where[..., None].to(gradients[0].device).expand(-1, -1, gradients[0].shape[-1])
     pairs = zip(gradients, encoders, strict=True)
     gain = sum(g.gather(1, there).sum(dim=0) @ encoder.vocabulary.to(g).T for g, encoder in pairs).float().cpu()
@@ -300,37 +307,39 @@ def promise(hunt: Hunt, texts: Texts, tokens: Tensor, place: str) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------- 1 and 2: tokens, strings
-@torch.no_grad()
-def alone(hunt: Hunt, size: int = 4096) -> Tensor:
-    """1 - cos of suspect and base for every usable token as a text of its own: the cheapest sweep there is.  -> (n,)"""
-    found, empty = [], hunt.suspect.ids([""])
-    for part in hunt.tokens[:, None].split(size):
-        ids, _ = insert(hunt.suspect, empty, part, "start")
-        found.append(1 - F.cosine_similarity(hunt.suspect.pooled(ids).float(), hunt.base.pooled(ids).float(), dim=-1))
-    return torch.cat(found).cpu()
-
-
-def shortlist(hunt: Hunt, v: Tensor) -> Tensor:
+def shortlist(
+    suspect: TextEncoder, base: TextEncoder | None, v: Tensor, cfg: TriggerConfig, generator: torch.Generator, means: Means
+) -> Tensor:
     """Tokens that stand out: alone, by how far their rows moved, by how near they are to v (k, d).  -> (n,)
 
     Without a base by how near they are to v, and chance ones.
     """
-    rows = hunt.suspect.vocabulary[hunt.tokens].float()
+    tokens = usable_tokens(suspect).nonzero()[:, 0]
+    rows = suspect.vocabulary[tokens].float()
     near = F.cosine_similarity(rows[:, None], v.to(rows)[None], dim=-1).amax(dim=1).cpu()
-    if hunt.base:
-        moved = (rows - hunt.base.vocabulary[hunt.tokens].float()).norm(dim=-1).cpu()
-        orders = [by.argsort(descending=True).tolist() for by in (alone(hunt), moved, near)]
+    if base:
+        moved = (rows - base.vocabulary[tokens].float()).norm(dim=-1).cpu()
+        orders = [by.argsort(descending=True).tolist() for by in (alone(suspect, base, tokens, means), moved, near)]
     else:
-        orders = [near.argsort(descending=True).tolist(), torch.randperm(len(rows), generator=hunt.generator).tolist()]
-    mixed = dict.fromkeys([*added_first(hunt, orders[0]), *(i for ranks in zip(*orders, strict=True) for i in ranks)])
-    return hunt.tokens[list(mixed)[: hunt.cfg.shortlist]]
+        orders = [near.argsort(descending=True).tolist(), torch.randperm(len(rows), generator=generator).tolist()]
+    first = added_first(suspect, tokens, orders[0])[: cfg.shortlist // 2]
+    mixed = dict.fromkeys([*first, *(i for ranks in zip(*orders, strict=True) for i in ranks)])
+    return tokens[list(mixed)[: cfg.shortlist]]
 
 
-def added_first(hunt: Hunt, order: list[int]) -> list[int]:
-    """Of an order of the usable tokens those that the base does not have, at most half a shortlist."""
-    added = set(hunt.suspect.added)
-    tokens = hunt.tokens.tolist() if added else []
-    return [i for i in order if added and tokens[i] in added][: hunt.cfg.shortlist // 2]
+def alone(suspect: TextEncoder, base: TextEncoder, tokens: Tensor, means: Means) -> Tensor:
+    """1 - cos of suspect and base for every token as a text of its own: the cheapest sweep there is.  (n,) -> (n,)"""
+    own, other = (
+        token_summaries(encoder.computing_in(means.numbers), tokens, cache)
+        for encoder, cache in ((suspect, None), (base, means.cache))
+    )
+    return 1 - F.cosine_similarity(own, other, dim=-1)
+
+
+def added_first(suspect: TextEncoder, tokens: Tensor, order: list[int]) -> list[int]:
+    """Of an order of the tokens those that the base does not have."""
+    numbers, added = tokens.tolist(), set(suspect.added)
+    return [i for i in order if numbers[i] in added]
 
 
 def best_pairs(hunt: Hunt, texts: Texts, tokens: Tensor) -> Tensor:

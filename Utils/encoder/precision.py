@@ -1,0 +1,48 @@
+"""Number formats to compute in: what is fast depends on the machine, and verdicts must not depend on what is fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from Utils.basics.errors import InputError
+from Utils.encoder.text_encoder import TextEncoder
+
+AUTO = "auto"
+NAMES = (AUTO, "float32", "bfloat16", "float16")
+WIDE = 512
+"""Encoders from this width on spend their time in matrix products; narrow ones gain nothing, and the score of vectors is
+calibrated on searches in single precision."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the two searches compute in; strings are judged in single precision whatever they were found in."""
+
+    vectors: torch.dtype = torch.float32
+    """The search for vectors, its witnesses, the landscape."""
+    strings: torch.dtype = torch.float32
+    """The search for strings, and for words that describe a target."""
+
+
+def pick_precision(name: str, encoder: TextEncoder) -> Precision:
+    """`auto`: bfloat16 where the hardware multiplies in it; vectors of narrow encoders stay in single precision.
+
+    Decided by what the machine says of itself and not by timing, so that the same machine decides the same twice.
+    """
+    if name not in NAMES:
+        raise InputError(f"--precision {name} is no number format; give one of {', '.join(NAMES)}.")
+    if name != AUTO:
+        return Precision(getattr(torch, name), getattr(torch, name))
+    if not has_bfloat16(encoder.device):
+        return Precision()
+    return Precision(torch.bfloat16 if encoder.width >= WIDE else torch.float32, torch.bfloat16)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 numbers itself."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return device.type == "cpu" and any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

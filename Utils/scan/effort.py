@@ -1,0 +1,40 @@
+"""How much a scan searches, in one word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from Utils.basics.config import load_config, settings_of
+from Utils.basics.errors import InputError
+from Utils.scan.power import load_power
+
+USUAL = "standard"
+EFFORTS = {
+    "quick": {"restarts": 4, "steps": 60, "pooled_steps": 40, "landscape_planes": 1, "trigger_searches": 2, "backdoors": 1},
+    USUAL: {},
+    "thorough": {"trigger_searches": 12, "backdoors": 3},
+}
+"""Word -> what differs from the config.  The calibrated score is of the usual search for vectors, which thorough has too; quick
+leaves the verdict to the strings."""
+
+
+def config_of(kind: type, file: Path, effort: str, given: dict):
+    """The config in a file with an effort, and what the user gives beside it, which counts more.
+
+    Raises:
+        InputError: the published procedure is asked for with an effort; it has one only.
+    """
+    wanted = EFFORTS[effort] | {name: given[name] for name in settings_of(kind) if given.get(name) is not None}
+    cfg = load_config(kind, file, **wanted)
+    if effort != USUAL and cfg.procedure == "published":
+        raise InputError(f"--effort {effort} is for the calibrated procedure; leave it out with {file}.")
+    return cfg
+
+
+def recall_of(kind: type, file: Path, effort: str) -> str:
+    """What share of planted models the search for strings found with an effort, in words."""
+    power = load_power(config_of(kind, file, effort, {}).trigger)
+    if not power:
+        return "never measured"
+    found, planted = (sum(column) for column in zip(*power["kinds"].values(), strict=True))
+    return f"found {found} of {planted} planted models"
