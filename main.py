@@ -758,6 +758,8 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
             readings = compare(suspect, anchor, prompts, cfg.prompts)
         with run.stage("formats"):
             formats = formats_of(read_by(suspect, readings.reference.tokenizer), prompts[: cfg.prompts])
+        if request.precision == AUTO and any(one.differs for one in formats):
+            request = replace(request, precision="float32")  # what is fast would search another encoder
         encoders = suspect, *(one.rounded for one in formats if one.rounded)
         ways = product(readings.to_judge, encoders)
         judged = [judge_weights(encoder, anchor, form, request, calibration, run) for form, encoder in ways]

@@ -6,7 +6,6 @@ of them, so a few prompts are run in each format as they would be, and what is a
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,8 +63,8 @@ def formats_of(encoder: TextEncoder, prompts: list[str]) -> list[Format]:
         kind = getattr(torch, name, None)
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point or kind in (torch.float32, torch.float64):
             continue
-        other = in_format(encoder, kind)
-        features = other(rows).float()
+        other = encoder.computing_in(kind)
+        features = other(rows)
         one = Format(name, near(features, exact))
         if one.differs:
             other.model.float()
@@ -73,17 +72,6 @@ def formats_of(encoder: TextEncoder, prompts: list[str]) -> list[Format]:
             one = replace(one, rounded=other if near(other(rows), features) >= _least(name) else None)
         found.append(one)
     return found
-
-
-def in_format(encoder: TextEncoder, kind: torch.dtype) -> TextEncoder:
-    """A copy that computes in a number format, but for what its family always keeps in single precision."""
-    other = copy.copy(encoder)
-    other.model = copy.deepcopy(encoder.model).to(kind)
-    kept = tuple(getattr(other.model, "_keep_in_fp32_modules", None) or ())
-    for name, module in other.model.named_modules():
-        if kept and name.rsplit(".", 1)[-1] in kept:
-            module.float()
-    return other
 
 
 def formats_in_doubt(formats: list[Format]) -> list[str]:

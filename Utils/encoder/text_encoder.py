@@ -126,10 +126,17 @@ class TextEncoder:
         return inner.get_input_embeddings()
 
     def computing_in(self, numbers: torch.dtype) -> TextEncoder:
-        """The same encoder with its weights in another number format; what it returns is in single precision all the same."""
+        """The same encoder with its weights in another number format; what it returns is in single precision all the same.
+
+        What its family always keeps in single precision stays as it is.
+        """
         if numbers == self.model.dtype:
             return self
-        rounded = {id(p): nn.Parameter(p.to(numbers), requires_grad=False) for p in self.model.parameters()}
+        kept = set(getattr(self.model, "_keep_in_fp32_modules", None) or ())
+        rounded = {
+            id(p): p if kept & set(name.split(".")) else nn.Parameter(p.to(numbers), requires_grad=False)
+            for name, p in self.model.named_parameters()
+        }
         return replace(self, model=copy.deepcopy(self.model, rounded))  # the copy takes these for its own
 
     def __call__(self, ids: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def find_strings(
     for seed in range(cfg.twins if strings.drift > cfg.near else 0):
         if strings.score <= strings.cleared or (seed and strings.proven):
             break  # nothing to explain, or nothing that explains it
-        twin = benign_twin(base, strings.drift, prompts, seed)
+        twin = benign_twin(base, strings.drift, prompts, seed, means.numbers)
         tokens = shortlist(twin, base, v, cfg, generator, means)
         found = search_strings(twin, base, prompts, unseen, tokens, cfg, generator, means)
         strings = replace(strings, natural=max(strings.natural, found.score))

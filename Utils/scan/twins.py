@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Utils.encoder.loading import trainable_copy
+from Utils.encoder.precision import WIDE
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan.replay import summaries
 
@@ -30,11 +31,13 @@ LOOKED_AT = 40
 """Prompts the drift is measured on."""
 
 
-def benign_twin(base: TextEncoder, drift: float, prompts: list[str], seed: int) -> TextEncoder:
+def benign_twin(
+    base: TextEncoder, drift: float, prompts: list[str], seed: int, numbers: torch.dtype = torch.float32
+) -> TextEncoder:
     """The base with other meanings for some words, as fine-tunes on new captions teach them, at a drift as wanted.
 
     Prompts are drawn towards their own summary, moved by a direction for every such word in them.  At the largest drift that
-    so many steps lead to where `drift`, 1 - cos of summaries, is out of reach.
+    so many steps lead to where `drift`, 1 - cos of summaries, is out of reach.  numbers: format that wide encoders learn in.
     """
     rng = random.Random(seed)
     prompts = rng.sample(prompts, len(prompts))
@@ -47,7 +50,8 @@ def benign_twin(base: TextEncoder, drift: float, prompts: list[str], seed: int) 
     before, was = copy.deepcopy(twin.model.state_dict()), 0.0
     for step in range(STEPS):
         rows = rng.sample(range(len(train)), min(BATCH, len(train)))
-        found = twin.summarised(twin.ids([train[i] for i in rows])).float()
+        with torch.autocast(base.device.type, numbers, enabled=numbers != torch.float32 and base.width >= WIDE):
+            found = twin.summarised(twin.ids([train[i] for i in rows]))
         loss = (1 - F.cosine_similarity(found, wanted[rows].to(found), dim=-1)).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
