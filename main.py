@@ -793,6 +793,7 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         of_weights = replace(verdict, verdict=chosen.verdict.verdict)
         report = make_report(scan, first, of_weights, shown, by_layer, further)
         report = with_open_triggers(with_backdoor(report, verdict, firing), verdict, words)
+        run.say_rate(pick_precision(request.precision, suspect).strings, device)
         return write_report(report, run, verdict, settings, usual)
 
 

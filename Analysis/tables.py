@@ -424,12 +424,53 @@ def splits() -> str:
     return grid(["split", "family", "attack", "planted", "benign"], rows)
 
 
+def speed() -> str:
+    """Whole scans by size, and the published procedure on the same encoder."""
+    found = read(BENCHMARK / "speed.json")["shapes"]
+    rows = []
+    for shape, one in found.items():
+        whole = one["scans"].get("published", {}).get("whole_seconds")
+        for name, scan in one["scans"].items():
+            if name != "published":
+                more = f"{whole / scan['seconds']:.1f}" if whole else ""
+                rows.append([shape, name, f"{scan['seconds']:.0f}", f"{scan['peak_memory_mb']:.0f}", scan["verdict"], more])
+    head = ["size", "suspect", "seconds", "MB", "verdict", "times as fast as configs/paper.yaml"]
+    return f"{grid(head, rows)}\n\n{command(*dict.fromkeys(one['command'] for one in found.values()))}"
+
+
+def speed_stages() -> str:
+    """Where the time goes: seconds, arithmetic and share of the machine's rate, stage by stage."""
+    rows = []
+    for shape, one in read(BENCHMARK / "speed.json")["shapes"].items():
+        fastest = max(one["machine"]["matrix_gflops"].values())
+        for name, scan in one["scans"].items():
+            for stage, part in scan["stages"].items():
+                if part["gflop"] and part["seconds"] > 1:
+                    rate = part["gflop"] / part["seconds"]
+                    rows.append([
+                        shape, name, stage, f"{part['seconds']:.1f}", f"{part['gflop']:.0f}", f"{rate:.0f}",
+                        f"{100 * rate / fastest:.0f} %",
+                    ])  # fmt: skip
+    return grid(["size", "suspect", "stage", "seconds", "GFLOP", "GFLOP/s", "of the machine's rate"], rows)
+
+
+def speed_machine() -> str:
+    """What the numbers of `speed` were measured on."""
+    rows = []
+    for shape, one in read(BENCHMARK / "speed.json")["shapes"].items():
+        machine, paper = one["machine"], one["scans"].get("published", {})
+        rates = ", ".join(f"{name} {rate}" for name, rate in machine["matrix_gflops"].items())
+        share = f"{paper['share']:.0%} run in {paper['seconds']:.0f} s" if paper else ""
+        rows.append([shape, machine["processor"], machine["threads"], rates, one["tokenizer"], share])
+    return grid(["size", "processor", "threads", "matrix product, GFLOP/s", "vocabulary", "configs/paper.yaml"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(verdicts, name) for name in ("acceptance", "dev_clip_some", "dev_longclip_some", "dev_siglip_some")},
     "claim": claim, "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
-    "left_out": left_out, "firing": firing,
+    "left_out": left_out, "firing": firing, "speed": speed, "speed_stages": speed_stages, "speed_machine": speed_machine,
 }  # fmt: skip
 
 

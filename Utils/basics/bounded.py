@@ -32,7 +32,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from Utils.basics.errors import InputError, OutOfScope, visible
+from Utils.basics.errors import InputError, OutOfScope, tell, visible
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not start CUDA, which no fork survives
 POSIX = os.name == "posix"
@@ -44,6 +44,8 @@ OUT_OF_MEMORY = re.compile(
 """How Rust, C++, Python and torch say that the limit stopped them."""
 KEPT = 200
 """Last lines of a child's output that --debug shows."""
+LONGEST_LINE = 300
+"""Characters of what a child has told to the person at the terminal."""
 LONGEST_ANSWER = 256 << 20
 """Bytes; a report has some thousands."""
 TEXTS_A_SECOND = 1000
@@ -113,6 +115,11 @@ def reading(texts: int = 0) -> Iterator[None]:
 def at_stage(name: str) -> None:
     """Say what is being done, for the sentence if it is the last thing that is said."""
     _link.tell(stage=name)
+
+
+def say(line: str) -> None:
+    """A line for the person at the terminal, through the parent."""
+    _link.tell(said=line)
 
 
 @contextmanager
@@ -219,6 +226,8 @@ class _Watched:
             self.since, self.held = (now, self._memory()) if message["reading"] else (None, 0)
         elif "bar" in message:
             self._draw(message)
+        elif "said" in message:
+            tell(visible(message["said"])[:LONGEST_LINE])
         else:
             self.trace = message.get("trace", [])
             return message

@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import torch
 from torch import Tensor
 
-from Utils.basics.bounded import at_stage, progress
-from Utils.encoder.work import WORK
+from Utils.basics.bounded import at_stage, progress, say
+from Utils.encoder.work import WORK, matrix_rate
 from Utils.report.folder import logger, result_folder
+
+BUSY = 1.0
+"""GFLOP/s from which a stage is one of products and not of files or figures."""
 
 
 @dataclass
@@ -30,6 +34,8 @@ class Run:
     """By stage."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """{step, loss, term ...} of every step of the search, best start."""
+    work: list[tuple[float, float]] = field(default_factory=list)
+    """GFLOP and seconds of every stage."""
     step_done: Callable[[], object] = lambda: None
     """Moves the bar of the search."""
 
@@ -45,6 +51,16 @@ class Run:
         logger.info(
             "%s: %.3f s, %.1f GFLOP, %.1f GFLOP/s", name, self.seconds[name], done, done / max(1e-3, self.seconds[name])
         )
+
+    def say_rate(self, numbers: torch.dtype, device: torch.device) -> None:
+        """Tell which share of what the machine can do the stages reached that are made of products."""
+        busy = [one for one in self.work if one[0] > BUSY * one[1]]
+        done, took = sum(done for done, _ in busy), sum((took for _, took in busy), start=1e-3)
+        able = matrix_rate(numbers, device) / 1e9
+        kind, rate = str(numbers).removeprefix("torch."), done / took
+        line = f"{done / 1000:.1f} TFLOP at {rate:.0f} GFLOP/s, {rate / able:.0%} of this machine's {able:.0f} in {kind}"
+        logger.info(line)
+        say(line)
 
     @contextmanager
     def searching(self, steps: int) -> Iterator[None]:
