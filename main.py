@@ -7,6 +7,7 @@
     python main.py --model M --try STRING                     what a string does, in suspect and base
 
 1 embed the corpus   2 assimilation by layer   3 search a pseudo-trigger   4 its witnesses   5 verdict and report
+Strings that anybody can type are looked for before 3 (Utils/scan/trigger.py): where one is a proof, 3 and 4 only show.
 Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive.
 """
 
@@ -63,7 +64,7 @@ from Utils.scan.formats import about_formats
 from Utils.scan.landscape import Landscape
 from Utils.scan.pair import Pair
 from Utils.scan.power import POWER, load_power, shares
-from Utils.scan.proof import UNRELATED, with_strings, without_base
+from Utils.scan.proof import UNRELATED, decides, with_strings, without_base
 from Utils.scan.strings import Strings, TriggerConfig
 from Utils.scan.trigger import Means, find_backdoors
 from Utils.sources.lenders import Given
@@ -715,8 +716,8 @@ def judge_weights(
             strings = strings_of(scan, suspect, anchor, request, precision)
     # 3. search, 4. witnesses, 5. verdict
     if cfg.procedure == "calibrated":
-        decides = calibration and not (looked_for and strings[0].proven)
-        finding = find_trigger(scan if decides else replace(scan, cfg=shorter(cfg)), part)
+        in_whole = calibration and not decides(strings[0])
+        finding = find_trigger(scan if in_whole else replace(scan, cfg=shorter(cfg)), part)
         verdict = judge(finding.values, calibration)
     else:
         finding = find_trigger_as_published(scan, part)

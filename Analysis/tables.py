@@ -438,6 +438,16 @@ def speed() -> str:
     return f"{grid(head, rows)}\n\n{command(*dict.fromkeys(one['command'] for one in found.values()))}"
 
 
+def speed_short() -> str:
+    """`speed` in one line a size."""
+    rows = []
+    for shape, one in read(BENCHMARK / "speed.json")["shapes"].items():
+        published, scans = one["scans"].get("published"), {n: s for n, s in one["scans"].items() if n != "published"}
+        whole = f"{published['whole_seconds']:.0f}" if published else ""
+        rows.append([shape, *(f"{scan['seconds']:.0f}" for scan in scans.values()), whole, one["machine"]["threads"]])
+    return grid(["size", "planted, empty cache", "benign, base cached", "configs/paper.yaml", "cores"], rows)
+
+
 def speed_stages() -> str:
     """Where the time goes: seconds, arithmetic and share of the machine's rate, stage by stage."""
     rows = []
@@ -470,7 +480,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "claim": claim, "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
-    "left_out": left_out, "firing": firing, "speed": speed, "speed_stages": speed_stages, "speed_machine": speed_machine,
+    "left_out": left_out, "firing": firing,
+    "speed": speed, "speed_short": speed_short, "speed_stages": speed_stages, "speed_machine": speed_machine,
 }  # fmt: skip
 
 

@@ -26,6 +26,11 @@ def verdict_of(strings: Strings) -> str:
     return "clean" if strings.score <= strings.cleared else "inconclusive"
 
 
+def decides(strings: Strings) -> bool:
+    """Whether strings have decided, whatever vectors do: one is a proof, in enough prompts, of a suspect of this base."""
+    return bool(strings.proven) and strings.prompts >= ENOUGH and strings.drift <= UNRELATED
+
+
 def score_of(strings: Strings) -> float:
     """The same as a number, 0.9 where the band ends above and 0.1 where it ends below.  0..1"""
     middle, half = (strings.limit + strings.cleared) / 2, max((strings.limit - strings.cleared) / 2, 1e-3)
