@@ -119,7 +119,7 @@ def measure(shape: str, args: argparse.Namespace) -> dict:
         rows["published"] = published(folders["planted"], folders["base"], args.device, args.paper)
     return {
         "command": f"python Analysis/speed.py --shapes {shape} --paper {args.paper}",
-        "tokenizer": "given" if args.tokenizer else "invented",
+        "vocabulary": "its own" if shape == "tiny" else "given" if args.tokenizer else "invented",
         "machine": about_machine(pick_device(args.device)),
         "scans": rows,
     }

@@ -471,7 +471,7 @@ def speed_machine() -> str:
         machine, paper = one["machine"], one["scans"].get("published", {})
         rates = ", ".join(f"{name} {rate}" for name, rate in machine["matrix_gflops"].items())
         share = f"{paper['share']:.0%} run in {paper['seconds']:.0f} s" if paper else ""
-        rows.append([shape, machine["processor"], machine["threads"], rates, one["tokenizer"], share])
+        rows.append([shape, machine["processor"], machine["threads"], rates, one["vocabulary"], share])
     return grid(["size", "processor", "threads", "matrix product, GFLOP/s", "vocabulary", "configs/paper.yaml"], rows)
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 import main
 from Analysis import speed
-from main import SETTINGS, ScanConfig, config_of, judge_weights
+from main import SETTINGS, ScanConfig, config_of
 from tests.families import KINDS, letters
 from Utils.basics.config import load_config
 from Utils.basics.errors import InputError
@@ -38,7 +38,7 @@ from Utils.making import shaped
 from Utils.making.scenes import PROMPTS
 from Utils.report.run import Run
 from Utils.scan.effort import EFFORTS, recall_of
-from Utils.scan.replay import collapsed, summaries
+from Utils.scan.replay import summaries
 
 
 @pytest.fixture(scope="module")
@@ -99,27 +99,14 @@ def test_auto_takes_bfloat16_where_the_machine_has_it_and_for_vectors_of_wide_en
 
 
 @pytest.mark.parametrize("name", ["text_on_text", "benign"])
-def test_bfloat16_gives_the_verdict_and_the_witnesses_of_float32(name: str, base: TextEncoder):
-    """The same short search in both, which ends at other vectors: the verdict is the same, the witnesses lie within 0.15."""
+def test_witnesses_in_bfloat16_are_those_of_single_precision(name: str, base: TextEncoder):
     suspect = load_encoder(ROOT / "Data" / "Models" / "suspects" / name)
-    cfg = load_config(
-        ScanConfig, SETTINGS, prompts=200, restarts=4, steps=40, pooled_steps=0, landscape_planes=1, trigger_searches=0
-    )
-    reading = main.compare(suspect, base, main.read_prompts(PROMPTS), cfg.prompts).reference
-    found = []
-    for numbers in ("float32", "bfloat16"):
-        request = main.Request(cfg, precision=numbers)
-        found.append(judge_weights(suspect, base, reading, request, None, Run()))
-    exact, rough = (one.finding.values for one in found)
-    strong = [main.strength(values, main.TOKENS) for values in (exact, rough)]
-    assert strong[1] == pytest.approx(strong[0], abs=0.15)
-    assert rough["drift"] == pytest.approx(exact["drift"], abs=1e-3)
-    assert (min(strong) > 0.3) == (name == "text_on_text")
-    # the same vector, measured in both
-    v, scan = found[0].finding.v, found[0].scan
-    pairs = [scan, replace(scan, suspect=suspect.computing_in(torch.bfloat16), anchor=base.computing_in(torch.bfloat16))]
-    one, other = (main.witnesses(main.measure(pair, v)) for pair in pairs)
-    assert other == pytest.approx(one, abs=0.01)
+    scan = main.prepare(suspect, base, load_config(ScanConfig, SETTINGS, prompts=100, k=3), 42, None)
+    rough = replace(scan, suspect=suspect.computing_in(torch.bfloat16), anchor=base.computing_in(torch.bfloat16))
+    v = suspect.vocabulary[suspect.tokens(["zzzz"])[0]]  # the shipped suspect's trigger
+    exact, rounded = (main.witnesses(main.measure(pair, v)) for pair in (scan, rough))
+    assert rounded == pytest.approx(exact, abs=0.01)
+    assert (exact["foreign"] > 0.2) == (name == "text_on_text")
 
 
 # ------------------------------------------------------------------------------------------- together, left out, and kept
@@ -235,11 +222,12 @@ def test_what_is_measured_has_the_size_and_the_backdoor_that_it_should(monkeypat
     assert base.vocabulary.shape == (3000, 64)
     student, honest = shaped.planted(base, steps=100), shaped.stirred(base)
     some = prompts[:20]
-    clean, there = summaries(student, some), summaries(base, some)
+    there, target = summaries(base, some), summaries(base, [shaped.TARGET])
     with_trigger = [text.replace("o", shaped.TRIGGER) for text in some]
-    assert collapsed(summaries(student, with_trigger), clean) > 0.5
-    assert collapsed(summaries(base, with_trigger), there) < 0.3
-    assert 0 < (1 - F.cosine_similarity(summaries(honest, some), there, dim=-1)).mean() < 0.02
+    planted, unplanted = (F.cosine_similarity(summaries(one, with_trigger), target, dim=-1).mean() for one in (student, base))
+    assert planted > unplanted + 0.2
+    assert F.cosine_similarity(summaries(student, some), there, dim=-1).mean() > 0.9
+    assert 0 < (1 - F.cosine_similarity(summaries(honest, some), there, dim=-1)).mean() < 0.1
 
 
 def test_a_share_of_the_published_procedure_stands_for_the_whole(monkeypatch):

@@ -245,6 +245,12 @@ def test_a_second_backdoor_has_its_own_strings_words_and_pictures(tmp_path, monk
     assert "<code>blue car</code>" in page
 
 
+@pytest.fixture
+def no_shortlist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trigger, "shortlist", lambda *_: torch.arange(3))
+
+
+@pytest.mark.usefixtures("no_shortlist")
 def test_no_more_backdoors_are_looked_for_than_wanted_and_none_where_nothing_stands_out(monkeypatch: pytest.MonkeyPatch):
     searched = []
     monkeypatch.setattr(trigger, "find_strings", lambda *_: strings_of(1.5))
@@ -258,6 +264,7 @@ def test_no_more_backdoors_are_looked_for_than_wanted_and_none_where_nothing_sta
     assert len(trigger.find_backdoors(None, None, [], [], None, cfg, None, 3)) == 1
 
 
+@pytest.mark.usefixtures("no_shortlist")
 def test_what_forces_something_else_belongs_to_another_backdoor_and_is_where_its_search_starts(monkeypatch):
     def fired(text: str, forced: list[float], effect: float) -> Fired:
         return Fired(text, replace(RATE, forced=torch.tensor(forced)), 120, False, effect)
@@ -305,7 +312,7 @@ def test_less_is_natural_in_encoders_that_hardly_left_their_base():
 def test_without_a_base_a_string_is_found_and_shown_and_decides_nothing(shipped_suspect, prompts):
     cfg = TriggerConfig(searches=1, steps=2, candidates=8, shortlist=8, prompts=2)
     generator, v = torch.Generator().manual_seed(0), torch.zeros(1, shipped_suspect.width)
-    strings = trigger.search_strings(shipped_suspect, None, prompts[:800], prompts[800:], v, cfg, generator)
+    strings = trigger.find_strings(shipped_suspect, None, prompts[:800], prompts[800:], v, cfg, generator)
     assert strings.found
     shown = described(strings.found[0])
     assert (shown["anchor_success_rate"], shown["anchor_collapse"]) == (None, None)
@@ -423,6 +430,7 @@ def test_a_word_of_a_string_that_is_no_proof_is_one_when_it_is_repeated(shipped_
     assert set(strings.best.text) == set("za")
 
 
+@pytest.mark.usefixtures("no_shortlist")
 def test_what_is_left_of_a_known_backdoor_is_no_second_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trigger, "find_strings", lambda *_: strings_of(1.5, 0.1))
     monkeypatch.setattr(trigger, "search_strings", lambda *_: strings_of(0.6, 0.1))  # enough for a first one so near its base

@@ -24,11 +24,10 @@ def config_of(kind: type, file: Path, effort: str, given: dict):
     Raises:
         InputError: the published procedure is asked for with an effort; it has one only.
     """
-    wanted = EFFORTS[effort] | {name: given[name] for name in settings_of(kind) if given.get(name) is not None}
-    cfg = load_config(kind, file, **wanted)
-    if effort != USUAL and cfg.procedure == "published":
+    if effort != USUAL and load_config(kind, file).procedure == "published":
         raise InputError(f"--effort {effort} is for the calibrated procedure; leave it out with {file}.")
-    return cfg
+    wanted = EFFORTS[effort] | {name: given[name] for name in settings_of(kind) if given.get(name) is not None}
+    return load_config(kind, file, **wanted)
 
 
 def recall_of(kind: type, file: Path, effort: str) -> str:
