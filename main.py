@@ -774,7 +774,7 @@ def scan_aside(model: str, request: Request, name: str | None) -> dict:
 def scan_bounded(
     request: Request, wanted: Wanted, debug: bool, model: str, name: str | None = None, device: str | None = None
 ) -> dict:
-    """`scan_model` in a child process with limits; name: of its result, where it is one of many; device: instead of the request's."""
+    """`scan_model` in a child process with limits.  name: of its result, if it is one of many; device: not the request's."""
     if name and request.show.images:  # one of many: what takes seconds to import is forked with every child
         import_module("Utils.found.rendering")
     here = replace(request, device=device or request.device)

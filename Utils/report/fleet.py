@@ -109,6 +109,7 @@ def _client(fleet: Fleet) -> Iterator[Client]:
 
     if fleet.workers:
         take(threads_for(fleet.workers))  # the workers inherit it
+        os.environ["TQDM_DISABLE"] = "1"  # their bars would overwrite each other
         share = {"memory": (psutil.virtual_memory().total >> 20) // fleet.workers}
         with (
             LocalCluster(
@@ -270,6 +271,6 @@ def _on_worker(task: Task, work: Work, folder: str, gpus: int) -> None:
         os.chdir(folder)
     except OSError:
         raise InputError(
-            f"the worker {name} does not see {folder}; start workers where this folder is, and --output."
+            f"the worker {name} does not see {folder}; start workers where it is to be seen, and --output."
         ) from None
     see_to(task, work, f"cuda:{name % gpus}" if gpus else None, name)
