@@ -37,6 +37,10 @@ CONNECT, GLANCE = 30, 2.0
 """Seconds to reach a scheduler, and between two looks at its workers."""
 PATIENCE, EMPTY = 60, 3600
 """Seconds that a task waits for a worker that is large enough, where others may join, and that a fleet may have no worker."""
+QUIET = {
+    "TQDM_DISABLE": "1", "DASK_LOGGING__DISTRIBUTED": "critical", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
+}  # fmt: skip
+"""Environment of workers of this machine: their bars would overwrite each other, and what befalls them is in the summary."""
 UNBOUNDED_MB = 1 << 40
 """More memory than any machine has."""
 
@@ -109,7 +113,7 @@ def _client(fleet: Fleet) -> Iterator[Client]:
 
     if fleet.workers:
         take(threads_for(fleet.workers))  # the workers inherit it
-        os.environ["TQDM_DISABLE"] = "1"  # their bars would overwrite each other
+        os.environ |= QUIET
         share = {"memory": (psutil.virtual_memory().total >> 20) // fleet.workers}
         with (
             LocalCluster(
