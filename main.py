@@ -4,6 +4,7 @@
     python main.py --model M --anchor A --output Results      any encoder; M and A are folders or hub ids
     python main.py --model M --config configs/paper.yaml      the published procedure
     python main.py --models LIST                              many encoders, and a summary
+    python main.py --models LIST --workers 4                  the same in four processes
     python main.py --model M --try STRING                     what a string does, in suspect and base
 
 1 embed the corpus   2 assimilation by layer   3 search a pseudo-trigger   4 its witnesses   5 verdict and report
@@ -36,6 +37,7 @@ from Utils.basics.bounded import reading, run_bounded
 from Utils.basics.config import load_config
 from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
 from Utils.basics.files import ROOT, remove_parts
+from Utils.basics.processes import overload
 from Utils.encoder.added import added_to
 from Utils.encoder.anchors import pick_anchor
 from Utils.encoder.corpus import batches, embed_corpus, read_prompts, split
@@ -49,8 +51,9 @@ from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_s
 from Utils.found.show import Show, show_found, show_further
 from Utils.found.trying import fires, told_of, try_string
 from Utils.report.command_line import check_arguments, deliver, parse_arguments
+from Utils.report.fleet import Fleet, load_dask, scan_in_fleet
 from Utils.report.limits import Wanted, limits_of
-from Utils.report.lists import exit_code, is_first_process, scan_named, worst
+from Utils.report.lists import exit_code, is_first_process, scan_many, scan_named, worst
 from Utils.report.plots import ANCHOR, BENIGN, FOUND
 from Utils.report.report import make_report, write_report
 from Utils.report.run import Run, open_run
@@ -807,6 +810,16 @@ def scan_aside(model: str, request: Request, name: str | None) -> dict:
     return scan_model(model, request, name)
 
 
+def scan_bounded(
+    request: Request, wanted: Wanted, debug: bool, model: str, name: str | None = None, device: str | None = None
+) -> dict:
+    """`scan_model` in a child process with limits.  name: of its result, if it is one of many; device: not the request's."""
+    if name and request.show.images:  # one of many: what takes seconds to import is forked with every child
+        import_module("Utils.found.rendering")
+    here = replace(request, device=device or request.device)
+    return run_bounded(scan_aside, (model, here, name), limits_of(model, request.anchor, wanted), model, debug)
+
+
 def try_aside(model: str, request: Request, text: str) -> dict:
     """What a string does in suspect and base, as a child process tells it."""
     quiet_libraries()
@@ -835,21 +848,21 @@ def main(argv: list[str] | None = None) -> int:
         depends_on = {name: value for name, value in asdict(request).items() if name != "output"}
         wanted = Wanted(args.memory, args.timeout, args.load_timeout)
         remove_parts(CACHE)
-
-        def scan(model: str, name: str | None = None, device: str | None = None) -> dict:
-            if name and args.images:  # one of many: what takes seconds to import is forked with every child
-                import_module("Utils.found.rendering")
-            here = replace(request, device=device or request.device)
-            return run_bounded(scan_aside, (model, here, name), limits_of(model, args.anchor, wanted), model, args.debug)
-
+        scan_all = scan_many
+        if args.workers or args.scheduler:
+            load_dask()
+            scan_all = partial(scan_in_fleet, Fleet(args.workers, args.scheduler))
         if args.tried is not None:
             limits = limits_of(args.model, args.anchor, wanted)
             tried = run_bounded(try_aside, (args.model, request, args.tried), limits, args.model, args.debug)
             print(told_of(tried), flush=True)
             return int(fires(tried))
         with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
+            if not args.scheduler and is_first_process() and (busy := overload()):
+                tell(f"note: {busy}")
             files = [ROOT / cfg.corpus, ROOT / cfg.calibration, POWER]
-            reports, unwritten = scan_named(args, scan, depends_on, files, wanted)
+            scan = partial(scan_bounded, request, wanted, args.debug)
+            reports, unwritten = scan_named(args, scan, depends_on, files, wanted, scan_all)
     except KeyboardInterrupt:
         return fail("interrupted; nothing was judged.")
     except (InputError, OSError) as error:
@@ -866,4 +879,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(import_module("main").main())  # what is pickled has this module's name: a worker has a __main__ of its own

@@ -236,6 +236,21 @@ def loopholes() -> str:
     return f"{table}\n\n{command('python Analysis/loophole.py')}"
 
 
+def fleet() -> str:
+    """What a fleet costs without any scan."""
+    found = read(BENCHMARK / "fleet.json")
+    rows = [
+        ["a task", f"{1000 * found['seconds_a_task']:.0f} ms"],
+        ["start and end of the workers", f"{found['start_and_end']:.0f} s"],
+        ["100,000 tasks", f"{100_000 * found['seconds_a_task'] / 3600:.1f} hours"],
+    ]
+    head = [
+        f"{found['tasks']:,} tasks, {found['workers']} workers, {found['cores']} cores, load {found['load_before']:.1f}",
+        "time",
+    ]
+    return f"{grid(head, rows)}\n\n{command(found['command'])}"
+
+
 def strings_by_model() -> str:
     """The strongest string found in each planted model."""
     rows = [
@@ -480,7 +495,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "claim": claim, "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
-    "left_out": left_out, "firing": firing,
+    "left_out": left_out, "firing": firing, "fleet": fleet,
     "speed": speed, "speed_short": speed_short, "speed_stages": speed_stages, "speed_machine": speed_machine,
 }  # fmt: skip
 

@@ -50,6 +50,8 @@ LONGEST_ANSWER = 256 << 20
 """Bytes; a report has some thousands."""
 TEXTS_A_SECOND = 1000
 """So many texts, tokenised once the files are read, add a second of processor time; usual tokenizers take a tenth of it."""
+STARTING = threading.Lock()
+"""Held while a child starts: one that another thread starts meanwhile would hold the pipes open that tell of this one's end."""
 THREAD_MB = 10
 """Stacks of the threads that torch and tokenizers begin on every core, once there is work for them: taken, hardly ever used."""
 
@@ -151,14 +153,15 @@ def run_bounded(job: Callable[..., Any], arguments: tuple, limits: Limits, what:
         Ended: it was stopped by a limit, or died.
     """
     context = get_context(start_method())
-    ours, theirs = context.Pipe(duplex=False)
-    output, says = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(theirs, says, limits, job, arguments), daemon=True)
-    with warnings.catch_warnings():  # Python warns of forks beside threads: the work runs in a thread of its own there
+    with STARTING, warnings.catch_warnings():
+        # Python warns of forks beside threads: the work runs in a thread of its own there
         warnings.simplefilter("ignore", DeprecationWarning)
+        ours, theirs = context.Pipe(duplex=False)
+        output, says = context.Pipe(duplex=False)
+        child = context.Process(target=_child, args=(theirs, says, limits, job, arguments), daemon=True)
         child.start()
-    theirs.close()
-    says.close()
+        theirs.close()
+        says.close()
     said: deque[str] = deque(maxlen=KEPT)
     reader = threading.Thread(target=_collect, args=(output, said), daemon=True)
     reader.start()

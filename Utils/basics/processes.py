@@ -6,10 +6,41 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import psutil
 import torch
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""What libraries look at when they are loaded."""
+BUSY, GLANCE = 0.9, 0.1
+"""Share of the cores' time that others take, and the seconds over which it is looked at."""
+
+
+def cores() -> int:
+    """Cores that this process may use, or OMP_NUM_THREADS where that is set."""
+    if (wanted := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(wanted):
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_for(jobs: int) -> int:
+    """Threads of each of `jobs` processes that share the cores."""
+    return max(1, cores() // jobs)
 
 
 def workers(jobs: int) -> ProcessPoolExecutor:
-    """A pool of `jobs` fresh processes with an equal share of the cores, or of OMP_NUM_THREADS where that is set."""
-    cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    return ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (max(1, cores // jobs),))
+    """A pool of `jobs` fresh processes with an equal share of the cores."""
+    return ProcessPoolExecutor(jobs, get_context("spawn"), take, (threads_for(jobs),))
+
+
+def take(threads: int) -> None:
+    """Use so many threads in this process and in those that it starts."""
+    os.environ |= dict.fromkeys(THREADS, str(threads))
+    torch.set_num_threads(threads)
+
+
+def overload() -> str | None:
+    """What to say where other processes keep the cores busy already; this one rests while it looks."""
+    share = psutil.cpu_percent(GLANCE) / 100
+    if share < BUSY:
+        return None
+    return f"other processes keep {share:.0%} of this machine's cores busy: scans take longer than they would alone."

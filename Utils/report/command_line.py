@@ -41,6 +41,12 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
         help="many suspects instead: a text file with one a line, or a folder in which models lie, at whatever depth; goes on "
         "where an earlier run was stopped, and adds summary.json and summary.html to the results",
     )  # fmt: skip
+    fleet = parser.add_argument_group("fleets", "who scans the encoders of --models; docs/fleet.md says more")
+    fleet.add_argument("--workers", type=int, metavar="N", help="so many processes of this machine, sharing memory and cores")
+    fleet.add_argument(
+        "--scheduler", default="", metavar="ADDRESS_OR_FILE",
+        help="the workers of a running dask scheduler: its address (tcp://host:8786) or the file that it has written",
+    )  # fmt: skip
     parser.add_argument(
         "--subfolder", default="", metavar="FOLDER", help="where in --model the encoder lies, such as text_encoder_2"
     )
@@ -130,6 +136,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     for flag, limit in (("--memory", args.memory), ("--timeout", args.timeout), ("--load-timeout", args.load_timeout)):
         if limit is not None and limit < 1:
             raise InputError(f"{flag} {limit} leaves nothing; give 1 or more.")
+    for flag, value in (("--workers", args.workers), ("--scheduler", args.scheduler or None)):
+        if value is not None and not args.models:
+            raise InputError(f"{flag} shares a list of encoders; give one with --models.")
+    if args.workers is not None and args.scheduler:
+        raise InputError("--workers starts processes and --scheduler joins those of others; give one of them.")
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f"--workers {args.workers} leaves nobody to scan; give 1 or more.")
     if args.tried is not None and (args.models or not args.tried.strip()):
         raise InputError("--try takes one string and one --model; give both.")
     if args.images < 0:

@@ -46,12 +46,12 @@ class Wanted:
     reading_seconds: int | None = None
 
 
-def limits_of(model: str, anchor: str, wanted: Wanted) -> Limits:
-    """What the scan of a model may take; never more memory than the machine has."""
+def limits_of(model: str, anchor: str, wanted: Wanted, machine_mb: int | None = None) -> Limits:
+    """What the scan of a model may take; never more memory than the machine has, this one unless `machine_mb` is given."""
     weights, texts = sizes(model)
     more = sizes(anchor) if anchor not in ("auto", "none") else (0, 0)
     weights, texts = weights + (more[0] or weights), texts + (more[1] or texts)  # a base is as large as what is made of it
-    memory = min(BASE_MB + TIMES * (weights >> 20), psutil.virtual_memory().total >> 20)
+    memory = min(BASE_MB + TIMES * (weights >> 20), machine_mb or psutil.virtual_memory().total >> 20)
     reading = READING_SECONDS + weights // WEIGHTS_RATE + texts // TEXTS_RATE + PIECES_SECONDS * has_pieces(model, anchor)
     reading_mb = None if wanted.memory_mb else READING_MB + (WEIGHTS_TIMES * weights + TEXTS_TIMES * texts >> 20)
     return Limits(wanted.memory_mb or memory, wanted.seconds or SECONDS, wanted.reading_seconds or reading, reading_mb)

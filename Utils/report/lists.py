@@ -10,9 +10,9 @@ import codecs
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
 from hashlib import sha256
@@ -158,46 +158,82 @@ def plan(models: Iterable[str], output: Path, expand: Callable[[str], list[str]]
 
 
 # ---------------------------------------------------------------------------------------------------------- the scans
+@dataclass(frozen=True)
+class Work:
+    """What is done with every task of a list; a fleet pickles it for its workers."""
+
+    scan: Callable[..., dict]
+    """As in `scan_named`."""
+    output: Path
+    request: dict
+    """Everything else that a report depends on."""
+    resume: bool
+    wanted: Wanted = field(default_factory=Wanted)
+    """Limits that the user has set."""
+
+    @property
+    def anchor(self) -> str:
+        return self.request.get("anchor", "auto")
+
+
+def see_to(task: Task, work: Work, device: str | None = None, process: int | str = 0) -> None:
+    """Scan one encoder, unless an earlier run has finished it, and record how it ended and which process has seen to it.
+
+    Raises:
+        OSError: the record cannot be written; nothing that comes after could be kept either.
+    """
+    limits = limits_of(task.model, work.anchor, work.wanted)
+    died_at = _died_at(task, work.request, limits)
+    if work.resume and _died(task, work.output, died_at):
+        return
+    key, done = None, _Done()
+    try:
+        key = _key(task, work.request, limits)
+    except Ended as error:
+        done = _Done(sentence_of(error), died_at)
+    if key is not None and work.resume and _finished(task, work.output, key, work.request):
+        return
+    done = done if done.error else _attempt(work.scan, task, device, died_at)
+    _record(task, work.output, key, done, process)
+    if done.died_at:
+        remove_leftovers(work.output)
+
+
+def unwritable(output: Path, failure: OSError) -> str:
+    """Why a list breaks off where `see_to` raises this."""
+    return f"{output} cannot be written ({failure.strerror}); see to it, or choose another with --output."
+
+
 def scan_many(
     tasks: list[Task], scan: Callable[..., dict], output: Path, request: dict, resume: bool, wanted: Wanted | None = None
 ) -> list[dict]:
     """Scan this process's share of the tasks, wait for the others, and read what all have found.  -> a report a task
 
-    `scan` as in `scan_named`; `request` is everything else that a report depends on; `wanted`: limits that the user has set.
-    Under accelerate launch the list is split by accelerate's process state, so that no encoder is scanned twice.
+    Arguments as in `Work`.  Under accelerate launch the list is split by accelerate's process state, so that no encoder is
+    scanned twice.
     """
     from accelerate import PartialState  # half a second that a single scan does not need
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT)
     state.wait_for_everyone()  # names were given by what lay in the output: nobody writes before all have planned
     device = str(state.device) if state.num_processes > 1 and request["device"] == "auto" else None
-    anchor, broken_off = request.get("anchor", "auto"), None
+    work, broken_off = Work(scan, output, request, resume, wanted or Wanted()), None
     with state.split_between_processes(tasks) as share:
         for task in share:
-            limits = limits_of(task.model, anchor, wanted or Wanted())
-            died_at = _died_at(task, request, limits)
-            if resume and _died(task, output, died_at):
-                continue
-            key, done = None, _Done()
             try:
-                key = _key(task, request, limits)
-            except Ended as error:
-                done = _Done(sentence_of(error), died_at)
-            if key is not None and resume and _finished(task, output, key, request):
-                continue
-            done = done if done.error else _attempt(scan, task, device, died_at)
-            try:
-                _record(task, output, key, done, state.process_index)
-            except OSError as failure:  # nothing that comes after could be kept either
-                broken_off = f"{output} cannot be written ({failure.strerror}); see to it, or choose another with --output."
+                see_to(task, work, device, state.process_index)
+            except OSError as failure:
+                broken_off = unwritable(output, failure)
                 if state.num_processes > 1:
                     raise InputError(broken_off) from None
                 break
-            if done.died_at:
-                remove_leftovers(output)
     state.wait_for_everyone()
-    first = tasks.index(task) if broken_off else len(tasks)
-    return [_report(each, output) for each in tasks[:first]] + [_unjudged(each, broken_off) for each in tasks[first:]]
+    return reports_of(tasks, output, tasks[tasks.index(task) :] if broken_off else (), broken_off)
+
+
+def reports_of(tasks: list[Task], output: Path, left: Collection[Task] = (), broken_off: str | None = None) -> list[dict]:
+    """What the journal and the result folders say of every task; of those that are left, why the list broke off."""
+    return [_unjudged(task, broken_off) if task in left else _report(task, output) for task in tasks]
 
 
 def is_first_process() -> bool:
@@ -265,12 +301,17 @@ def _died_at(task: Task, request: dict, limits: Limits) -> str:
 
 
 def scan_named(
-    args: argparse.Namespace, scan: Callable[..., dict], request: dict, files: Iterable[Path], wanted: Wanted
+    args: argparse.Namespace,
+    scan: Callable[..., dict],
+    request: dict,
+    files: Iterable[Path],
+    wanted: Wanted,
+    scan_all: Callable[..., list[dict]] = scan_many,
 ) -> tuple[list[dict], list[str]]:
     """Scan every encoder that the command line names and show the verdicts.  -> their reports, and what could not be written
 
     scan(model, name, device) makes one report, in a result folder of that name, on another device than asked for if one is
-    given; request and files: what reports depend on beside the suspects and the anchors.
+    given; request and files: what reports depend on beside the suspects and the anchors; scan_all: as `scan_many`.
     """
     tree = named_in(args.models, partial(tree_within, wanted=wanted)) if args.models else Tree([args.model])
     for folder in (args.output, args.output / JOURNAL):
@@ -285,7 +326,7 @@ def scan_named(
         return [report], []
     request |= {"files": inputs_digest(args.anchor, files, args.tokenizer), "versions": versions()}
     tasks = plan(tree.models, args.output, expand)
-    reports, unwritten = scan_many(tasks, scan, args.output, request, bool(args.models), wanted), []
+    reports, unwritten = scan_all(tasks, scan, args.output, request, bool(args.models), wanted), []
     if is_first_process():
         summary = summarise(reports, tasks, tree)
         tell(table(summary))
@@ -325,7 +366,12 @@ def _journal(task: Task, output: Path) -> Path:
     return output / JOURNAL / f"{text_digest(_whole_name(task.model))[:32]}.json"
 
 
-def _record(task: Task, output: Path, key: str | None, done: _Done, process: int) -> None:
+def record_error(task: Task, output: Path, error: str) -> None:
+    """Say that nobody could see to a task; the next run tries it again."""
+    _record(task, output, None, _Done(error), "none")
+
+
+def _record(task: Task, output: Path, key: str | None, done: _Done, process: int | str) -> None:
     """Say that a task is done, and by which process, in a file that is there whole or not at all."""
     entry = {"key": key, "name": task.name, "error": done.error, "process": process, "report": _report_digest(task, output)}
     write_whole(_journal(task, output), to_json(entry | {"died_at": done.died_at, "outside": done.outside}))
