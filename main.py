@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from Utils.basics.bounded import reading, run_bounded
+from Utils.basics.bounded import reading, run_bounded, say
 from Utils.basics.config import load_config
 from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
 from Utils.basics.files import ROOT, remove_parts
@@ -756,6 +756,8 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
             table = {"vocabulary": len((base or suspect).vocabulary)}
             known = search_settings(cfg), landscape_settings(cfg)
             calibration = load_calibration(ROOT / cfg.calibration, fingerprint(suspect) | table, *known)
+        if name is None and (busy := overload()):  # of a list, the other scans keep the machine busy
+            say(f"note: {busy}")
         # the tokenizer is part of the suspect: weights are judged as the base reads texts, and as the suspect where it differs;
         # and as half precision makes them, where that is another encoder
         with run.stage("readings"), reading():
@@ -797,7 +799,7 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         of_weights = replace(verdict, verdict=chosen.verdict.verdict)
         report = make_report(scan, first, of_weights, shown, by_layer, further)
         report = with_open_triggers(with_backdoor(report, verdict, firing), verdict, words)
-        run.say_rate(pick_precision(request.precision, suspect).strings, device)
+        run.log_rate(pick_precision(request.precision, suspect).strings, device, aloud=name is None)
         return write_report(report, run, verdict, settings, usual)
 
 
@@ -858,8 +860,6 @@ def main(argv: list[str] | None = None) -> int:
             print(told_of(tried), flush=True)
             return int(fires(tried))
         with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
-            if not args.scheduler and is_first_process() and (busy := overload()):
-                tell(f"note: {busy}")
             files = [ROOT / cfg.corpus, ROOT / cfg.calibration, POWER]
             scan = partial(scan_bounded, request, wanted, args.debug)
             reports, unwritten = scan_named(args, scan, depends_on, files, wanted, scan_all)

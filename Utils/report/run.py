@@ -52,15 +52,18 @@ class Run:
             "%s: %.3f s, %.1f GFLOP, %.1f GFLOP/s", name, self.seconds[name], done, done / max(1e-3, self.seconds[name])
         )
 
-    def say_rate(self, numbers: torch.dtype, device: torch.device) -> None:
-        """Tell which share of what the machine can do the stages reached that are made of products."""
+    def log_rate(self, numbers: torch.dtype, device: torch.device, aloud: bool) -> None:
+        """Say in log.txt, or aloud to the person at the terminal too, which share of what the machine can do the stages reached that are made of products."""
         busy = [one for one in self.work if one[0] > BUSY * one[1]]
-        done, took = sum(done for done, _ in busy), sum((took for _, took in busy), start=1e-3)
+        if not busy:
+            return
+        done, took = sum(done for done, _ in busy), sum(took for _, took in busy)
         able = matrix_rate(numbers, device) / 1e9
         kind, rate = str(numbers).removeprefix("torch."), done / took
         line = f"{done / 1000:.1f} TFLOP at {rate:.0f} GFLOP/s, {rate / able:.0%} of this machine's {able:.0f} in {kind}"
         logger.info(line)
-        say(line)
+        if aloud:
+            say(line)
 
     @contextmanager
     def searching(self, steps: int) -> Iterator[None]:
