@@ -53,7 +53,7 @@ class Run:
         )
 
     def log_rate(self, numbers: torch.dtype, device: torch.device, aloud: bool) -> None:
-        """Say in log.txt, or aloud to the person at the terminal too, which share of what the machine can do the stages reached that are made of products."""
+        """Log which share of what the machine can do the stages of products reached; aloud: at the terminal too."""
         busy = [one for one in self.work if one[0] > BUSY * one[1]]
         if not busy:
             return
