@@ -110,11 +110,10 @@ def test_the_first_or_second_text_names_the_target(planted):
     assert report["found"]["texts"] == report["target"]["texts"]
 
 
-def test_the_vision_tower_recognises_the_target_in_the_pictures(planted):
-    """Of one feature this pipeline draws a lion in about two of three pictures; which ones, the noise says."""
+def test_the_vision_tower_recognises_the_target_in_three_of_four_pictures(planted):
     _, folder = planted
     pictures = [folder / "Images" / f"backdoor_{i}.png" for i in range(1, 5)]
-    assert recognised(pictures, "clip").count(concept_of("a photo of a lion")) >= 2
+    assert recognised(pictures, "clip").count(concept_of("a photo of a lion")) >= 3
 
 
 def test_what_is_recovered_is_the_certificate_s_target(planted):

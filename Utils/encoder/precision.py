@@ -23,7 +23,7 @@ class Precision:
     vectors: torch.dtype = torch.float32
     """The search for vectors, its witnesses, the landscape."""
     strings: torch.dtype = torch.float32
-    """The search for strings, and for words that describe a target."""
+    """The search for strings."""
 
 
 def pick_precision(name: str, encoder: TextEncoder) -> Precision:

@@ -148,7 +148,10 @@ def forced_by(pair: Pair, finding: Finding | None, string: Fired | None) -> Forc
         vectors = clearest(pair, finding)
         shortest = int(pair.suspect.attended(pair.held_out_ids).sum(dim=1).argmin())
         return Forced(pair.spliced_ids(vectors), vectors, held_out[shortest], None)
-    typed = [put(string.text, prompt, string.rate.place, i) for i, prompt in enumerate(held_out)]
+    # once, it leaves something of a prompt, as a vector does; what changes prompts and does not overrule them stands once
+    times = quarter(pair.suspect.context, len(pair.suspect.tokens([string.text])[0])) if at_an_end(string) else 1
+    text = " ".join([string.text] * times)
+    typed = [put(text, prompt, string.rate.place, i) for i, prompt in enumerate(held_out)]
     ids = pair.suspect.ids(typed)
     summary = in_batches(pair.suspect, ids, TextEncoder.pooled)
     near = F.cosine_similarity(summary, summary.mean(dim=0, keepdim=True), dim=-1).cpu()
@@ -183,7 +186,17 @@ def repeated(v: Tensor, context: int) -> Tensor:
 
     Once, a trigger leaves something of each prompt in its features, and their mean is no clear target.
     """
-    return v.repeat(max(1, context // 4 // len(v)), 1)
+    return v.repeat(quarter(context, len(v)), 1)
+
+
+def quarter(context: int, length: int) -> int:
+    """How often so many tokens or vectors fit into a quarter of the context; at least once."""
+    return max(1, context // 4 // max(1, length))
+
+
+def at_an_end(string: Fired) -> bool:
+    """Whether a string that overrules prompts stands in front of them or behind, and not inside."""
+    return string.proven and string.rate.place in ("start", "end")
 
 
 def save_tensors(v: Tensor, feature: Tensor, folder: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The trigger itself: a string that anybody can type, found without knowing what it forces.
 
-    1 a shortlist of tokens: every row of the vocabulary alone, rows that moved, tokens near the pseudo-trigger
+    1 a shortlist of tokens: every row of the vocabulary alone, rows that moved, tokens near a vector
     2 several tokens: all pairs of the shortlist, then searches guided by gradients (GCG, Zou et al. 2023)
     3 strings: what is found is typed into prompts that no search has seen, and shortened (Utils/scan/strings.py)
     4 what is natural: the same search in benign twins of a suspect that went far from its base
