@@ -130,7 +130,8 @@ def main() -> None:
             rows.sort(key=lambda row: (row["split"], row["family"], row["name"]))
             write_whole(result, json.dumps({"settings": settings, "seed": args.seed, "models": rows}, indent=1) + "\n")
     if args.precision == AUTO:
-        others = [one for one in yaml.safe_load(POWER.read_text(encoding="utf-8")) if one["settings"] != settings]
+        measured = yaml.safe_load(POWER.read_text(encoding="utf-8")) if POWER.exists() else []
+        others = [one for one in measured if one["settings"] != settings]
         write_whole(POWER, yaml.safe_dump([*others, power_of(rows, settings)], sort_keys=False))
 
 

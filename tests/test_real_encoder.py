@@ -61,7 +61,7 @@ def test_strings_are_counted_once_and_the_power_is_written(built: Path, tmp_path
     config = tmp_path / "short.yaml"
     config.write_text(yaml.safe_dump(yaml.safe_load(SETTINGS.read_text(encoding="utf-8")) | {"trigger": SHORT}))
     result, powers = tmp_path / "triggers.json", tmp_path / "power.yaml"
-    monkeypatch.setattr(triggers, "RESULT", result)
+    monkeypatch.setattr(triggers, "RESULTS", tmp_path)
     monkeypatch.setattr(triggers, "POWER", powers)
     monkeypatch.setattr(power, "POWER", powers)
     anchor = str(built / "some_encoder" / "model")

@@ -36,7 +36,7 @@ def try_words(suspect: TextEncoder, added: Added, cfg: TriggerConfig, unseen: li
         return {}
     found, plain = {}, with_plain_rows(added, " ".join(PLAIN))
     for word, numbers in list(added.words.items())[:MOST]:
-        fair = replace(trial, base=plain) if len(numbers) > 1 else trial
+        fair = replace(trial, base=plain, rough=(suspect, plain)) if len(numbers) > 1 else trial
         found[word] = fair.at(word, fair.part(FEW).best(word).rate.place)
     return found
 
