@@ -48,6 +48,7 @@ class Run:
         yield
         self.seconds[name] = round(time.perf_counter() - began, 3)
         done = (WORK.flop - before) / 1e9
+        self.work.append((done, self.seconds[name]))
         logger.info(
             "%s: %.3f s, %.1f GFLOP, %.1f GFLOP/s", name, self.seconds[name], done, done / max(1e-3, self.seconds[name])
         )
