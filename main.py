@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from Utils.basics.bounded import reading, run_bounded, say
+from Utils.basics.bounded import progress, reading, run_bounded, say
 from Utils.basics.config import load_config
 from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
 from Utils.basics.files import ROOT, remove_parts
@@ -298,6 +298,13 @@ def first_vectors(scan: Scan) -> Tensor:
     return (noise * spread).to(scan.suspect.device)
 
 
+def rounds_of(cfg: ScanConfig, steps: int) -> list[tuple[int, int]]:
+    """Steps and starts of every round of a search; the last is twice as long: few starts are left, and they should converge."""
+    part = steps // (cfg.rounds + 1)
+    lengths = [part] * (cfg.rounds - 1) + [steps - part * (cfg.rounds - 1)]
+    return [(length, max(1, cfg.restarts >> number)) for number, length in enumerate(lengths)]
+
+
 def search(
     scan: Scan,
     on_step: Callable[[int, Tensor, dict[str, Tensor]], None],
@@ -313,12 +320,9 @@ def search(
     unit = float(rows.std()) if cfg.init == "vocabulary" else 1.0
     limit = rows.norm(dim=-1).max()
     drawn = batches(scan.suspect, scan.corpus.ids, scan.fit, cfg.batch, scan.generator)
-    part = steps // (cfg.rounds + 1)
-    # the last round is twice as long as the others: few starts are left, and they should converge
-    lengths = [part] * (cfg.rounds - 1) + [steps - part * (cfg.rounds - 1)]
     v, step = first_vectors(scan), 0
-    for length in lengths:
-        v = v.requires_grad_()
+    for length, starts in rounds_of(cfg, steps):
+        v = v[:starts].requires_grad_()
         optimiser = torch.optim.Adam([v], lr=cfg.lr * unit, weight_decay=cfg.weight_decay)
         losses = []
         for chosen in islice(drawn, length):
@@ -336,8 +340,6 @@ def search(
         final = torch.stack(losses[-max(1, steps // 10) :]).mean(dim=0)
         order = final.argsort()
         v = v.detach()[order]
-        if step < steps:
-            v = v[: max(1, len(order) // 2)]
     return v, final[order]
 
 
@@ -427,26 +429,33 @@ def landscape_around(scan: Scan, v: Tensor, loss_of: Callable = objective) -> La
     scale, unit = (float(v.norm()), "norms of v") if cfg.procedure == "calibrated" else (1.0, "absolute")
     radius = cfg.landscape_radius * scale
     surfaces, eigenvalues, shares = [], [], []
-    for plane in range(cfg.landscape_planes):
-        start = plane * cfg.landscape_prompts % len(scan.held_out)
-        rows = scan.held_out.roll(-start)[: cfg.landscape_prompts]
-        centre = v[None].clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss_of(scan, centre, rows)[0].sum(), centre)
-        d1, d2 = landscape.plane(gradient[0], scan.generator)
-        loss = partial(loss_of_many, scan, rows, loss_of=loss_of)
-        surfaces.append(landscape.surface(loss, v, d1, d2, radius, cfg.landscape_points).cpu())
-        # curvature in units of the radius, so that the bound on eigenvalues means the same for every width
-        spacing = 2 * radius / (cfg.landscape_points - 1)
-        eigenvalues.append(landscape.curvatures(surfaces[-1], spacing / (radius / cfg.landscape_radius)))
-        shares.append(landscape.share_upwards(eigenvalues[-1]))
+    with progress("landscape", cfg.landscape_planes * cfg.landscape_points**2) as points_done:
+        for plane in range(cfg.landscape_planes):
+            start = plane * cfg.landscape_prompts % len(scan.held_out)
+            rows = scan.held_out.roll(-start)[: cfg.landscape_prompts]
+            centre = v[None].clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss_of(scan, centre, rows)[0].sum(), centre)
+            d1, d2 = landscape.plane(gradient[0], scan.generator)
+            loss = partial(loss_of_many, scan, rows, loss_of=loss_of, points_done=points_done)
+            surfaces.append(landscape.surface(loss, v, d1, d2, radius, cfg.landscape_points).cpu())
+            # curvature in units of the radius, so that the bound on eigenvalues means the same for every width
+            spacing = 2 * radius / (cfg.landscape_points - 1)
+            eigenvalues.append(landscape.curvatures(surfaces[-1], spacing / (radius / cfg.landscape_radius)))
+            shares.append(landscape.share_upwards(eigenvalues[-1]))
     return Landscape(float(np.median(shares)), surfaces[0], torch.cat(eigenvalues), cfg.landscape_radius, unit)
 
 
 @torch.no_grad()
-def loss_of_many(scan: Scan, rows: Tensor, vectors: Tensor, texts: int = 128, loss_of: Callable = objective) -> Tensor:
-    """The loss of many vectors, `texts` spliced prompts at a time.  (n, k, d) -> (n,)"""
-    parts = vectors.split(max(1, texts // len(rows)))
-    return torch.cat([loss_of(scan, part, rows)[0] for part in parts])
+def loss_of_many(
+    scan: Scan, rows: Tensor, vectors: Tensor, texts: int = 128, loss_of: Callable = objective,
+    points_done: Callable[[int], object] = lambda _: None,
+) -> Tensor:  # fmt: skip
+    """The loss of many vectors, `texts` spliced prompts at a time; points_done: told how many were.  (n, k, d) -> (n,)"""
+    losses = []
+    for part in vectors.split(max(1, texts // len(rows))):
+        losses.append(loss_of(scan, part, rows)[0])
+        points_done(len(part))
+    return torch.cat(losses)
 
 
 def find_trigger(scan: Scan, run: Run) -> Finding:
@@ -456,13 +465,18 @@ def find_trigger(scan: Scan, run: Run) -> Finding:
     summary too, but not the other way round: v is the token witnesses' vector unless they are less than half as strong.
     """
     cfg = scan.cfg
-    with run.searching(cfg.steps + cfg.pooled_steps), derivable(scan.suspect, scan.anchor):
+    rounds = [pair for steps in (cfg.steps, cfg.pooled_steps) if steps for pair in rounds_of(cfg, steps)]
+    with run.searching(sum(steps * starts for steps, starts in rounds)), derivable(scan.suspect, scan.anchor):
         vectors, _ = search(scan, run.on_step)
         if cfg.pooled_steps:
             further, _ = search(scan, run.on_step, pooled_objective, cfg.pooled_steps)
             vectors = torch.cat([vectors, further])
     with run.stage("witnesses"):
-        measured = [(v, witnesses(measure(scan, v))) for v in vectors]
+        measured = []
+        with progress("witnesses", len(vectors)) as step_done:
+            for v in vectors:
+                measured.append((v, witnesses(measure(scan, v))))
+                step_done()
         best = {kind: max(measured, key=lambda pair: strength(pair[1], kind)) for kind in (TOKENS, POOLED)}
         tokens, pooled = (strength(best[kind][1], kind) for kind in (TOKENS, POOLED))
         kind = TOKENS if 2 * tokens >= pooled else POOLED
@@ -664,6 +678,8 @@ class Judged:
 
     form: str
     scan: Scan
+    searched: Scan
+    """The same in the number format of the search."""
     finding: Finding
     strings: list[Strings]
     """A set for each backdoor; those of the first say what was found where there is none."""
@@ -734,7 +750,7 @@ def judge_weights(
     for name, seconds in part.seconds.items():
         run.seconds[name] = round(run.seconds.get(name, 0.0) + seconds, 3)
     exact = replace(scan, suspect=suspect, anchor=anchor)  # what is shown is what the encoders do
-    return Judged(form.form, exact, finding, strings, verdict, part)
+    return Judged(form.form, exact, scan, finding, strings, verdict, part)
 
 
 def scan_model(model: str, request: Request, name: str | None = None) -> dict:
@@ -784,9 +800,9 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
             verdict = with_doubts(verdict, doubts + readings.doubts + formats_in_doubt(formats))
         # how far prompts assimilate from layer to layer, clean and with v, and what else v does
         with run.stage("assimilation"):
-            by_layer = layers_with_and_without(scan, finding.v)
+            by_layer = layers_with_and_without(chosen.searched, finding.v)
         first, *others = chosen.strings if chosen.verdict.verdict == "backdoored" else [Strings()]
-        shown = show_found(scan, finding, by_layer, run, request.show, first.best)
+        shown = show_found(scan, finding, by_layer, run, request.show, first.best, chosen.searched)
         further = [show_further(scan, one, run, request.show, number) for number, one in enumerate(others, 2)]
         settings = {"config": asdict(cfg), "show": asdict(request.show), "device": device.type}
         settings["read"] = {"files": suspect.files.read, "beside": [asdict(b) for b in beside]}
@@ -819,7 +835,7 @@ def scan_bounded(
     if name and request.show.images:  # one of many: what takes seconds to import is forked with every child
         import_module("Utils.found.rendering")
     here = replace(request, device=device or request.device)
-    return run_bounded(scan_aside, (model, here, name), limits_of(model, request.anchor, wanted), model, debug)
+    return run_bounded(scan_aside, (model, here, name), limits_of(model, request.anchor, wanted), model, debug, name or "")
 
 
 def try_aside(model: str, request: Request, text: str) -> dict:

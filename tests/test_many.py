@@ -138,6 +138,17 @@ def test_what_is_finished_is_not_scanned_again_and_errors_are(folders: list[Path
     assert run(folders, tmp_path / "out", resume=False)[0] == ["a", "b", "c"]
 
 
+def test_a_list_says_how_far_it_is(folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture):
+    output = tmp_path / "out"
+    run(folders[:1], output)
+    assert not capsys.readouterr().err
+    run(folders, output)
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"1 of 3: \S*a\S*: clean, as it was before", first)
+    assert re.fullmatch(r"2 of 3: \S*b\S*: not judged; about \d+ s left", second)
+    assert re.fullmatch(r"3 of 3: \S*c\S*: clean", third)
+
+
 @pytest.mark.parametrize("what", ["weights", "tokenizer", "settings", "report", "half a report", "anchor"])
 def test_what_has_changed_is_scanned_again(folders: list[Path], tmp_path: Path, what: str):
     output, request = tmp_path / "out", REQUEST

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import logging
 import math
 import os
 import re
@@ -30,8 +31,8 @@ from typing import Any
 
 import psutil
 import torch
-from tqdm import tqdm
 
+from Utils.basics.course import Course
 from Utils.basics.errors import InputError, OutOfScope, tell, visible
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not start CUDA, which no fork survives
@@ -125,28 +126,39 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress(name: str, total: int, shown: bool = True) -> Iterator[Callable[[], None]]:
-    """A bar on the terminal, drawn by the parent where this is a child.  Yields what to call after every step."""
-    if not _link.pipe:
-        with tqdm(total=total, desc=name, leave=False, disable=not shown) as bar:
-            yield bar.update
-        return
-    done = 0
+def progress(name: str, total: float, shown: bool = True) -> Iterator[Callable[..., None]]:
+    """How far a piece of work is, drawn by the parent where this is a child.  Yields what to call after every step.
 
-    def step() -> None:
+    It takes the size of the step, in units of `total`; one where none is given.
+    """
+    done, began = 0.0, time.perf_counter()
+    course = None if _link.pipe or not shown else Course(name, total)
+
+    def step(size: float = 1.0) -> None:
         nonlocal done
-        done += 1
-        if shown and time.monotonic() > _link.told + TICK:
+        done += size
+        if course:
+            course.reach(done)
+        elif shown and time.monotonic() > _link.told + TICK:
             _link.told = time.monotonic()
             _link.tell(bar=name, total=total, done=done)
 
-    yield step
-    _link.tell(bar=None)
+    try:
+        yield step
+    finally:
+        if course:
+            course.close()
+        elif shown:
+            _link.tell(bar=None)
+        if shown:
+            logging.getLogger("amber").info("  %s: %.1f s", name, time.perf_counter() - began)
 
 
 # ----------------------------------------------------------------------------------------------------------- the parent
-def run_bounded(job: Callable[..., Any], arguments: tuple, limits: Limits, what: str, debug: bool = False) -> Any:
-    """job(*arguments) in a child process.  -> what it returns, as JSON keeps it
+def run_bounded(
+    job: Callable[..., Any], arguments: tuple, limits: Limits, what: str, debug: bool = False, label: str = ""
+) -> Any:
+    """job(*arguments) in a child process.  -> what it returns, as JSON keeps it; label: of the bars and lines on its way
 
     Raises:
         InputError: what the job says of its input, or one sentence on what stopped it; `what` names the input.
@@ -165,7 +177,7 @@ def run_bounded(job: Callable[..., Any], arguments: tuple, limits: Limits, what:
     said: deque[str] = deque(maxlen=KEPT)
     reader = threading.Thread(target=_collect, args=(output, said), daemon=True)
     reader.start()
-    watched = _Watched(child, limits, ours)
+    watched = _Watched(child, limits, ours, label)
     try:
         answer = watched.answer()
     finally:
@@ -190,16 +202,16 @@ def start_method() -> str:
 class _Watched:
     """A child under way: what it has told, and which limit it has reached."""
 
-    def __init__(self, child: BaseProcess, limits: Limits, pipe: Connection):
-        self.child, self.limits, self.pipe = child, limits, pipe
+    def __init__(self, child: BaseProcess, limits: Limits, pipe: Connection, label: str):
+        self.child, self.limits, self.pipe, self.label = child, limits, pipe, label
         self.there = psutil.Process().memory_info().rss if start_method() == "fork" else 0  # pages of ours that it shares
         self.began = time.monotonic()
         self.stage, self.reached, self.trace = "start", "", []
         self.read, self.since = 0.0, None  # processor time of reading so far, and when the present reading began
         self.allowed = float(limits.reading_seconds)
         self.held = 0  # memory when it began
-        self.bar: tqdm | None = None
-        self.named = ""
+        self.course: Course | None = None
+        self.named = None
 
     def answer(self) -> dict | None:
         """What the child answers at its end; None where it died or was stopped."""
@@ -238,15 +250,14 @@ class _Watched:
 
     def _draw(self, message: dict | None) -> None:
         name = message and message["bar"]
-        with suppress(OSError):  # a terminal that is gone costs the bar
-            if self.bar is not None and name != self.named:
-                self.bar.close()
-                self.bar = None
-            if name and self.bar is None and sys.stderr is not None:
-                tqdm.monitor_interval = 0  # its thread would be forked with the next child
-                self.bar, self.named = tqdm(total=message["total"], desc=visible(name), leave=False), name
-            if name and self.bar is not None:
-                self.bar.update(message["done"] - self.bar.n)
+        if self.course and name != self.named:
+            self.course.close()
+            self.course = None
+        self.named = name
+        if name:
+            where = [part for part in (self.label, self.stage, name) if part]
+            self.course = self.course or Course(": ".join(dict.fromkeys(where)), message["total"])
+            self.course.reach(message["done"])
 
     def _over(self) -> bool:
         """Whether a limit is reached; `reached` says which."""

@@ -115,7 +115,7 @@ def token_summaries(encoder: TextEncoder, tokens: Tensor, cache: Path | None) ->
     file = cache / f"{_key(encoder, tokens)}.safetensors" if cache else None
     found = _opened(file, "TokenSummaries") if file else None
     if not found or found[0].shape[0] != len(tokens):
-        found = (texts_of_one(encoder, tokens).half().cpu(),)
+        found = (texts_of_one(encoder, tokens, progress="sweep").half().cpu(),)
         if file:
             _write(file, {"TokenSummaries": found[0]})
     return found[0].float()

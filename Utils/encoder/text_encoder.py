@@ -13,9 +13,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
+from transformers.activations import QuickGELUActivation
 
 from Utils.basics.bounded import progress as bar
 from Utils.basics.bounded import reading
@@ -28,6 +30,13 @@ from Utils.intake.tokenizer import ending
 
 READ = 128
 """Positions that texts are read to where padding is hidden: prompts are shorter, and every one of them costs."""
+
+
+class QuickGELU(nn.Module):
+    """CLIP's activation, x sigmoid(1.702 x), in one kernel fewer: on a CPU the usual form takes a quarter of a forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(1.702 * x) / 1.702
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,12 @@ class TextEncoder:
             id(p): p if kept & set(name.split(".")) else nn.Parameter(p.to(numbers), requires_grad=False)
             for name, p in self.model.named_parameters()
         }
-        return replace(self, model=copy.deepcopy(self.model, rounded))  # the copy takes these for its own
+        copied = replace(self, model=copy.deepcopy(self.model, rounded))  # the copy takes these for its own
+        for layer in copied.model.modules():
+            for name, part in layer.named_children():
+                if isinstance(part, QuickGELUActivation):
+                    setattr(layer, name, QuickGELU())
+        return copied
 
     def __call__(self, ids: Tensor) -> Tensor:
         return self.run(ids).last_hidden_state.float()
@@ -247,18 +261,23 @@ def pooled_by(modes: tuple[str, ...], features: Tensor, attended: Tensor) -> Ten
 
 
 @torch.no_grad()
-def texts_of_one(encoder: TextEncoder, tokens: Tensor, size: int = 512) -> Tensor:
-    """Summaries of texts of one token each.  (n,) -> (n, d)
+def texts_of_one(encoder: TextEncoder, tokens: Tensor, size: int = 512, progress: str = "") -> Tensor:
+    """Summaries of texts of one token each.  (n,) -> (n, d); progress: as `in_batches`
 
     Where no position sees a later one, many such texts share one begin of text, and each is but its token and its end.
     """
     ids = encoder.ids([""])
     # old CLIP configs have the summary at the highest number, which an added token may have
     if encoder.causal and encoder.begin and tokens.max() < encoder.eos:
-        return torch.cat([_side_by_side(encoder, ids, part) for part in tokens.split(size)])
+        parts, summaries = tokens.split(size), []
+        with bar(progress, len(parts), shown=bool(progress)) as step_done:
+            for part in parts:
+                summaries.append(_side_by_side(encoder, ids, part))
+                step_done()
+        return torch.cat(summaries)
     ids = splice_ids(encoder, ids.expand(len(tokens), -1), 1)
     ids[:, encoder.begin] = tokens
-    return in_batches(encoder, encoder.trimmed(ids), TextEncoder.pooled, size=size)
+    return in_batches(encoder, encoder.trimmed(ids), TextEncoder.pooled, size=size, progress=progress)
 
 
 def _side_by_side(encoder: TextEncoder, empty: Tensor, tokens: Tensor) -> Tensor:
@@ -339,11 +358,11 @@ def in_batches(
 ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
     """What `read` reads of many prompts, `size` at a time; with v (k, d) in them if given.  (n, T) -> (n, ...), or a tuple
 
-    With v, `ids` come from `splice_ids`.  A bar named `progress` shows how far it is.
+    With v, `ids` come from `splice_ids`.  A bar named `progress` shows how far it is.  Summaries are computed without padding.
     """
     parts, split = [], ids.split(size)
     with spliced(encoder, v) if v is not None else nullcontext(), bar(progress, len(split), shown=bool(progress)) as step_done:
         for part in split:
-            parts.append(read(encoder, part))
+            parts.append(read(encoder, encoder.trimmed(part) if read is TextEncoder.pooled else part))
             step_done()
     return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(torch.cat(p) for p in zip(*parts, strict=True))

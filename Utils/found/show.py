@@ -40,12 +40,14 @@ class Show:
 
 @dataclass(frozen=True)
 class Forced:
-    """Prompts that something is put into: a string that fires, or where there is none a vector."""
+    """What the suspect makes of prompts with a string that fires in them, or where there is none with a vector."""
 
-    ids: Tensor
-    """(m, T)"""
+    pooled: Tensor
+    """(m, d) summaries."""
+    feature: Tensor
+    """(1, T, d) what is shown: the prompt that a string overrules best; the mean with a vector, which leaves something of each."""
     vectors: Tensor | None
-    """(k, d) in place of tokens of theirs; None: the string is in the ids."""
+    """(k, d) in place of tokens of theirs; None: it is a string."""
     prompt: str
     """What the pictures of the string and of nothing are made from."""
     typed: str | None
@@ -53,23 +55,22 @@ class Forced:
 
 
 def show_found(
-    pair: Pair, finding: Finding, by_layer: dict[str, Tensor], run: Run, show: Show, string: Fired | None = None
+    pair: Pair, finding: Finding, by_layer: dict[str, Tensor], run: Run, show: Show, string: Fired | None = None,
+    searched: Pair | None = None,
 ) -> dict:  # fmt: skip
     """Show what the string forces, or v where there is none, whatever the verdict.
 
     -> {kind, times, typed, texts, examples, images, controls, benign_prompt, files}
 
-    by_layer: whose assimilation -> (m, L), for its figure.
+    by_layer: whose assimilation -> (m, L), for its figure; searched: the pair in the format of the search, for the others.
     """
     suspect, anchor, v = pair.suspect, pair.anchor, finding.v
-    forced = forced_by(pair, finding, string)
-    shown = forced.vectors
+    with run.stage("forced"):
+        forced = forced_by(pair, finding, string)
+    shown, feature = forced.vectors, forced.feature
     of_v = shown is None or torch.equal(shown, repeated(v, suspect.context)) or torch.equal(shown, v)
     with run.stage("figures"):
-        features, pooled = in_batches(suspect, forced.ids, TextEncoder.both, shown)
-        # a string overrules a real prompt; a vector leaves something of each in its features
-        feature = in_batches(suspect, suspect.ids([forced.typed])) if string else features.mean(dim=0, keepdim=True)
-        files = save_tensors(v, feature, run.folder) | draw_figures(pair, finding, by_layer, run)
+        files = save_tensors(v, feature, run.folder) | draw_figures(searched or pair, finding, by_layer, run)
     if not of_v:
         files["shown_embedding"] = FILES["shown_embedding"]
         torch.save(shown.cpu(), run.folder / FILES["shown_embedding"])
@@ -81,7 +82,7 @@ def show_found(
     if anchor:
         with run.stage("words"):
             try:
-                texts, notes = read_texts(pair, pooled)
+                texts, notes = read_texts(pair, forced.pooled)
             except Exception as error:  # the verdict stands without the words
                 notes = [f"no target texts: {sentence_of(error)}"]
             if string:
@@ -91,7 +92,8 @@ def show_found(
     with run.stage("pictures"):
         drawn = {"backdoor": feature}
         if anchor and show.images:
-            same = in_batches(anchor, anchor.ids([forced.typed])) if string else in_batches(anchor, forced.ids, v=shown)
+            spliced = pair.spliced_ids(shown) if shown is not None else anchor.ids([forced.typed])
+            same = in_batches(anchor, spliced, v=shown)
             drawn["anchor"] = same.mean(dim=0, keepdim=True)
         drawn["benign"] = in_batches(suspect, suspect.ids([forced.prompt]))
         pictures, notes = draw_pictures(anchor, show.pipeline, drawn, show.images, run)
@@ -106,14 +108,14 @@ def show_found(
 
 def show_further(pair: Pair, strings: Strings, run: Run, show: Show, number: int) -> dict:
     """What the strings of a further backdoor force, into the folder backdoor_<number>.  -> one of `backdoors` in report.json"""
-    suspect, string, folder = pair.suspect, strings.best, f"backdoor_{number}"
+    string, folder = strings.best, f"backdoor_{number}"
     forced = forced_by(pair, None, string)
     part = replace(run, folder=run.folder / folder, notes=[], seconds={})
     part.folder.mkdir()
     with run.stage(folder):
-        feature, base = (in_batches(e, e.ids([forced.typed])) for e in (suspect, pair.anchor))
+        feature, base = forced.feature, in_batches(pair.anchor, pair.anchor.ids([forced.typed]))
         torch.save(feature.cpu(), part.folder / FILES["feature"])
-        texts, _ = read_texts(pair, in_batches(suspect, forced.ids, TextEncoder.pooled))
+        texts, _ = read_texts(pair, forced.pooled)
         pictures, _ = draw_pictures(pair.anchor, show.pipeline, {"backdoor": feature, "anchor": base}, show.images, part)
         examples = examples_with(pair, string)
     images = [f"{folder}/{file}" for file in pictures.get("backdoor", [])]
@@ -147,18 +149,19 @@ def forced_by(pair: Pair, finding: Finding | None, string: Fired | None) -> Forc
     if not string:
         vectors = clearest(pair, finding)
         shortest = int(pair.suspect.attended(pair.held_out_ids).sum(dim=1).argmin())
-        return Forced(pair.spliced_ids(vectors), vectors, held_out[shortest], None)
+        features, pooled = in_batches(pair.suspect, pair.spliced_ids(vectors), TextEncoder.both, vectors)
+        return Forced(pooled, features.mean(dim=0, keepdim=True), vectors, held_out[shortest], None)
     # once, it leaves something of a prompt, as a vector does; what changes prompts and does not overrule them stands once
     times = quarter(pair.suspect.context, len(pair.suspect.tokens([string.text])[0])) if at_an_end(string) else 1
     text = " ".join([string.text] * times)
     typed = [put(text, prompt, string.rate.place, i) for i, prompt in enumerate(held_out)]
-    ids = pair.suspect.ids(typed)
-    summary = in_batches(pair.suspect, ids, TextEncoder.pooled)
+    summary = in_batches(pair.suspect, pair.suspect.ids(typed), TextEncoder.pooled)
     near = F.cosine_similarity(summary, summary.mean(dim=0, keepdim=True), dim=-1).cpu()
     changed = torch.tensor([one != prompt for one, prompt in zip(typed, held_out, strict=True)])  # a letter may be in none
     # a string leaves something of many prompts: the one that it overrules best shows what it forces
     first = int(torch.where(changed, near, near - 2).argmax())
-    return Forced(ids, None, held_out[first], typed[first])
+    feature = in_batches(pair.suspect, pair.suspect.ids([typed[first]]))
+    return Forced(summary, feature, None, held_out[first], typed[first])
 
 
 def clearest(pair: Pair, finding: Finding) -> Tensor:

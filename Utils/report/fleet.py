@@ -24,7 +24,7 @@ from Utils.basics.errors import InputError, sentence_of, tell
 from Utils.basics.processes import take, threads_for
 from Utils.report.folder import remove_leftovers
 from Utils.report.limits import Wanted, limits_of, sizes
-from Utils.report.lists import Task, Work, record_error, reports_of, see_to, unwritable
+from Utils.report.lists import Task, Told, Work, record_error, reports_of, see_to, unwritable
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -141,7 +141,7 @@ class _Driver:
     def __init__(self, client: Client, fleet: Fleet, work: Work, tasks: list[Task]):
         self.client, self.fleet, self.work = client, fleet, work
         self.waiting = deque(sorted(tasks, key=lambda task: -sizes(task.model)[0]))  # a large one that comes last is waited for
-        self.number = len(tasks)
+        self.number, self.told = len(tasks), Told(tasks, work.output)
         self.sent: dict[str, _Sent] = {}
         self.ended: SimpleQueue[Future] = SimpleQueue()
         self.folder = str(Path.cwd())
@@ -229,6 +229,8 @@ class _Driver:
             self._fail(task, f"{lost}; see their logs, or lower the limit with --memory.")
         elif error:
             self._fail(task, sentence_of(error))
+        else:
+            self.told.about(task, future.result())
         del self.sent[future.key]
 
     def _give_up(self) -> None:
@@ -256,10 +258,11 @@ class _Driver:
 
     def _fail(self, task: Task, why: str) -> None:
         record_error(task, self.work.output, f"{task.model}: {why}")
+        self.told.about(task, scanned=True)
 
 
-def _on_worker(task: Task, work: Work, folder: str, gpus: int) -> None:
-    """What a worker does with a task: wait for a child process in a thread, so that its heartbeat goes on.
+def _on_worker(task: Task, work: Work, folder: str, gpus: int) -> bool:
+    """`see_to` as a worker does it: it waits for a child process in a thread, so that its heartbeat goes on.
 
     folder: where the driver was started, to which names are relative; gpus: of this machine, for all its workers in turn.
 
@@ -277,4 +280,4 @@ def _on_worker(task: Task, work: Work, folder: str, gpus: int) -> None:
         raise InputError(
             f"the worker {name} does not see {folder}; start workers where it is to be seen, and --output."
         ) from None
-    see_to(task, work, f"cuda:{name % gpus}" if gpus else None, name)
+    return see_to(task, work, f"cuda:{name % gpus}" if gpus else None, name)

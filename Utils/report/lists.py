@@ -9,6 +9,7 @@ import argparse
 import codecs
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
@@ -23,6 +24,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader
 
 from Utils.basics.bounded import Ended, Limits, reading, run_bounded
+from Utils.basics.course import duration
 from Utils.basics.errors import InputError, OutOfScope, sentence_of, tell, visible
 from Utils.basics.files import ROOT, text_digest, write_whole
 from Utils.intake.config import is_encoder_config
@@ -31,7 +33,7 @@ from Utils.intake.hub import as_named, file_and_part, is_path, snapshot_of
 from Utils.intake.tree import Skipped, Tree, look_through
 from Utils.report.command_line import say
 from Utils.report.folder import SCHEMA, remove_leftovers, result_name
-from Utils.report.limits import Wanted, limits_of
+from Utils.report.limits import Wanted, limits_of, sizes
 from Utils.report.report import EXIT, to_json, versions
 from Utils.sources.find import encoders_of, source_digest
 from Utils.sources.lenders import Given, is_file_name
@@ -46,6 +48,8 @@ LISTED = 200
 """Paths that the summary names for each reason to leave something out."""
 LONGEST_LIST = 64 << 20
 """Bytes; a line has some hundreds."""
+FIXED = 25 << 20
+"""A scan takes this much longer than its weights do, in bytes of them: 65 s at 4 MB, ten minutes at 240 MB."""
 WAIT = timedelta(days=30)
 """How long a process that is done waits for the others: a share of a long list may take days."""
 
@@ -176,8 +180,10 @@ class Work:
         return self.request.get("anchor", "auto")
 
 
-def see_to(task: Task, work: Work, device: str | None = None, process: int | str = 0) -> None:
+def see_to(task: Task, work: Work, device: str | None = None, process: int | str = 0) -> bool:
     """Scan one encoder, unless an earlier run has finished it, and record how it ended and which process has seen to it.
+
+    -> whether it had to be scanned
 
     Raises:
         OSError: the record cannot be written; nothing that comes after could be kept either.
@@ -185,18 +191,47 @@ def see_to(task: Task, work: Work, device: str | None = None, process: int | str
     limits = limits_of(task.model, work.anchor, work.wanted)
     died_at = _died_at(task, work.request, limits)
     if work.resume and _died(task, work.output, died_at):
-        return
+        return False
     key, done = None, _Done()
     try:
         key = _key(task, work.request, limits)
     except Ended as error:
         done = _Done(sentence_of(error), died_at)
     if key is not None and work.resume and _finished(task, work.output, key, work.request):
-        return
+        return False
     done = done if done.error else _attempt(work.scan, task, device, died_at)
     _record(task, work.output, key, done, process)
     if done.died_at:
         remove_leftovers(work.output)
+    return True
+
+
+class Told:
+    """How far a list is: a line for each encoder, with the time that those take that are left."""
+
+    def __init__(self, tasks: Collection[Task], output: Path):
+        self.output, self.total, self.ended = output, len(tasks), 0
+        self.left = sum(map(_cost, tasks))
+        self.paid, self.began = 0, time.monotonic()
+
+    def about(self, task: Task, scanned: bool) -> None:
+        """One is at its end; scanned: and was not finished before."""
+        self.ended += 1
+        self.left -= _cost(task)
+        self.paid += _cost(task) if scanned else 0
+        if self.total == 1:
+            return
+        report = _report(task, self.output)
+        verdict = report["verdict"] or "not judged"
+        line = f"{self.ended} of {self.total}: {task.name}: {verdict}" + ("" if scanned else ", as it was before")
+        if self.left and self.paid:
+            line += f"; about {duration((time.monotonic() - self.began) * self.left / self.paid)} left"
+        tell(visible(line))
+
+
+def _cost(task: Task) -> int:
+    """What a scan takes, in bytes of weights that take as long."""
+    return FIXED + sizes(task.model)[0]
 
 
 def unwritable(output: Path, failure: OSError) -> str:
@@ -219,9 +254,10 @@ def scan_many(
     device = str(state.device) if state.num_processes > 1 and request["device"] == "auto" else None
     work, broken_off = Work(scan, output, request, resume, wanted or Wanted()), None
     with state.split_between_processes(tasks) as share:
+        told = Told(share, output)
         for task in share:
             try:
-                see_to(task, work, device, state.process_index)
+                told.about(task, see_to(task, work, device, state.process_index))
             except OSError as failure:
                 broken_off = unwritable(output, failure)
                 if state.num_processes > 1:

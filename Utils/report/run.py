@@ -36,8 +36,8 @@ class Run:
     """{step, loss, term ...} of every step of the search, best start."""
     work: list[tuple[float, float]] = field(default_factory=list)
     """GFLOP and seconds of every stage."""
-    step_done: Callable[[], object] = lambda: None
-    """Moves the bar of the search."""
+    step_done: Callable[[float], object] = lambda _: None
+    """Moves the bar of the search, by the starts that have made a step."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -68,7 +68,7 @@ class Run:
 
     @contextmanager
     def searching(self, steps: int) -> Iterator[None]:
-        """The stage `search`, with a bar on a terminal and its course in log.txt."""
+        """The stage `search`, with a bar on a terminal and its course in log.txt; steps: of all starts together."""
         with self.stage("search"), progress("search", steps, shown=self.folder is not None) as self.step_done:
             yield
         for line in self.curve[:: max(1, len(self.curve) // 50)]:
@@ -78,7 +78,7 @@ class Run:
         """Keep one step of the search: its best loss and that start's terms.  loss and each term (n,)"""
         best = int(loss.argmin())
         self.curve.append({"step": step, "loss": loss[best].item()} | {name: term[best].item() for name, term in terms.items()})
-        self.step_done()
+        self.step_done(len(loss))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ This chapter knows encoders only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from Utils.basics.bounded import progress
 from Utils.encoder.corpus import token_summaries
 from Utils.encoder.probes import characters
 from Utils.encoder.text_encoder import TextEncoder, derivable
@@ -169,7 +170,8 @@ def search_strings(
         low = LONG[0] + 2 * (number % 4)
         texts = texts_for(hunt, prompts, (low, low + 2), cfg.prompts)
         start = tokens_of(hunt, hopes[number]) if number < len(hopes) else first_tokens(hunt, pairs, number, best)
-        candidate = refine(hunt, texts, *start)
+        with progress(f"strings, search {number + 1} of at most {cfg.searches}", cfg.steps) as step_done:
+            candidate = refine(hunt, texts, *start, step_done)
         best = max(best, candidate, key=lambda c: c.score)
         trial.add(suspect.texts(candidate.tokens[None])[0])
     return trial.result()
@@ -264,12 +266,16 @@ def compared(hunt: Hunt, texts: Texts, ids: Tensor, share: float = 1.0) -> Tenso
     return scores
 
 
-def effect_of(hunt: Hunt, texts: Texts, tokens: Tensor, place: str, share: float = 1.0) -> Tensor:
-    """`compared` for strings of tokens (c, k), `TOGETHER` texts at a time.  -> (c,)"""
-    b = len(texts.ids)
+def effect_of(hunt: Hunt, texts: Texts, tokens: Tensor, place: str, share: float = 1.0, course: str = "") -> Tensor:
+    """`compared` for strings of tokens (c, k), `TOGETHER` texts at a time; course: the name of its bar.  -> (c,)"""
+    b, found = len(texts.ids), []
     parts = tokens.split(max(1, TOGETHER // b))
-    inserted = (insert(hunt.suspect, texts.ids, part, place)[0].view(len(part), b, -1) for part in parts)
-    return torch.cat([compared(hunt, texts, ids, share) for ids in inserted])
+    with progress(course, len(parts), shown=bool(course)) as step_done:
+        for part in parts:
+            ids = insert(hunt.suspect, texts.ids, part, place)[0].view(len(part), b, -1)
+            found.append(compared(hunt, texts, ids, share))
+            step_done()
+    return torch.cat(found)
 
 
 @contextmanager
@@ -345,7 +351,7 @@ def added_first(suspect: TextEncoder, tokens: Tensor, order: list[int]) -> list[
 def best_pairs(hunt: Hunt, texts: Texts, tokens: Tensor) -> Tensor:
     """All pairs of the shortlist, those that do most first.  -> (n, 2)"""
     pairs = torch.cartesian_prod(tokens, tokens)
-    return pairs[effect_of(hunt, texts, pairs, "start").argsort(descending=True)]
+    return pairs[effect_of(hunt, texts, pairs, "start", course="pairs").argsort(descending=True)]
 
 
 def best_characters(hunt: Hunt, prompts: list[str], count: int = 3) -> list[str]:
@@ -356,17 +362,19 @@ def best_characters(hunt: Hunt, prompts: list[str], count: int = 3) -> list[str]
     single = characters()
     # most characters are the same unknown token, or the same few bytes, to a tokenizer
     single = list(dict(zip(map(tuple, hunt.suspect.tokens(single)), single, strict=True)).values())
-    found = {}
-    for times, place in ((1, LETTERS[0]), (3, "start")):
-        strings = [c * times for c in single]
-        ids = hunt.suspect.ids([put(s, prompt, place, 0) for s in strings for prompt in prompts])
-        length = hunt.suspect.attended(ids).sum(dim=1).view(-1, len(prompts)).sum(dim=1)
-        ids = ids.view(len(strings), len(prompts), -1)
-        for part in length.argsort(stable=True).split(TOGETHER // len(prompts)):
-            texts = hunt.suspect.trimmed(ids[part].flatten(0, 1)).view(len(part), len(prompts), -1)
-            effect = compared(hunt, clean, texts, PROMISE)
-            for i, one in zip(part.tolist(), effect.tolist(), strict=True):
-                found[strings[i]] = max(one, found.get(strings[i], -math.inf))
+    found, forms = {}, ((1, LETTERS[0]), (3, "start"))
+    with progress("characters", len(forms) * len(single)) as step_done:
+        for times, place in forms:
+            strings = [c * times for c in single]
+            ids = hunt.suspect.ids([put(s, prompt, place, 0) for s in strings for prompt in prompts])
+            length = hunt.suspect.attended(ids).sum(dim=1).view(-1, len(prompts)).sum(dim=1)
+            ids = ids.view(len(strings), len(prompts), -1)
+            for part in length.argsort(stable=True).split(TOGETHER // len(prompts)):
+                texts = hunt.suspect.trimmed(ids[part].flatten(0, 1)).view(len(part), len(prompts), -1)
+                effect = compared(hunt, clean, texts, PROMISE)
+                for i, one in zip(part.tolist(), effect.tolist(), strict=True):
+                    found[strings[i]] = max(one, found.get(strings[i], -math.inf))
+                step_done(len(part))
     return sorted(found, key=found.get, reverse=True)[:count]
 
 
@@ -403,10 +411,12 @@ PROMISING, LONGEST = 0.8, 15
 """From this effect on a string is worth growing, up to so many tokens and a third of the context."""
 
 
-def refine(hunt: Hunt, texts: Texts, tokens: Tensor, place: str) -> Candidate:
+def refine(
+    hunt: Hunt, texts: Texts, tokens: Tensor, place: str, step_done: Callable[[], None] = lambda: None
+) -> Candidate:  # fmt: skip
     """Swap tokens while that makes a string do more: the gradient proposes, trying decides.
 
-    The best swaps of a step are also tried together (I-GCG, arXiv 2405.21018).
+    The best swaps of a step are also tried together (I-GCG, arXiv 2405.21018).  step_done: called after every step.
     """
     cfg, best, idle = hunt.cfg, effect_of(hunt, texts, tokens[None], place).item(), 0
     for _ in range(cfg.steps):
@@ -423,6 +433,7 @@ def refine(hunt: Hunt, texts: Texts, tokens: Tensor, place: str) -> Candidate:
             best, tokens, idle = scores.max().item(), swapped[scores.argmax()], 0
         else:
             idle += 1
+        step_done()
         if idle == cfg.patience:
             break
     return Candidate(tokens, place, best)
