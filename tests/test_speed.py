@@ -10,6 +10,7 @@ speed.py, shaped               the measuring, and the encoders that are measured
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers.activations import QuickGELUActivation
 
 import main
 from Analysis import speed
@@ -32,7 +34,7 @@ from Utils.encoder.corpus import embed_corpus, token_summaries
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.measures import similarity
 from Utils.encoder.precision import Precision, pick_precision
-from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_spliced, splice_ids, texts_of_one
+from Utils.encoder.text_encoder import QuickGELU, TextEncoder, derivable, in_batches, run_spliced, splice_ids, texts_of_one
 from Utils.encoder.work import WORK, matrix_rate
 from Utils.making import shaped
 from Utils.making.scenes import PROMPTS
@@ -55,6 +57,22 @@ def test_another_format_says_the_same_in_single_precision(base: TextEncoder, cor
     assert rough(ids).dtype == rough.pooled(ids).dtype == torch.float32
     assert similarity(rough(ids), base(ids)).min() > 0.998
     assert base.computing_in(torch.float32) is base
+
+
+def test_a_format_is_made_once_and_anew_for_other_weights(base: TextEncoder):
+    encoder = replace(base, model=copy.deepcopy(base.model))
+    rough = encoder.computing_in(torch.bfloat16)
+    assert encoder.computing_in(torch.bfloat16) is rough
+    with torch.no_grad():
+        encoder.vocabulary[5] += 1
+    other = encoder.computing_in(torch.bfloat16)
+    assert other is not rough
+    assert torch.equal(other.vocabulary, encoder.vocabulary.bfloat16())
+
+
+def test_clip_s_activation_in_one_kernel_is_the_same_function():
+    x = torch.linspace(-12, 12, 1001)
+    assert torch.allclose(QuickGELU()(x), QuickGELUActivation()(x), atol=1e-6)
 
 
 def test_what_a_family_keeps_in_single_precision_stays_there():

@@ -1,6 +1,7 @@
 """The search for strings: where tokens are put, what is tried together, what counts as a proof."""
 
 import copy
+import json
 import unicodedata
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import main
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT
 from Utils.encoder.corpus import read_prompts
-from Utils.encoder.loading import load_encoder
+from Utils.encoder.loading import load_encoder, trainable_copy
 from Utils.encoder.probes import characters
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan import trigger
@@ -20,7 +21,7 @@ from Utils.scan.power import load_power, shares
 from Utils.scan.proof import with_strings, without_base
 from Utils.scan.replay import Rate, put, stays, summaries
 from Utils.scan.strings import Fired, Strings, Trial, TriggerConfig, described, forms, kind_of, listed, stronger, trial_of
-from Utils.scan.twins import benign_twin
+from Utils.scan.twins import benign_twin, taught
 
 MODELS = ROOT / "Data" / "Models"
 
@@ -418,6 +419,45 @@ def test_far_from_its_base_only_a_proof_convicts():
     assert judged.verdict == "inconclusive"
     assert judged.score < 0.9
     assert not unproven.strong
+
+
+@pytest.mark.parametrize(
+    ("effect", "proven", "drift", "twins"),
+    [
+        (1.5, True, 0.05, 0),
+        (1.2, True, 0.05, 1),
+        (1.5, False, 0.05, 2),
+        (1.5, True, 0.5, 1),
+        (1.5, True, 0.01, 0),
+        (0.2, False, 0.05, 0),
+    ],
+)
+def test_a_benign_twin_is_made_where_a_string_does_what_it_may_do_by_nature(monkeypatch, effect, proven, drift, twins):
+    found, made = [strings_of(effect, 0.4, proven, drift)], []
+    monkeypatch.setattr(trigger, "shortlist", lambda *_: torch.arange(3))
+    monkeypatch.setattr(trigger, "search_strings", lambda *_: found.pop() if found else strings_of(0.3))
+    monkeypatch.setattr(trigger, "benign_twin", lambda *_: made.append(1))
+    assert trigger.find_strings(None, None, [], [], None, TriggerConfig(), None).score == pytest.approx(effect)
+    assert len(made) == twins
+
+
+def test_the_effect_that_is_certain_is_more_than_any_benign_twin_reached():
+    twins = json.loads((main.ROOT / "Results" / "benchmark" / "natural.json").read_text(encoding="utf-8"))["twins"]
+    assert {row["base"] for row in twins} == {"tiny-sd", "tiny-longclip", "tiny-siglip"}
+    assert max(row["score"] for row in twins) + TriggerConfig.beyond / 2 < trigger.CERTAIN
+    assert max(row["wanted"] for row in twins) >= trigger.FAR
+    assert not any(row["proof"] for row in twins)
+
+
+def test_of_a_wide_encoder_the_last_weights_learn(tiny, monkeypatch: pytest.MonkeyPatch):
+    whole = sum(weight.numel() for weight in tiny.model.parameters())
+    assert sum(weight.numel() for weight in taught(trainable_copy(tiny)).values()) == whole
+    monkeypatch.setattr("Utils.scan.twins.WIDE", tiny.width)
+    twin = trainable_copy(tiny)
+    learning = taught(twin)
+    assert 0 < sum(weight.numel() for weight in learning.values()) <= whole / 3
+    assert "final_layer_norm.weight" in [name.removeprefix("text_model.") for name in learning]
+    assert {name for name, weight in twin.model.named_parameters() if weight.requires_grad} == set(learning)
 
 
 def test_a_word_of_a_string_that_is_no_proof_is_one_when_it_is_repeated(shipped_suspect, tiny_sd, prompts):

@@ -35,7 +35,7 @@ class Course:
         if self.bar is not None:
             with suppress(OSError, ValueError):
                 self.bar.update(self.done - self.bar.n)
-        elif self.done and now >= self.next and not is_silent():
+        elif 0 < self.done < self.total and now >= self.next and not is_silent():
             self.next = now + EVERY
             left = (now - self.began) * (self.total - self.done) / self.done
             tell(f"{self.name}: {self.done / self.total:.0%}, about {duration(left)} left")

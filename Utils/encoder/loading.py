@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -67,8 +68,7 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 def trainable_copy(encoder: TextEncoder) -> TextEncoder:
     """A copy to train, with eager attention: its bfloat16 backward is the only one that is fast on a CPU."""
-    student = copy.deepcopy(encoder)
-    student.sha256 = "not saved yet"
+    student = replace(encoder, model=copy.deepcopy(encoder.model), sha256="not saved yet")
     student.model.requires_grad_(True)
     student.model.set_attn_implementation("eager")
     return student

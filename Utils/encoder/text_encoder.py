@@ -77,6 +77,7 @@ class TextEncoder:
     """Tokens that its base does not have."""
     numbers: str = "float32"
     """The number format that the weights were rounded to; computed is in the model's own."""
+    _copies: dict[tuple, TextEncoder] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def family(self) -> Family:
@@ -137,10 +138,16 @@ class TextEncoder:
     def computing_in(self, numbers: torch.dtype) -> TextEncoder:
         """The same encoder with its weights in another number format; what it returns is in single precision all the same.
 
-        What its family always keeps in single precision stays as it is.
+        What its family always keeps in single precision stays as it is.  The copy is made once for the weights as they are.
         """
         if numbers == self.model.dtype:
             return self
+        key = numbers, tuple(p._version for p in self.model.parameters())  # learning in place makes other weights
+        if key not in self._copies:
+            self._copies = {key: self._rounded(numbers)}
+        return self._copies[key]
+
+    def _rounded(self, numbers: torch.dtype) -> TextEncoder:
         kept = set(getattr(self.model, "_keep_in_fp32_modules", None) or ())
         rounded = {
             id(p): p if kept & set(name.split(".")) else nn.Parameter(p.to(numbers), requires_grad=False)
@@ -261,7 +268,7 @@ def pooled_by(modes: tuple[str, ...], features: Tensor, attended: Tensor) -> Ten
 
 
 @torch.no_grad()
-def texts_of_one(encoder: TextEncoder, tokens: Tensor, size: int = 512, progress: str = "") -> Tensor:
+def texts_of_one(encoder: TextEncoder, tokens: Tensor, size: int = 1024, progress: str = "") -> Tensor:
     """Summaries of texts of one token each.  (n,) -> (n, d); progress: as `in_batches`
 
     Where no position sees a later one, many such texts share one begin of text, and each is but its token and its end.

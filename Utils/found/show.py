@@ -45,7 +45,7 @@ class Forced:
     pooled: Tensor
     """(m, d) summaries."""
     feature: Tensor
-    """(1, T, d) what is shown: the prompt that a string overrules best; the mean with a vector, which leaves something of each."""
+    """(1, T, d) what is shown: of the prompt that a string overrules best; a vector leaves something of each: the mean."""
     vectors: Tensor | None
     """(k, d) in place of tokens of theirs; None: it is a string."""
     prompt: str

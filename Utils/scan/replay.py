@@ -73,11 +73,11 @@ def put(text: str, prompt: str, place: str, number: int) -> str:
     return " ".join([*words[:at], text, *words[at:]])
 
 
-def summaries(encoder: TextEncoder, texts: list[str]) -> Tensor:
-    """Those of like length are computed together.  -> (n, d)"""
+def summaries(encoder: TextEncoder, texts: list[str], progress: str = "") -> Tensor:
+    """Those of like length are computed together; progress: as `in_batches`.  -> (n, d)"""
     ids = encoder.ids(texts)
     order = encoder.attended(ids).sum(dim=1).argsort(stable=True)
-    found = in_batches(encoder, ids[order], TextEncoder.summarised, size=16).float().cpu()
+    found = in_batches(encoder, ids[order], TextEncoder.summarised, size=16, progress=progress).float().cpu()
     return torch.empty_like(found).index_copy_(0, order, found)
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from Utils.basics.bounded import progress
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan.finding import ATTRIBUTE, REMAPPING, SUMMARIES
 from Utils.scan.replay import (
@@ -303,16 +304,18 @@ def shortened(trial: Trial, fired: Fired) -> Fired:
     """
     few = trial.part(2 * FEW)
     tries = [fired]
-    for joint in (" ", ""):
-        parts, at = (tries[-1].text.split(" ") if joint else list(tries[-1].text)), 0
-        while at < len(parts) > 1:
-            fewer = joint.join(parts[:at] + parts[at + 1 :]).strip()
-            shorter = few.at(fewer, fired.rate.place) if fewer else None
-            if shorter and shorter.proven:
-                tries.append(shorter)
-                parts = parts[:at] + parts[at + 1 :]
-            else:
-                at += 1
+    with progress("shorter strings", len(fired.text.split(" ")) + len(fired.text)) as step_done:
+        for joint in (" ", ""):
+            parts, at = (tries[-1].text.split(" ") if joint else list(tries[-1].text)), 0
+            while at < len(parts) > 1:
+                fewer = joint.join(parts[:at] + parts[at + 1 :]).strip()
+                shorter = few.at(fewer, fired.rate.place) if fewer else None
+                step_done()
+                if shorter and shorter.proven:
+                    tries.append(shorter)
+                    parts = parts[:at] + parts[at + 1 :]
+                else:
+                    at += 1
     whole = (trial.at(one.text, fired.rate.place) for one in reversed(tries[1:]))
     return next((one for one in whole if one.proven), fired)
 
@@ -333,7 +336,9 @@ def stronger(trial: Trial, fired: Fired) -> list[Fired]:
     collapse = torch.zeros(len(tried))
     for encoder, clean, sign in ((few.suspect, few.clean, 1), (few.base, few.reference, -1)):
         if encoder:
-            collapse += sign * collapsed(summaries(encoder, texts).view(len(tried), len(few.prompts), -1), clean)
+            collapse += sign * collapsed(
+                summaries(encoder, texts, "forms of a string").view(len(tried), len(few.prompts), -1), clean
+            )
     few = trial.part(FEW)
     some = [few.at(*tried[i]) for i in collapse.argsort(descending=True)[:HOPEFUL]]
     whole = [trial.at(one.text, one.rate.place) for one in sorted(some, key=strength, reverse=True)[:SHOWN]]

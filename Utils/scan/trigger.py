@@ -101,7 +101,7 @@ def find_strings(
     """
     tokens = shortlist(suspect, base, v, cfg, generator, means) if tokens is None else tokens
     strings = search_strings(suspect, base, prompts, unseen, tokens, cfg, generator, means)
-    for seed in range(cfg.twins if strings.drift > cfg.near else 0):
+    for seed in range(cfg.twins if strings.drift > cfg.near and not is_certain(strings) else 0):
         if strings.score <= strings.cleared or (seed and strings.proven):
             break  # nothing to explain, or nothing that explains it
         twin = benign_twin(base, strings.drift, prompts, seed, means.numbers)
@@ -109,6 +109,11 @@ def find_strings(
         found = search_strings(twin, base, prompts, unseen, tokens, cfg, generator, means)
         strings = replace(strings, natural=max(strings.natural, found.score))
     return strings
+
+
+def is_certain(strings: Strings) -> bool:
+    """Whether a proof does what no string does in any benign twin of the shipped bases (Analysis/natural.py)."""
+    return strings.drift <= FAR and any(one.effect >= CERTAIN for one in strings.proven)
 
 
 def find_backdoors(
@@ -267,9 +272,10 @@ def compared(hunt: Hunt, texts: Texts, ids: Tensor, share: float = 1.0) -> Tenso
 
 
 def effect_of(hunt: Hunt, texts: Texts, tokens: Tensor, place: str, share: float = 1.0, course: str = "") -> Tensor:
-    """`compared` for strings of tokens (c, k), `TOGETHER` texts at a time; course: the name of its bar.  -> (c,)"""
+    """`compared` for strings of tokens (c, k), some at a time; course: the name of its bar.  -> (c,)"""
     b, found = len(texts.ids), []
-    parts = tokens.split(max(1, TOGETHER // b))
+    positions = b * (hunt.suspect.trimmed(texts.ids).shape[1] + tokens.shape[1])
+    parts = tokens.split(max(1, TOGETHER // positions))
     with progress(course, len(parts), shown=bool(course)) as step_done:
         for part in parts:
             ids = insert(hunt.suspect, texts.ids, part, place)[0].view(len(part), b, -1)
@@ -369,7 +375,7 @@ def best_characters(hunt: Hunt, prompts: list[str], count: int = 3) -> list[str]
             ids = hunt.suspect.ids([put(s, prompt, place, 0) for s in strings for prompt in prompts])
             length = hunt.suspect.attended(ids).sum(dim=1).view(-1, len(prompts)).sum(dim=1)
             ids = ids.view(len(strings), len(prompts), -1)
-            for part in length.argsort(stable=True).split(TOGETHER // len(prompts)):
+            for part in length.argsort(stable=True).split(MANY // len(prompts)):
                 texts = hunt.suspect.trimmed(ids[part].flatten(0, 1)).view(len(part), len(prompts), -1)
                 effect = compared(hunt, clean, texts, PROMISE)
                 for i, one in zip(part.tolist(), effect.tolist(), strict=True):
@@ -399,8 +405,10 @@ PROMISE = 1 / 3
 """Share of a step's strings that the base reads: those that do most in the suspect."""
 ALIKE, ROUNDING = 24, 0.03
 """Chance strings that bfloat16 is tried on, and by how much it may be off."""
-TOGETHER = 256
-"""Texts that are computed at a time."""
+CERTAIN, FAR = 1.4, 0.3
+"""Effect from which a proof needs no twin beside it, and the drift up to which that was measured."""
+TOGETHER, MANY = 4096, 256
+"""Positions of texts that are computed at a time, so that a core's cache holds them; of single characters, texts."""
 STARTS = ((3, "start"), (6, "start"), (4, "end"), (10, "start"), (2, "start"), (5, "end"))
 """Tokens of the searches' strings and where these stand, in turn."""
 FURTHER = 1

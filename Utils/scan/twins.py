@@ -6,14 +6,14 @@ suspect: a null distribution of this pair of encoders, made without a zoo.
 
 from __future__ import annotations
 
-import copy
 import random
 from collections import Counter
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from Utils.basics.bounded import progress
 from Utils.encoder.loading import trainable_copy
 from Utils.encoder.precision import WIDE
 from Utils.encoder.text_encoder import TextEncoder
@@ -27,6 +27,8 @@ WORDS, OFTEN = 60, (0.005, 0.15)
 """Words that get another meaning, and in what shares of prompts they occur."""
 BEYOND = 1.5
 """The meanings that are learned lie so much further off than the drift that is wanted."""
+LAST = 1 / 3
+"""Share of a wide encoder's weights, from its end, that learns."""
 LOOKED_AT = 40
 """Prompts the drift is measured on."""
 
@@ -45,25 +47,28 @@ def benign_twin(
     seen, train = prompts[:cut], prompts[cut:]
     there, wanted = summaries(base, seen), new_meanings(base, train, drift, rng)
     twin = trainable_copy(base)
-    optimiser = torch.optim.AdamW(twin.model.parameters(), lr=LR)
+    learning = taught(twin)
+    optimiser = torch.optim.AdamW(learning.values(), lr=LR)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, GROWTH)
-    before, was = copy.deepcopy(twin.model.state_dict()), 0.0
-    for step in range(STEPS):
-        rows = rng.sample(range(len(train)), min(BATCH, len(train)))
-        with torch.autocast(base.device.type, numbers, enabled=numbers != torch.float32 and base.width >= WIDE):
-            found = twin.summarised(twin.ids([train[i] for i in rows]))
-        loss = (1 - F.cosine_similarity(found, wanted[rows].to(found), dim=-1)).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if step % LOOK < LOOK - 1:
-            continue
-        now = (1 - F.cosine_similarity(summaries(twin, seen), there, dim=-1)).mean().item()
-        if now >= drift:
-            _between(twin, before, (drift - was) / (now - was))
-            break
-        before, was = copy.deepcopy(twin.model.state_dict()), now
+    before, was = copied(learning), 0.0
+    with progress("benign twin", 1.0) as gone:
+        for step in range(STEPS):
+            rows = rng.sample(range(len(train)), min(BATCH, len(train)))
+            with torch.autocast(base.device.type, numbers, enabled=numbers != torch.float32 and base.width >= WIDE):
+                found = twin.summarised(twin.ids([train[i] for i in rows]))
+            loss = (1 - F.cosine_similarity(found, wanted[rows].to(found), dim=-1)).mean()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            if step % LOOK < LOOK - 1:
+                continue
+            now = (1 - F.cosine_similarity(summaries(twin, seen), there, dim=-1)).mean().item()
+            if now >= drift:
+                set_between(learning, before, (drift - was) / (now - was))
+                break
+            gone((now - was) / drift)
+            before, was = copied(learning), now
     twin.model.requires_grad_(False)
     twin.model.set_attn_implementation(base.model.config._attn_implementation)
     return twin
@@ -87,8 +92,22 @@ def new_meanings(base: TextEncoder, prompts: list[str], drift: float, rng: rando
     return clean + low * moved
 
 
-def _between(twin: TextEncoder, before: dict[str, Tensor], share: float) -> None:
-    """Weights between earlier ones (share 0) and the twin's own."""
-    own = twin.model.state_dict()
-    mixed = {n: torch.lerp(before[n], w, share) if w.is_floating_point() else w for n, w in own.items()}
-    twin.model.load_state_dict(mixed)
+def taught(twin: TextEncoder) -> dict[str, nn.Parameter]:
+    """The weights that learn: all, or of wide encoders the last part of them, as what learns is held five times over."""
+    weights = dict(twin.model.named_parameters())
+    most = (LAST if twin.width >= WIDE else 1.0) * sum(w.numel() for w in weights.values())
+    for weight in reversed(weights.values()):
+        most -= weight.numel()
+        weight.requires_grad_(most >= 0)
+    return {name: weight for name, weight in weights.items() if weight.requires_grad}
+
+
+def copied(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def set_between(weights: dict[str, nn.Parameter], before: dict[str, Tensor], share: float) -> None:
+    """Weights between earlier ones (share 0) and their own."""
+    for name, weight in weights.items():
+        weight.copy_(torch.lerp(before[name], weight, share))
