@@ -42,6 +42,8 @@ RESULT = ROOT / "Results" / "benchmark" / "speed.json"
 TINY = ROOT / "Data" / "Models"
 STAGE = re.compile(r"\S+ \S+ (\w+): ([\d.]+) s, ([\d.]+) GFLOP, [\d.]+ GFLOP/s$", re.MULTILINE)
 """A line of log.txt (Utils/report/run.py)."""
+SHAPED, VOCABULARY = ROOT / "Data" / "Zoo" / "shaped", "vocabulary.txt"
+"""Where encoders that are made here are kept, and the file that says what they read with."""
 GROWING = ("corpus", "search")
 """Stages of the published procedure that grow with the prompts."""
 PAPER = ROOT / "configs" / "paper.yaml"
@@ -53,14 +55,15 @@ def pair_of(shape: str, tokenizer: str) -> dict[str, Path]:
     if shape == "tiny":
         suspects = TINY / "suspects"
         return {"base": TINY / "tiny-sd", "planted": suspects / "text_on_text", "benign": suspects / "benign"}
-    where = ROOT / "Data" / "Zoo" / "shaped" / shape
+    where = SHAPED / shape
     folders = {name: where / name for name in ("base", "planted", "benign")}
-    if not all((folder / "model.safetensors").exists() for folder in folders.values()):
+    if not (where / VOCABULARY).exists() or not all((folder / "model.safetensors").exists() for folder in folders.values()):
         reads = CLIPTokenizer.from_pretrained(tokenizer) if tokenizer else invented_tokenizer(read_prompts(PROMPTS))
         base = random_encoder(SHAPES[shape], reads)
         save_encoder(base, folders["base"])
         save_encoder(stirred(base), folders["benign"])
         save_encoder(planted(base), folders["planted"])
+        write_whole(where / VOCABULARY, "given" if tokenizer else "invented")
     return folders
 
 
@@ -117,12 +120,13 @@ def measure(shape: str, args: argparse.Namespace) -> dict:
     }
     if args.paper:
         rows["published"] = published(folders["planted"], folders["base"], args.device, args.paper)
+    told = SHAPED / shape / VOCABULARY
+    vocabulary = told.read_text(encoding="utf-8") if shape != "tiny" else "its own"
+    more = " --tokenizer FOLDER" * (vocabulary == "given")
     return {
-        "command": f"python Analysis/speed.py --shapes {shape} --paper {args.paper}",
-        "vocabulary": "its own" if shape == "tiny" else "given" if args.tokenizer else "invented",
-        "machine": about_machine(pick_device(args.device)),
-        "scans": rows,
-    }
+        "command": f"python Analysis/speed.py --shapes {shape} --paper {args.paper}{more}", "vocabulary": vocabulary,
+        "machine": about_machine(pick_device(args.device)), "scans": rows,
+    }  # fmt: skip
 
 
 def main() -> None:

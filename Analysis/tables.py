@@ -228,6 +228,17 @@ def firing() -> str:
     return grid(["planted trigger", "a string fires", "and is a proof"], rows)
 
 
+def natural() -> str:
+    """What strings do in benign twins of the shipped bases."""
+    twins, rows = read(BENCHMARK / "natural.json")["twins"], []
+    for base, wanted in dict.fromkeys((row["base"], row["wanted"]) for row in twins):
+        some = [row for row in twins if (row["base"], row["wanted"]) == (base, wanted)]
+        drifts, scores = span((row["drift"] for row in some), 2), span((row["score"] for row in some), 2)
+        rows.append([base, wanted, len(some), drifts, scores, ", ".join(f"{row['proof']:.2f}" for row in some if row["proof"])])
+    head = ["base", "drift asked for", "twins", "drift reached", "effect of the strongest string", "of proofs"]
+    return f"{grid(head, rows)}\n\n{command('python Analysis/natural.py --jobs 2')}"
+
+
 def loopholes() -> str:
     """By what else planted and benign models could be told apart."""
     found = read(BENCHMARK / "loophole.json")
@@ -495,7 +506,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "claim": claim, "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
-    "left_out": left_out, "firing": firing, "fleet": fleet,
+    "left_out": left_out, "firing": firing, "fleet": fleet, "natural": natural,
     "speed": speed, "speed_short": speed_short, "speed_stages": speed_stages, "speed_machine": speed_machine,
 }  # fmt: skip
 

@@ -109,8 +109,9 @@ def test_on_a_terminal_a_bar_shows_what_is_gone_and_left():
     )
     environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=theirs, env=environment, check=True)
-    os.close(theirs)
+    os.set_blocking(ours, False)
     said = os.read(ours, 100_000).decode()
+    os.close(theirs)
     os.close(ours)
     assert done.returncode == 0
     assert re.search(r"sweep: +\d+% \|.*\| 00:00 gone, 00:00 left", said)

@@ -153,8 +153,8 @@ def test_the_search_reads_what_the_calibration_is_tied_to_and_no_other_setting(t
 
 
 def test_what_is_shown_from_another_vector_is_kept_under_a_name_of_its_own(scan, monkeypatch: pytest.MonkeyPatch, tmp_path):
-    monkeypatch.setattr(show, "nearest_text", lambda _anchor, pooled, _corpus: float(torch.equal(pooled, of_w)))
-    monkeypatch.setattr(show, "read_texts", lambda _pair, pooled: ([], [str(torch.equal(pooled, of_w))]))
+    monkeypatch.setattr(show, "nearest_text", lambda _anchor, pooled, _corpus: float(torch.allclose(pooled, of_w, atol=1e-5)))
+    monkeypatch.setattr(show, "read_texts", lambda _pair, pooled: ([], [str(torch.allclose(pooled, of_w, atol=1e-5))]))
     v, w = torch.randn(2, 1, scan.suspect.width)
     run, of_w = Run(tmp_path), in_batches(scan.suspect, scan.spliced_ids(w), TextEncoder.pooled, w)
     run.on_step(0, torch.zeros(1), {})

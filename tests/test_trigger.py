@@ -444,9 +444,9 @@ def test_a_benign_twin_is_made_where_a_string_does_what_it_may_do_by_nature(monk
 def test_the_effect_that_is_certain_is_more_than_any_benign_twin_reached():
     twins = json.loads((main.ROOT / "Results" / "benchmark" / "natural.json").read_text(encoding="utf-8"))["twins"]
     assert {row["base"] for row in twins} == {"tiny-sd", "tiny-longclip", "tiny-siglip"}
-    assert max(row["score"] for row in twins) + TriggerConfig.beyond / 2 < trigger.CERTAIN
+    assert max(row["proof"] or 0.0 for row in twins) + TriggerConfig.beyond < trigger.CERTAIN
+    assert max(row["score"] for row in twins) + TriggerConfig.clean_within < trigger.CERTAIN
     assert max(row["wanted"] for row in twins) >= trigger.FAR
-    assert not any(row["proof"] for row in twins)
 
 
 def test_of_a_wide_encoder_the_last_weights_learn(tiny, monkeypatch: pytest.MonkeyPatch):

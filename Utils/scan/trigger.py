@@ -405,8 +405,9 @@ PROMISE = 1 / 3
 """Share of a step's strings that the base reads: those that do most in the suspect."""
 ALIKE, ROUNDING = 24, 0.03
 """Chance strings that bfloat16 is tried on, and by how much it may be off."""
-CERTAIN, FAR = 1.4, 0.3
-"""Effect from which a proof needs no twin beside it, and the drift up to which that was measured."""
+CERTAIN, FAR = 1.5, 0.3
+"""Effect from which a proof needs no twin beside it (none in a twin came within `beyond` of it), and the drift up to which that
+was measured."""
 TOGETHER, MANY = 4096, 256
 """Positions of texts that are computed at a time, so that a core's cache holds them; of single characters, texts."""
 STARTS = ((3, "start"), (6, "start"), (4, "end"), (10, "start"), (2, "start"), (5, "end"))
