@@ -174,7 +174,7 @@ def orders(cfg: Zoo, split: str | None, args: argparse.Namespace) -> Iterator[tu
     output.mkdir(parents=True, exist_ok=True)
     for job in jobs(cfg, split):
         certificate = certificates / f"{job.name}.json"
-        if args.family not in (None, job.labels["family"]):
+        if args.family not in (None, job.labels["family"]) or job.name not in (args.models or [job.name]):
             continue
         if not (output / job.name).exists():
             yield job, cfg.bars, args.device, output, certificate
@@ -204,6 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=ZOO)
     parser.add_argument("--split", help="one of the config's splits (default: all of them but test)")
     parser.add_argument("--family", help="build the models of this family only")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="build these only")
     parser.add_argument("--output", type=Path, help="where the models go (default: Data/Zoo/<split>)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=1, help="processes that build at the same time (default: 1)")
@@ -224,6 +225,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{args.family} is none of the families {', '.join(cfg.families)}")
     # test judges the others and is built for the results table only
     wanted = [args.split] if args.split else [name for name in cfg.splits if name != "test"] or [None]
+    known = {job.name for split in wanted for job in jobs(cfg, split)}
+    if unknown := sorted(set(args.models or ()) - known):
+        parser.error(f"{', '.join(unknown)} is no model of {', '.join(filter(None, wanted)) or args.config}")
     try:
         todo = [order for split in wanted for order in orders(cfg, split, args)]
     except InputError as error:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,7 @@ def test_the_line_of_a_child_names_model_stage_and_part(monkeypatch, capsys: pyt
 
 def test_on_a_terminal_a_bar_shows_what_is_gone_and_left():
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     code = (
         "from Utils.basics.course import Course; import time\n"
         "one = Course('sweep', 4)\n"

@@ -208,7 +208,25 @@ def test_without_a_split_every_one_but_test_is_built_and_a_failure_stops_nothing
     assert "not built: the training diverged." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [["--split", "tset"], ["--config", "nowhere.yaml"], ["--jobs", "0"], ["--family", "gpt"]])
+def test_named_models_are_built_and_no_others(monkeypatch, tmp_path: Path):
+    names = [job.name for job in jobs(ZOO, "dev")]
+    built = []
+    monkeypatch.setattr(build_zoo, "build", lambda job, *_: built.append(job.name) or (None, {"meets_bars": True}))
+    monkeypatch.setattr(build_zoo, "save_model", lambda *_: None)
+    assert build_zoo.main(["--split", "dev", "--models", names[5], names[2], "--output", str(tmp_path)]) == 0
+    assert sorted(built) == sorted([names[5], names[2]])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--split", "tset"],
+        ["--config", "nowhere.yaml"],
+        ["--jobs", "0"],
+        ["--family", "gpt"],
+        ["--split", "dev", "--models", "x"],
+    ],
+)
 def test_a_zoo_that_cannot_be_built_is_refused_in_one_sentence(flags: list[str], capsys):
     with pytest.raises(SystemExit) as stop:
         build_zoo.main(flags)

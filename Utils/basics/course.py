@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from contextlib import suppress
-from shutil import get_terminal_size
 
 from tqdm import tqdm
 
@@ -27,9 +26,8 @@ class Course:
         if is_terminal():
             tqdm.monitor_interval = 0  # its thread would be forked with the next child
             style = "{desc}: {percentage:3.0f}% |{bar}| {elapsed} gone, {remaining} left"
-            columns = get_terminal_size().columns  # some terminals say that they have none
             with suppress(OSError, ValueError):  # a terminal that is gone costs the bar
-                self.bar = tqdm(total=total, desc=self.name, leave=False, bar_format=style, smoothing=0, ncols=columns)
+                self.bar = tqdm(total=total, desc=self.name, leave=False, bar_format=style, smoothing=0)
 
     def reach(self, done: float) -> None:
         """So much of the total is done."""
