@@ -12,7 +12,7 @@ import main
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT
 from Utils.encoder.corpus import read_prompts
-from Utils.encoder.loading import load_encoder, trainable_copy
+from Utils.encoder.loading import load_encoder
 from Utils.encoder.probes import characters
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan import trigger
@@ -449,15 +449,19 @@ def test_the_effect_that_is_certain_is_more_than_any_benign_twin_reached():
     assert max(row["wanted"] for row in twins) >= trigger.FAR
 
 
-def test_of_a_wide_encoder_the_last_weights_learn(tiny, monkeypatch: pytest.MonkeyPatch):
+def test_of_a_wide_encoder_the_last_weights_learn_and_the_others_are_its_base_s(tiny, corpus_prompts, monkeypatch):
     whole = sum(weight.numel() for weight in tiny.model.parameters())
-    assert sum(weight.numel() for weight in taught(trainable_copy(tiny)).values()) == whole
+    assert taught(tiny) == {name for name, _ in tiny.model.named_parameters()}
     monkeypatch.setattr("Utils.scan.twins.WIDE", tiny.width)
-    twin = trainable_copy(tiny)
-    learning = taught(twin)
-    assert 0 < sum(weight.numel() for weight in learning.values()) <= whole / 3
-    assert "final_layer_norm.weight" in [name.removeprefix("text_model.") for name in learning]
-    assert {name for name, weight in twin.model.named_parameters() if weight.requires_grad} == set(learning)
+    monkeypatch.setattr("Utils.scan.twins.STEPS", 8)
+    names, base = taught(tiny), dict(tiny.model.named_parameters())
+    assert 0 < sum(base[name].numel() for name in names) <= whole / 4
+    before = {name: weight.clone() for name, weight in base.items()}
+    for name, weight in benign_twin(tiny, 0.01, corpus_prompts, seed=0).model.named_parameters():
+        assert (weight is base[name]) == (name not in names)
+        assert torch.equal(weight, before[name]) == (name not in names)
+        assert torch.equal(base[name], before[name])
+        assert not weight.requires_grad
 
 
 def test_a_word_of_a_string_that_is_no_proof_is_one_when_it_is_repeated(shipped_suspect, tiny_sd, prompts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Container
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -66,10 +67,17 @@ def weights_digest(model: torch.nn.Module) -> str:
     return whole.hexdigest()
 
 
-def trainable_copy(encoder: TextEncoder) -> TextEncoder:
-    """A copy to train, with eager attention: its bfloat16 backward is the only one that is fast on a CPU."""
-    student = replace(encoder, model=copy.deepcopy(encoder.model), sha256="not saved yet")
-    student.model.requires_grad_(True)
+def trainable_copy(encoder: TextEncoder, learning: Container[str] | None = None) -> TextEncoder:
+    """A copy to train, with eager attention: its bfloat16 backward is the only one that is fast on a CPU.
+
+    learning: names of the weights that are to learn; the others are the encoder's own, and frozen as it is.  None: all.
+    """
+    weights = dict(encoder.model.named_parameters())
+    shared = {id(w): w for name, w in weights.items() if learning is not None and name not in learning}
+    student = replace(encoder, model=copy.deepcopy(encoder.model, shared), sha256="not saved yet")
+    for name, weight in student.model.named_parameters():
+        if learning is None or name in learning:
+            weight.requires_grad_(True)
     student.model.set_attn_implementation("eager")
     return student
 

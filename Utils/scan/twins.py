@@ -27,7 +27,7 @@ WORDS, OFTEN = 60, (0.005, 0.15)
 """Words that get another meaning, and in what shares of prompts they occur."""
 BEYOND = 1.5
 """The meanings that are learned lie so much further off than the drift that is wanted."""
-LAST = 1 / 3
+LAST = 1 / 4
 """Share of a wide encoder's weights, from its end, that learns."""
 LOOKED_AT = 40
 """Prompts the drift is measured on."""
@@ -46,8 +46,8 @@ def benign_twin(
     cut = min(LOOKED_AT, len(prompts) // 2)
     seen, train = prompts[:cut], prompts[cut:]
     there, wanted = summaries(base, seen), new_meanings(base, train, drift, rng)
-    twin = trainable_copy(base)
-    learning = taught(twin)
+    twin = trainable_copy(base, taught(base))
+    learning = {name: weight for name, weight in twin.model.named_parameters() if weight.requires_grad}
     optimiser = torch.optim.AdamW(learning.values(), lr=LR)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, GROWTH)
     before, was = copied(learning), 0.0
@@ -92,14 +92,16 @@ def new_meanings(base: TextEncoder, prompts: list[str], drift: float, rng: rando
     return clean + low * moved
 
 
-def taught(twin: TextEncoder) -> dict[str, nn.Parameter]:
-    """The weights that learn: all, or of wide encoders the last part of them, as what learns is held five times over."""
-    weights = dict(twin.model.named_parameters())
-    most = (LAST if twin.width >= WIDE else 1.0) * sum(w.numel() for w in weights.values())
-    for weight in reversed(weights.values()):
+def taught(base: TextEncoder) -> set[str]:
+    """Names of the weights that learn: all, or of wide encoders the last ones, as what learns is held five times over."""
+    weights = dict(base.model.named_parameters())
+    most, names = (LAST if base.width >= WIDE else 1.0) * sum(w.numel() for w in weights.values()), set()
+    for name, weight in reversed(weights.items()):
         most -= weight.numel()
-        weight.requires_grad_(most >= 0)
-    return {name: weight for name, weight in weights.items() if weight.requires_grad}
+        if most < 0:
+            break
+        names.add(name)
+    return names
 
 
 def copied(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
