@@ -210,28 +210,23 @@ class Told:
     """How far a list is: a line for each encoder, with the time that those take that are left."""
 
     def __init__(self, tasks: Collection[Task], output: Path):
-        self.output, self.total, self.ended = output, len(tasks), 0
-        self.left = sum(map(_cost, tasks))
-        self.paid, self.began = 0, time.monotonic()
+        self.output, self.ended, self.began = output, 0, time.monotonic()
+        self.costs = {task: FIXED + sizes(task.model)[0] for task in tasks}
+        self.left, self.paid = sum(self.costs.values()), 0
 
     def about(self, task: Task, scanned: bool) -> None:
         """One is at its end; scanned: and was not finished before."""
         self.ended += 1
-        self.left -= _cost(task)
-        self.paid += _cost(task) if scanned else 0
-        if self.total == 1:
+        self.left -= self.costs[task]
+        self.paid += self.costs[task] if scanned else 0
+        if len(self.costs) == 1:
             return
         report = _report(task, self.output)
         verdict = report["verdict"] or "not judged"
-        line = f"{self.ended} of {self.total}: {task.name}: {verdict}" + ("" if scanned else ", as it was before")
+        line = f"{self.ended} of {len(self.costs)}: {task.name}: {verdict}" + ("" if scanned else ", as it was before")
         if self.left and self.paid:
             line += f"; about {duration((time.monotonic() - self.began) * self.left / self.paid)} left"
         tell(visible(line))
-
-
-def _cost(task: Task) -> int:
-    """What a scan takes, in bytes of weights that take as long."""
-    return FIXED + sizes(task.model)[0]
 
 
 def unwritable(output: Path, failure: OSError) -> str:
