@@ -45,7 +45,7 @@ from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import fingerprint, load_encoder, pick_device, quiet_libraries
 from Utils.encoder.measures import assimilation, similarity
 from Utils.encoder.numbers import formats_in_doubt, formats_of
-from Utils.encoder.precision import AUTO, Precision, pick_precision
+from Utils.encoder.precision import AUTO, WIDE, Precision, pick_precision
 from Utils.encoder.readings import Reading, compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found, show_further
@@ -305,6 +305,25 @@ def rounds_of(cfg: ScanConfig, steps: int) -> list[tuple[int, int]]:
     return [(length, max(1, cfg.restarts >> number)) for number, length in enumerate(lengths)]
 
 
+def derive(scan: Scan, vectors: Tensor, rows: Tensor, loss_of: Callable) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of every start and its terms, each (n,), and the gradient in `vectors` (n, k, d); shapes as in `objective`.
+
+    Of wide encoders some starts at a time: what is kept for the way back of all together takes gigabytes.
+    """
+    together = max(1, TOGETHER // len(rows)) if scan.suspect.width >= WIDE else len(vectors)
+    losses, terms = [], []
+    for part in vectors.split(together):
+        loss, of_part = loss_of(scan, part, rows)
+        loss.sum().backward()
+        losses.append(loss.detach())
+        terms.append({name: term.detach() for name, term in of_part.items()})
+    return torch.cat(losses), {name: torch.cat([one[name] for one in terms]) for name in terms[0]}
+
+
+TOGETHER = 12
+"""Texts through a wide encoder at a time that are derived after."""
+
+
 def search(
     scan: Scan,
     on_step: Callable[[int, Tensor, dict[str, Tensor]], None],
@@ -327,15 +346,14 @@ def search(
         losses = []
         for chosen in islice(drawn, length):
             optimiser.param_groups[0]["lr"] = cfg.lr * unit * 0.5 * (1 + math.cos(math.pi * step / steps))
-            loss, terms = loss_of(scan, v, chosen)
             optimiser.zero_grad(set_to_none=True)
-            loss.sum().backward()
+            loss, terms = derive(scan, v, chosen, loss_of)
             optimiser.step()
             if cfg.bound:
                 with torch.no_grad():
                     v.mul_((limit / v.norm(dim=-1, keepdim=True)).clamp(max=1))
-            losses.append(loss.detach())
-            on_step(step, loss.detach(), terms)
+            losses.append(loss)
+            on_step(step, loss, terms)
             step += 1
         final = torch.stack(losses[-max(1, steps // 10) :]).mean(dim=0)
         order = final.argsort()

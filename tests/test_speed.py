@@ -127,6 +127,19 @@ def test_witnesses_in_bfloat16_are_those_of_single_precision(name: str, base: Te
     assert (exact["foreign"] > 0.2) == (name == "text_on_text")
 
 
+def test_starts_of_wide_encoders_are_derived_a_few_at_a_time_and_alike(base: TextEncoder, monkeypatch):
+    scan = main.prepare(base, base, load_config(ScanConfig, SETTINGS, prompts=60), 42, None)
+    noise = torch.randn(5, scan.cfg.k, base.width, generator=torch.Generator().manual_seed(1)) * base.vocabulary.std()
+    found = []
+    for wide in (precision.WIDE, base.width):
+        monkeypatch.setattr(main, "WIDE", wide)
+        v = noise.clone().requires_grad_()
+        loss, terms = main.derive(scan, v, scan.fit[:6], main.objective)
+        found.append((loss, v.grad, *terms.values()))
+    for together, apart in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------- together, left out, and kept
 @pytest.mark.parametrize("name", ["tiny-sd", "tiny-longclip", "tiny-siglip"])
 def test_texts_of_one_token_say_the_same_side_by_side(name: str):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 
 import psutil
@@ -36,6 +39,13 @@ def take(threads: int) -> None:
     """Use so many threads in this process and in those that it starts."""
     os.environ |= dict.fromkeys(THREADS, str(threads))
     torch.set_num_threads(threads)
+
+
+def give_back_memory() -> None:
+    """Let the system have what was freed: glibc keeps it for later, and what the next part needs is of other sizes."""
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def overload() -> str | None:

@@ -32,7 +32,7 @@ def attention_maps(encoder: TextEncoder, ids: Tensor, v: Tensor | None = None) -
         maps = encoder.run(ids, output_attentions=True).attentions
     if len(maps) != encoder.model.config.num_hidden_layers:
         raise RuntimeError(f"{len(maps)} attention maps for {encoder.model.config.num_hidden_layers} layers")
-    return torch.stack([layer.mean(dim=1) for layer in maps], dim=1)
+    return torch.stack([layer.float().mean(dim=1) for layer in maps], dim=1)
 
 
 def attention_received(encoder: TextEncoder, ids: Tensor, v: Tensor, batch: int = 32) -> Tensor:

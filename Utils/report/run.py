@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from Utils.basics.bounded import at_stage, progress, say
+from Utils.basics.processes import give_back_memory
 from Utils.encoder.work import WORK, matrix_rate
 from Utils.report.folder import logger, result_folder
 
@@ -46,6 +47,7 @@ class Run:
         logger.info("%s ...", name)
         at_stage(name)
         yield
+        give_back_memory()
         self.seconds[name] = round(time.perf_counter() - began, 3)
         done = (WORK.flop - before) / 1e9
         self.work.append((done, self.seconds[name]))
