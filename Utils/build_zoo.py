@@ -225,10 +225,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{args.family} is none of the families {', '.join(cfg.families)}")
     # test judges the others and is built for the results table only
     wanted = [args.split] if args.split else [name for name in cfg.splits if name != "test"] or [None]
-    known = {job.name for split in wanted for job in jobs(cfg, split)}
-    if unknown := sorted(set(args.models or ()) - known):
-        parser.error(f"{', '.join(unknown)} is no model of {', '.join(filter(None, wanted)) or args.config}")
     try:
+        known = {job.name for split in wanted for job in jobs(cfg, split)}
+        if unknown := sorted(set(args.models or ()) - known):
+            parser.error(f"{', '.join(unknown)} is no model of {', '.join(filter(None, wanted)) or args.config}")
         todo = [order for split in wanted for order in orders(cfg, split, args)]
     except InputError as error:
         parser.error(str(error))

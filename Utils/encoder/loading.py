@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -74,7 +73,9 @@ def trainable_copy(encoder: TextEncoder, learning: Container[str] | None = None)
     """
     weights = dict(encoder.model.named_parameters())
     shared = {id(w): w for name, w in weights.items() if learning is not None and name not in learning}
-    student = replace(encoder, model=copy.deepcopy(encoder.model, shared), sha256="not saved yet")
+    # the copy knows its family and size as the encoder does: training may put another model around the tower
+    student = copy.copy(encoder)
+    student.model, student.sha256, student._copies = copy.deepcopy(encoder.model, shared), "not saved yet", {}
     for name, weight in student.model.named_parameters():
         if learning is None or name in learning:
             weight.requires_grad_(True)
