@@ -320,7 +320,7 @@ def derive(scan: Scan, vectors: Tensor, rows: Tensor, loss_of: Callable) -> tupl
     return torch.cat(losses), {name: torch.cat([one[name] for one in terms]) for name in terms[0]}
 
 
-TOGETHER = 12
+TOGETHER = 6
 """Texts through a wide encoder at a time that are derived after."""
 
 
