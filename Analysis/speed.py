@@ -46,7 +46,6 @@ SHAPED, VOCABULARY = ROOT / "Data" / "Zoo" / "shaped", "vocabulary.txt"
 """Where encoders that are made here are kept, and the file that says what they read with."""
 GROWING = ("corpus", "search")
 """Stages of the published procedure that grow with the prompts."""
-SCANS = ("planted", "benign", "published")
 PAPER = ROOT / "configs" / "paper.yaml"
 PAPER_PROMPTS = 4000
 
@@ -111,23 +110,22 @@ def about_machine(device: torch.device) -> dict:
     return {"processor": name or platform.processor(), "threads": torch.get_num_threads(), "matrix_gflops": rates}
 
 
-def measure(shape: str, args: argparse.Namespace, rows: dict[str, dict], commit: str) -> dict:
-    """The scans of one size that are asked for, beside those that are known."""
+def measure(shape: str, args: argparse.Namespace, commit: str) -> dict:
+    """All scans of one size."""
     folders = pair_of(shape, args.tokenizer)
-    base, rows = folders["base"], dict(rows)
-    if "planted" in args.scans:
-        shutil.rmtree(CACHE, ignore_errors=True)
-        rows["planted, empty cache"] = scan(folders["planted"], base, args.device) | {"commit": commit}
-    if "benign" in args.scans:
-        rows["benign, base cached"] = scan(folders["benign"], base, args.device) | {"commit": commit}
-    if "published" in args.scans and args.paper:
-        rows["published"] = published(folders["planted"], base, args.device, args.paper) | {"commit": commit}
+    shutil.rmtree(CACHE, ignore_errors=True)
+    rows = {
+        "planted, empty cache": scan(folders["planted"], folders["base"], args.device),
+        "benign, base cached": scan(folders["benign"], folders["base"], args.device),
+    }
+    if args.paper:
+        rows["published"] = published(folders["planted"], folders["base"], args.device, args.paper)
     told = SHAPED / shape / VOCABULARY
     vocabulary = told.read_text(encoding="utf-8") if shape != "tiny" else "its own"
     more = " --tokenizer FOLDER" * (vocabulary == "given")
     return {
         "command": f"python Analysis/speed.py --shapes {shape} --paper {args.paper}{more}", "vocabulary": vocabulary,
-        "machine": about_machine(pick_device(args.device)), "scans": rows,
+        "commit": commit, "machine": about_machine(pick_device(args.device)), "scans": rows,
     }  # fmt: skip
 
 
@@ -136,19 +134,15 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=["tiny", *SHAPES], default=["tiny", "clip-l"])
     parser.add_argument("--tokenizer", default="", help="a folder with CLIP's vocabulary (default: one is invented)")
     parser.add_argument("--paper", type=float, default=0.02, help="share of the published procedure; 0: none (default: 0.02)")
-    parser.add_argument("--scans", nargs="+", choices=SCANS, default=SCANS, help="other rows of a size stay as they are")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     if not 0 <= args.paper <= 1:
         parser.error("--paper is a share, 0 to 1")
-    if "benign" in args.scans and "planted" not in args.scans:
-        parser.error("the benign scan finds what the planted one has kept of the base; give --scans planted benign")
     quiet_libraries()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"shapes": {}}
     for shape in args.shapes:
-        scans = known["shapes"].get(shape, {}).get("scans", {})
-        known["shapes"][shape] = measure(shape, args, scans, commit)
+        known["shapes"][shape] = measure(shape, args, commit)
         known |= {"start_up_seconds": started(), "versions": versions()}
         write_whole(RESULT, json.dumps(known, indent=1) + "\n")
         for name, row in known["shapes"][shape]["scans"].items():

@@ -4,11 +4,14 @@ import copy
 import json
 import unicodedata
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import main
+from Analysis import natural
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT
 from Utils.encoder.corpus import read_prompts
@@ -447,6 +450,21 @@ def test_the_effect_that_is_certain_is_more_than_any_benign_twin_reached():
     assert max(row["proof"] or 0.0 for row in twins) + TriggerConfig.beyond < trigger.CERTAIN
     assert max(row["score"] for row in twins) + TriggerConfig.clean_within < trigger.CERTAIN
     assert max(row["wanted"] for row in twins) >= trigger.FAR
+
+
+def test_what_is_natural_is_measured_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    short = yaml.safe_load(main.SETTINGS.read_text(encoding="utf-8"))
+    short["trigger"] |= {"searches": 1, "steps": 1, "candidates": 4, "shortlist": 4}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(short), encoding="utf-8")
+    monkeypatch.setattr(natural, "RESULT", tmp_path / "natural.json")
+    flags = ["--bases", "tiny-sd", "--drifts", "0.01", "--seeds", "0", "--config", str(tmp_path / "short.yaml")]
+    monkeypatch.setattr("sys.argv", ["natural", *flags])
+    natural.main()
+    (row,) = json.loads((tmp_path / "natural.json").read_text(encoding="utf-8"))["twins"]
+    assert (row["base"], row["wanted"], row["seed"]) == ("tiny-sd", 0.01, 0)
+    assert 0.005 < row["drift"] < 0.02
+    assert row["score"] < 1
+    assert row["proof"] is None
 
 
 def test_of_a_wide_encoder_the_last_weights_learn_and_the_others_are_its_base_s(tiny, corpus_prompts, monkeypatch):
