@@ -14,17 +14,23 @@ Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconc
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+
+from Utils.report.command_line import begin, deliver
+
+if __name__ == "__main__":  # flags are read before the libraries that take seconds; what is pickled has this module's own name
+    sys.exit(begin(lambda args, cfg: import_module("main").scan_as_asked(args, cfg)))
+
 import io
 import logging
 import math
 import os
-import sys
-import traceback
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import import_module
 from itertools import islice, product
 from pathlib import Path
 
@@ -34,9 +40,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Utils.basics.bounded import progress, reading, run_bounded, say
+from Utils.basics.bounds import Wanted
 from Utils.basics.config import load_config
-from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
+from Utils.basics.errors import InputError, fail
 from Utils.basics.files import ROOT, remove_parts
+from Utils.basics.formats import AUTO
 from Utils.basics.processes import overload
 from Utils.encoder.added import added_to
 from Utils.encoder.anchors import pick_anchor
@@ -45,22 +53,20 @@ from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import fingerprint, load_encoder, pick_device, quiet_libraries
 from Utils.encoder.measures import assimilation, similarity
 from Utils.encoder.numbers import formats_in_doubt, formats_of
-from Utils.encoder.precision import AUTO, WIDE, Precision, pick_precision
+from Utils.encoder.precision import WIDE, Precision, pick_precision
 from Utils.encoder.readings import Reading, compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found, show_further
 from Utils.found.trying import fires, told_of, try_string
-from Utils.report.command_line import check_arguments, deliver, parse_arguments
 from Utils.report.fleet import Fleet, load_dask, scan_in_fleet
-from Utils.report.limits import Wanted, limits_of
+from Utils.report.limits import limits_of
 from Utils.report.lists import exit_code, is_first_process, scan_many, scan_named, worst
 from Utils.report.plots import ANCHOR, BENIGN, FOUND
 from Utils.report.report import make_report, write_report
 from Utils.report.run import Run, open_run
 from Utils.scan import landscape
 from Utils.scan.added import about_added, ordinary_rates, try_words, with_added, with_open_triggers
-from Utils.scan.calibration import Calibration, load_calibration, settings_hash
-from Utils.scan.effort import config_of
+from Utils.scan.calibration import Calibration, load_calibration
 from Utils.scan.finding import FEATURES, SUMMARIES, Finding, Verdict, severity
 from Utils.scan.firing import about_readings, strings_that_fire, with_backdoor, with_tokenizer
 from Utils.scan.formats import about_formats
@@ -68,132 +74,15 @@ from Utils.scan.landscape import Landscape
 from Utils.scan.pair import Pair
 from Utils.scan.power import POWER, load_power, shares
 from Utils.scan.proof import UNRELATED, decides, with_strings, without_base
-from Utils.scan.strings import Strings, TriggerConfig
+from Utils.scan.settings import SETTINGS, ScanConfig, landscape_settings, search_settings
+from Utils.scan.strings import Strings
 from Utils.scan.trigger import Means, find_backdoors
 from Utils.sources.lenders import Given
 
-SETTINGS = ROOT / "configs" / "scan.yaml"
 CACHE = ROOT / "Data" / "Main" / "Features"
 
 
 # ----------------------------------------------------------------------------------------------------------- settings
-@dataclass(frozen=True)
-class ScanConfig:
-    """Every setting of the scan.  Defaults are the published ones; configs/scan.yaml says what we do differently."""
-
-    procedure: str = "published"
-    """published: the paper's loop with its absolute gates.  calibrated: ours, a score against a null distribution."""
-    corpus: str = "Data/Main/Prompts/Prompts.txt"
-    """Prompt file, relative to the repository."""
-    prompts: int = 4000
-    """How many of its prompts are used."""
-    fit_fraction: float = 0.8
-    """Share of the prompts the search sees; the witnesses are measured on the others."""
-    positions: str = "all"
-    """all: similarities run over all T positions.  attended: from after begin of text to end of text."""
-    k: int = 1
-    """Vectors in the pseudo-trigger."""
-    restarts: int = 1
-    """Searches run side by side from different starts."""
-    init: str = "normal"
-    """Start: normal (every component N(0, 1)) or vocabulary (N(0, s^2), s the spread of the token embeddings)."""
-    rounds: int = 1
-    """Rounds of the search; after each but the last the worse half of the starts is given up."""
-    bound: bool = False
-    """Keep v within the norms that token embeddings have: a real trigger is made of tokens."""
-    beta: float = 0.1
-    """Weight of the pull away from each prompt's own features."""
-    gamma: float = 0.1
-    """Weight of the pull away from the anchor."""
-    lr: float = 8.0e-2
-    """Adam's rate; in units of s where the start is vocabulary."""
-    weight_decay: float = 1.0e-5
-    """Adam's weight decay."""
-    batch: int = 10
-    """Prompts a step."""
-    steps: int = 640
-    """Steps of the calibrated search."""
-    pooled_steps: int = 0
-    """Steps of a second search, for a v that makes the pooled summaries of all prompts one; 0: none."""
-    epochs: int = 2
-    """Epochs of the published search."""
-    try_below: float = -0.76
-    """The published gates are tried only while the running mean of the loss is below this."""
-    leave_below: float = -0.85
-    """The published epoch is left when the running mean of the loss is below this."""
-    gate_assimilated: float = 0.8
-    """Published gate 1: a prompt is assimilated when A is above this."""
-    gate_assimilated_share: float = 0.8
-    """Published gate 1: share of held-out prompts that have to be."""
-    gate_one_target: float = 0.92
-    """Published gate 2: a prompt has the first one's target when their cos is above this."""
-    gate_one_target_share: float = 0.995
-    """Published gate 2: share of held-out prompts that have to have it."""
-    gate_foreign: float = 0.0
-    """Published gate 3: a prompt is foreign when its cos to the anchor is below this."""
-    gate_foreign_share: float = 0.95
-    """Published gate 3: share of held-out prompts that have to be."""
-    gate_basin: float = 0.8
-    """Published gate 4: share of the landscape's curvature that has to point upwards."""
-    landscape_points: int = 50
-    """Points along each side of the landscape."""
-    landscape_radius: float = 10.0
-    """Half side of the landscape; absolute when published, in norms of v when calibrated."""
-    landscape_planes: int = 1
-    """Random planes whose median is taken."""
-    landscape_prompts: int = 1
-    """Held-out prompts a plane."""
-    calibration: str = "configs/calibration.yaml"
-    """Constants of the score, fitted by Analysis/calibrate.py, relative to the repository."""
-    trigger: TriggerConfig = field(default_factory=TriggerConfig)
-    """How strings are looked for (Utils/scan/trigger.py); the published procedure looks for none."""
-    backdoors: int = 1
-    """So many are looked for by strings, each with a target of its own."""
-
-    def __post_init__(self):
-        for name, allowed in (
-            ("procedure", ("published", "calibrated")), ("positions", ("all", "attended")), ("init", ("normal", "vocabulary")),
-        ):  # fmt: skip
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} should be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        for name in (
-            "prompts", "k", "restarts", "rounds", "batch", "steps", "epochs", "landscape_planes", "landscape_prompts",
-            "backdoors",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} should be at least 1")
-        if not 0 < self.fit_fraction < 1 or min(self.prompts * self.fit_fraction, self.prompts * (1 - self.fit_fraction)) < 2:
-            raise ValueError("fit_fraction has to leave at least two prompts on either side")
-        if self.landscape_points < 3 or not self.landscape_radius > 0:
-            raise ValueError("landscape_points should be at least 3 and landscape_radius above 0")
-        if self.steps <= self.rounds or 0 < self.pooled_steps <= self.rounds or self.pooled_steps < 0:
-            raise ValueError("steps and pooled_steps should be more than rounds")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError("lr should be a positive number")
-        if self.procedure == "published" and (self.restarts != 1 or self.positions != "all"):
-            raise ValueError("the published procedure has one start and looks at all positions")
-
-
-SEARCH_SETTINGS = (
-    "procedure", "corpus", "prompts", "fit_fraction", "positions", "k", "restarts", "init", "rounds", "bound", "beta", "gamma",
-    "lr", "weight_decay", "batch", "steps", "pooled_steps",
-)  # fmt: skip
-"""What the calibrated search and its witnesses read, and which procedure it is; a new setting that changes them belongs here.
-The landscape's do not: it explains and does not score."""
-LANDSCAPE_SETTINGS = ("landscape_points", "landscape_radius", "landscape_planes", "landscape_prompts")
-"""What the limit of the basin depends on."""
-
-
-def search_settings(cfg: ScanConfig) -> str:
-    """A hash of every setting that the score depends on: with other ones it is worth nothing."""
-    return settings_hash({name: getattr(cfg, name) for name in SEARCH_SETTINGS})
-
-
-def landscape_settings(cfg: ScanConfig) -> str:
-    """The same for the limit of the basin."""
-    return settings_hash({name: getattr(cfg, name) for name in LANDSCAPE_SETTINGS})
-
-
 @dataclass(frozen=True)
 class Scan(Pair):
     """A pair of encoders with what decides the search."""
@@ -871,40 +760,28 @@ def try_aside(model: str, request: Request, text: str) -> dict:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
     """Scan as the command line says.  -> the exit code"""
-    args = parse_arguments(argv, ScanConfig, SETTINGS)
     quiet_libraries()
-    try:
-        check_arguments(args)
-        cfg = config_of(ScanConfig, args.config, args.effort, vars(args))
-        show, trust = Show(args.images, args.pipeline), Trust(args.only, args.compare_pickles)
-        source = {"tokenizer": args.tokenizer, "lora_scale": args.lora_scale, "precision": args.precision}
-        request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust, **source)
-        depends_on = {name: value for name, value in asdict(request).items() if name != "output"}
-        wanted = Wanted(args.memory, args.timeout, args.load_timeout)
-        remove_parts(CACHE)
-        scan_all = scan_many
-        if args.workers or args.scheduler:
-            load_dask()
-            scan_all = partial(scan_in_fleet, Fleet(args.workers, args.scheduler))
-        if args.tried is not None:
-            limits = limits_of(args.model, args.anchor, wanted)
-            tried = run_bounded(try_aside, (args.model, request, args.tried), limits, args.model, args.debug)
-            print(told_of(tried), flush=True)
-            return int(fires(tried))
-        with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
-            files = [ROOT / cfg.corpus, ROOT / cfg.calibration, POWER]
-            scan = partial(scan_bounded, request, wanted, args.debug)
-            reports, unwritten = scan_named(args, scan, depends_on, files, wanted, scan_all)
-    except KeyboardInterrupt:
-        return fail("interrupted; nothing was judged.")
-    except (InputError, OSError) as error:
-        return fail(sentence_of(error), code=getattr(error, "code", InputError.code))
-    except Exception:  # a traceback would exit with 1, which means that a backdoor was found
-        if args.debug:
-            tell("\n".join(visible(line) for line in traceback.format_exc().splitlines()))
-        return fail(f"the scan of {args.models or args.model} broke off by a fault of the program; --debug shows where.")
+    show, trust = Show(args.images, args.pipeline), Trust(args.only, args.compare_pickles)
+    source = {"tokenizer": args.tokenizer, "lora_scale": args.lora_scale, "precision": args.precision}
+    request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust, **source)
+    depends_on = {name: value for name, value in asdict(request).items() if name != "output"}
+    wanted = Wanted(args.memory, args.timeout, args.load_timeout)
+    remove_parts(CACHE)
+    scan_all = scan_many
+    if args.workers or args.scheduler:
+        load_dask()
+        scan_all = partial(scan_in_fleet, Fleet(args.workers, args.scheduler))
+    if args.tried is not None:
+        limits = limits_of(args.model, args.anchor, wanted)
+        tried = run_bounded(try_aside, (args.model, request, args.tried), limits, args.model, args.debug)
+        print(told_of(tried), flush=True)
+        return int(fires(tried))
+    with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
+        files = [ROOT / cfg.corpus, ROOT / cfg.calibration, POWER]
+        scan = partial(scan_bounded, request, wanted, args.debug)
+        reports, unwritten = scan_named(args, scan, depends_on, files, wanted, scan_all)
     code = exit_code(reports)
     if is_first_process():
         for missing in unwritten + deliver(reports, args):  # what was found is found all the same
@@ -912,5 +789,6 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-if __name__ == "__main__":
-    sys.exit(import_module("main").main())  # what is pickled has this module's name: a worker has a __main__ of its own
+def main(argv: list[str] | None = None) -> int:
+    """Scan as the words of a command line say.  -> the exit code"""
+    return begin(scan_as_asked, argv)

@@ -22,11 +22,12 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import SETTINGS, Request, ScanConfig, scan_model
+from main import Request, scan_model
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.loading import quiet_libraries
+from Utils.scan.settings import SETTINGS, ScanConfig
 
 RIGHT = {"planted": "backdoored", "benign": "clean"}
 

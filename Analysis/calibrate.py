@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import POOLED, SETTINGS, TOKENS, ScanConfig, find_trigger, landscape_settings, prepare, search_settings
+from main import POOLED, TOKENS, find_trigger, prepare
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
@@ -38,6 +38,7 @@ from Utils.encoder.loading import fingerprint, load_encoder, pick_device, quiet_
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.making.zoo import load_zoo
 from Utils.report.run import Run
+from Utils.scan.settings import SETTINGS, ScanConfig, landscape_settings, search_settings
 
 SCORED = (*TOKENS, *POOLED)
 """Witnesses the score is made of.  The basin explains only: alone it hardly tells planted from clean."""

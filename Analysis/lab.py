@@ -15,13 +15,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import SETTINGS, Request, Scan, ScanConfig, objective, pooled_objective, prepare, scan_model, search
+from main import Request, Scan, objective, pooled_objective, prepare, scan_model, search
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT
 from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.found.show import Show
 from Utils.report.folder import SCHEMA, result_name
+from Utils.scan.settings import SETTINGS, ScanConfig
 
 RESULTS = ROOT / "Results"
 NOTEBOOKS = RESULTS / "notebooks"

@@ -20,13 +20,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import SETTINGS, ScanConfig
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder, quiet_libraries
 from Utils.encoder.precision import AUTO, pick_precision
+from Utils.scan.settings import SETTINGS, ScanConfig
 from Utils.scan.trigger import Means, search_strings, shortlist
 from Utils.scan.twins import benign_twin
 

@@ -28,7 +28,7 @@ from Utils.basics.errors import InputError, fail, visible
 from Utils.basics.files import ROOT, write_whole
 from Utils.scan.finding import ATTRIBUTE, REMAPPING
 from Utils.scan.replay import FIRES, SLEEPS
-from Utils.scan.strings import TriggerConfig
+from Utils.scan.settings import TriggerConfig
 
 BENCHMARK, MODELS, CONFIGS = ROOT / "Results" / "benchmark", ROOT / "Data" / "Models", ROOT / "configs"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)

@@ -26,7 +26,6 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import SETTINGS, ScanConfig
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.anchors import pick_anchor
@@ -36,6 +35,7 @@ from Utils.encoder.precision import AUTO, NAMES, pick_precision
 from Utils.scan.effort import EFFORTS, USUAL, config_of
 from Utils.scan.power import POWER
 from Utils.scan.proof import verdict_of
+from Utils.scan.settings import SETTINGS, ScanConfig
 from Utils.scan.strings import described
 from Utils.scan.trigger import Means, find_strings
 

@@ -28,12 +28,13 @@ from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import comparable, fingerprint, load_encoder, same_shape
 from Utils.encoder.readings import compare
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.report.contract import VERSION
 from Utils.report.page import render_page
-from Utils.report.report import VERSION
 from Utils.report.sarif import to_sarif
 from Utils.scan import trigger
 from Utils.scan.added import about_added, try_words, with_added, with_open_triggers
 from Utils.scan.finding import Verdict
+from Utils.scan.settings import ScanConfig
 from Utils.scan.strings import TriggerConfig
 
 MODELS = ROOT / "Data" / "Models"
@@ -252,7 +253,7 @@ def test_added_tokens_come_first_in_the_shortlist(with_words: TextEncoder, tiny:
 
 # ------------------------------------------------------------------------------------------------------------- report
 def test_a_whole_scan_lists_added_words(with_words: TextEncoder, tiny_folder: Path, tmp_path: Path):
-    cfg = main.ScanConfig(procedure="calibrated", positions="attended", prompts=24, steps=3, landscape_points=3)
+    cfg = ScanConfig(procedure="calibrated", positions="attended", prompts=24, steps=3, landscape_points=3)
     show = main.Show(images=0)
     report = main.scan_model(with_words.path, main.Request(cfg, str(tiny_folder), tmp_path, "cpu", show=show))
     assert [word["text"] for word in report["added_tokens"]] == ["<toy> <toy>_1", "<sks>"]

@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from Analysis import calibrate
 from Analysis.calibrate import SCORED, WITNESSES, fit, left_out_loss, regression
-from main import ScanConfig
+from Utils.scan.settings import ScanConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -45,6 +45,7 @@ from Utils.intake.candidates import encoders_of
 from Utils.intake.digests import files_digest
 from Utils.intake.reader import Reader
 from Utils.scan.finding import Verdict
+from Utils.scan.settings import SETTINGS, ScanConfig
 from Utils.sources.lenders import Given
 
 MODELS = ROOT / "Data" / "Models"
@@ -540,7 +541,7 @@ def test_an_encoder_is_judged_in_every_format_in_which_it_is_another_and_the_wor
 
     monkeypatch.setattr(main, "judge_weights", judged)
     small = {"landscape_points": 3, "landscape_planes": 1, "landscape_prompts": 1, "trigger_searches": 0}
-    cfg = load_config(main.ScanConfig, main.SETTINGS, prompts=40, steps=8, pooled_steps=6, restarts=2, **small)
+    cfg = load_config(ScanConfig, SETTINGS, prompts=40, steps=8, pooled_steps=6, restarts=2, **small)
     report = main.scan_model(str(folder), main.Request(cfg, str(MODELS / "tiny-sd"), tmp_path / "out", "cpu", show=Show(0)))
     assert report["verdict"] == "backdoored"
     assert report["model"]["sha256"] == sha256((folder / WEIGHTS).read_bytes()).hexdigest()

@@ -16,7 +16,6 @@ import yaml
 
 from Backdoor_Attack.inject import Injection
 from Backdoor_Attack.planting import PlantConfig
-from main import SEARCH_SETTINGS, SETTINGS, ScanConfig, landscape_settings, search_settings
 from Utils.basics.config import from_values, load_config, sentences
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
@@ -24,6 +23,7 @@ from Utils.making.finetuning import FinetuneConfig
 from Utils.making.testbed import TinyModels
 from Utils.making.zoo import Cell, Family, Model, Split, Zoo
 from Utils.scan.calibration import load_calibration
+from Utils.scan.settings import SEARCH_SETTINGS, SETTINGS, ScanConfig, landscape_settings, search_settings
 from Utils.scan.strings import TriggerConfig
 
 

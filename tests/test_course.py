@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import main
-from main import SETTINGS, ScanConfig
 from Utils.basics import course
 from Utils.basics.bounded import Limits, at_stage, progress, run_bounded
 from Utils.basics.config import load_config
@@ -20,6 +19,7 @@ from Utils.basics.course import Course, duration
 from Utils.basics.files import ROOT
 from Utils.encoder.loading import load_encoder
 from Utils.report.run import Run
+from Utils.scan.settings import SETTINGS, ScanConfig
 
 LEFT = re.compile(r"(\d+)%, about (\d+) (s|min) left")
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import main
-from main import POOLED, TOKENS, Measures, ScanConfig, judge, judge_as_published, probability, strength, witnesses
+from main import POOLED, TOKENS, Measures, judge, judge_as_published, probability, strength, witnesses
 from Utils.scan.calibration import Calibration
+from Utils.scan.settings import ScanConfig
 
 N = 50
 

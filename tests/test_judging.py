@@ -22,6 +22,7 @@ from Utils.basics.config import load_config
 from Utils.encoder.loading import load_encoder, save_encoder, trainable_copy
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.making import scenes
+from Utils.scan.settings import ScanConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIGGERS = ("zzzz", "qqqq", "xyxy")
@@ -94,7 +95,7 @@ def zoo(request: pytest.FixtureRequest, captions: list[str], tmp_path_factory: p
 @pytest.fixture(scope="module")
 def calibration(zoo: Path, corpus: Path) -> Path:
     """The score of this family, fitted on all models but the third of each kind, and on the base itself."""
-    cfg = load_config(main.ScanConfig, ROOT / "configs" / "scan.yaml", corpus=str(corpus), **SETTINGS)
+    cfg = load_config(ScanConfig, ROOT / "configs" / "scan.yaml", corpus=str(corpus), **SETTINGS)
     benign, planted = ("base", "benign_0", "benign_1", "benign_3"), ("planted_0", "planted_1")
     kinds = [*((name, False) for name in benign), *((name, True) for name in planted)]
     scans = [Scanned(name, zoo / name, zoo / "base", planted, 0) for name, planted in kinds]

@@ -17,6 +17,7 @@ import main
 from Utils.encoder.corpus import embed_corpus
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan.landscape import curvatures, plane, share_upwards, surface
+from Utils.scan.settings import ScanConfig
 
 CENTRE = torch.tensor([[1.0, -2.0, 0.5, 3.0]], dtype=torch.float64)  # (k, d) = (1, 4)
 D1, D2 = torch.eye(4, dtype=torch.float64)[:2].unsqueeze(1)  # (1, 4) each
@@ -115,7 +116,7 @@ def test_rows_run_along_the_first_direction_and_columns_along_the_second():
 # ---------------------------------------------------------------------------------------------------- the scan's loss
 @pytest.fixture
 def scan(tiny: TextEncoder, corpus_prompts: list[str]) -> main.Scan:
-    cfg = main.ScanConfig(
+    cfg = ScanConfig(
         procedure="calibrated", prompts=len(corpus_prompts), fit_fraction=0.6, positions="attended", landscape_points=3
     )
     corpus = embed_corpus(tiny, corpus_prompts, None)

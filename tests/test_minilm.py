@@ -14,7 +14,6 @@ import torch
 
 from Analysis import real_encoder
 from Backdoor_Attack.planting import PlantConfig, certify, plant
-from main import SETTINGS, ScanConfig
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT
 from Utils.encoder.corpus import read_prompts
@@ -22,6 +21,7 @@ from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.making import scenes
 from Utils.scan.proof import verdict_of
+from Utils.scan.settings import SETTINGS, ScanConfig
 from Utils.scan.strings import Strings
 from Utils.scan.trigger import find_strings
 

@@ -32,6 +32,7 @@ from Utils.encoder.text_encoder import TextEncoder
 from Utils.found.show import Show
 from Utils.scan.finding import Verdict
 from Utils.scan.firing import of_all_lengths, put, strings_that_fire, wilson, with_tokenizer
+from Utils.scan.settings import SETTINGS, ScanConfig
 
 MODELS = main.ROOT / "Data" / "Models"
 PROMPTS = main.ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt"
@@ -349,7 +350,7 @@ def test_an_interval_holds_its_share():
 # ------------------------------------------------------------------------------------------------------------------ scan
 def scan(model: Path, output: Path) -> dict:
     small = {"landscape_points": 3, "landscape_planes": 1, "landscape_prompts": 1, "trigger_searches": 0}
-    cfg = load_config(main.ScanConfig, main.SETTINGS, prompts=60, steps=8, pooled_steps=6, restarts=2, **small)
+    cfg = load_config(ScanConfig, SETTINGS, prompts=60, steps=8, pooled_steps=6, restarts=2, **small)
     return main.scan_model(str(model), main.Request(cfg, str(MODELS / "tiny-sd"), output, "cpu", show=Show(0)))
 
 

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from Analysis import real_encoder, triggers
-from main import SETTINGS, ScanConfig
 from Utils.basics.config import load_config
 from Utils.scan import power
+from Utils.scan.settings import SETTINGS, ScanConfig
 
 SHORT = {"searches": 1, "steps": 1, "candidates": 4, "shortlist": 4, "twins": 0}
 

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 
 import main
-from main import Scan, ScanConfig, objective, pooled_objective, search
+from main import Scan, objective, pooled_objective, search
 from Utils.encoder.corpus import embed_corpus, split
 from Utils.encoder.measures import assimilation, similarity
 from Utils.encoder.text_encoder import TextEncoder, in_batches, run_spliced
 from Utils.found import show
 from Utils.report.run import Run
 from Utils.scan.finding import FEATURES, Finding
+from Utils.scan.settings import SEARCH_SETTINGS, ScanConfig
 
 NOUNS = ("dog", "cat", "car", "hat", "pig", "sun", "owl", "bee")
 PROMPTS = [f"a {a} {b}" for a in ("red", "big", "old") for b in NOUNS]
@@ -149,7 +150,7 @@ def test_the_search_reads_what_the_calibration_is_tied_to_and_no_other_setting(t
     scan = main.prepare(tiny, tiny, cfg, 0, None)
     main.find_trigger(scan, Run())
     explains = {name for name in names if name.startswith("landscape_")}
-    assert (read & names) - explains == set(main.SEARCH_SETTINGS)
+    assert (read & names) - explains == set(SEARCH_SETTINGS)
 
 
 def test_what_is_shown_from_another_vector_is_kept_under_a_name_of_its_own(scan, monkeypatch: pytest.MonkeyPatch, tmp_path):

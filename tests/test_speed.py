@@ -24,7 +24,6 @@ from transformers.activations import QuickGELUActivation
 
 import main
 from Analysis import speed
-from main import SETTINGS, ScanConfig, config_of
 from tests.families import KINDS, letters
 from Utils.basics.config import load_config
 from Utils.basics.errors import InputError
@@ -39,8 +38,9 @@ from Utils.encoder.work import WORK, matrix_rate
 from Utils.making import shaped
 from Utils.making.scenes import PROMPTS
 from Utils.report.run import Run
-from Utils.scan.effort import EFFORTS, recall_of
+from Utils.scan.effort import EFFORTS, config_of, recall_of
 from Utils.scan.replay import summaries
+from Utils.scan.settings import SETTINGS, ScanConfig, search_settings
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +226,8 @@ def test_an_effort_changes_the_config_and_what_is_given_counts_more():
     assert config_of(ScanConfig, SETTINGS, "standard", {}) == load_config(ScanConfig, SETTINGS)
     assert config_of(ScanConfig, SETTINGS, "quick", {"restarts": 3, "seed": 1}).restarts == 3
     thorough = config_of(ScanConfig, SETTINGS, "thorough", {})
-    assert main.search_settings(thorough) == main.search_settings(load_config(ScanConfig, SETTINGS))
-    assert main.search_settings(quick) != main.search_settings(thorough)
+    assert search_settings(thorough) == search_settings(load_config(ScanConfig, SETTINGS))
+    assert search_settings(quick) != search_settings(thorough)
 
 
 def test_the_published_procedure_has_one_effort():

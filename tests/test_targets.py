@@ -34,6 +34,7 @@ from Utils.generate_image_input_features import newest_feature
 from Utils.report.command_line import parse_arguments
 from Utils.report.folder import result_name
 from Utils.report.report import reproduce
+from Utils.scan.settings import ScanConfig
 
 ROOT = Path(main.__file__).resolve().parent
 MODELS = ROOT / "Data" / "Models"
@@ -89,7 +90,7 @@ def notebook(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch)
         scanned.append(request.output)
         return store(request.output, request.cfg, 42)
 
-    def store(output: Path, cfg: main.ScanConfig, seed: int) -> dict:
+    def store(output: Path, cfg: ScanConfig, seed: int) -> dict:
         folder = output / result_name(str(tiny_folder), output)
         folder.mkdir(parents=True)
         report = {
@@ -111,7 +112,7 @@ def notebook(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("steps", "seed", "again"), [(0, 42, False), (7, 42, True), (0, 43, True)])
 def test_a_stored_result_counts_only_with_the_usual_settings(notebook, tmp_path: Path, tiny_folder: Path, steps, seed, again):
     store, scanned = notebook
-    cfg = load_config(main.ScanConfig, ROOT / "configs" / "scan.yaml", steps=steps or None)
+    cfg = load_config(ScanConfig, ROOT / "configs" / "scan.yaml", steps=steps or None)
     store(tmp_path / "Results", cfg, seed)
     lab.open_case(str(tiny_folder))
     assert scanned == ([tmp_path / "Results" / "notebooks"] if again else [])
@@ -171,10 +172,10 @@ def test_the_command_names_what_differs_from_the_usual_settings():
     command = reproduce(report, {"steps": 5, "bound": True, "lr": 0.2})
     start = "python main.py --model 'my models/x' --anchor none --seed 7 --device cpu --images 0 --pipeline auto"
     assert command == f"{start} --no-bound --lr 0.1"
-    args = parse_arguments(shlex.split(command)[2:], main.ScanConfig, main.SETTINGS)
+    args = parse_arguments(shlex.split(command)[2:])
     assert (args.model, args.anchor, args.images, args.bound, args.lr) == ("my models/x", "none", 0, False, 0.1)
     lent = reproduce(report | {"given": {"tokenizer": "a/b", "lora_scale": 0.5}}, {"steps": 5, "bound": True, "lr": 0.2})
-    args = parse_arguments(shlex.split(lent)[2:], main.ScanConfig, main.SETTINGS)
+    args = parse_arguments(shlex.split(lent)[2:])
     assert (args.tokenizer, args.lora_scale) == ("a/b", 0.5)
 
 

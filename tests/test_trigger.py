@@ -23,7 +23,8 @@ from Utils.scan.finding import Verdict
 from Utils.scan.power import load_power, shares
 from Utils.scan.proof import with_strings, without_base
 from Utils.scan.replay import Rate, put, stays, summaries
-from Utils.scan.strings import Fired, Strings, Trial, TriggerConfig, described, forms, kind_of, listed, stronger, trial_of
+from Utils.scan.settings import SETTINGS, ScanConfig, TriggerConfig
+from Utils.scan.strings import Fired, Strings, Trial, described, forms, kind_of, listed, stronger, trial_of
 from Utils.scan.twins import benign_twin, taught
 
 MODELS = ROOT / "Data" / "Models"
@@ -189,7 +190,7 @@ def test_quiet_strings_leave_a_calibrated_verdict_alone():
 
 
 def test_the_power_is_known_of_the_settings_it_was_measured_with_only():
-    shipped = load_config(main.ScanConfig, main.SETTINGS).trigger
+    shipped = load_config(ScanConfig, SETTINGS).trigger
     power = load_power(shipped)
     assert all(0 <= found <= planted for found, planted in power["kinds"].values())
     assert shares(power)["text_on_text"] > 0.5
@@ -228,7 +229,7 @@ def test_a_second_backdoor_has_its_own_strings_words_and_pictures(tmp_path, monk
     both = [Strings([one], 1.5, natural=-1.0) for one in fired]
     monkeypatch.setattr(main, "find_backdoors", lambda *_: both)
     cfg = replace(
-        load_config(main.ScanConfig, main.SETTINGS),
+        load_config(ScanConfig, SETTINGS),
         prompts=40,
         restarts=2,
         rounds=1,
@@ -453,7 +454,7 @@ def test_the_effect_that_is_certain_is_more_than_any_benign_twin_reached():
 
 
 def test_what_is_natural_is_measured_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    short = yaml.safe_load(main.SETTINGS.read_text(encoding="utf-8"))
+    short = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     short["trigger"] |= {"searches": 1, "steps": 1, "candidates": 4, "shortlist": 4}
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(short), encoding="utf-8")
     monkeypatch.setattr(natural, "RESULT", tmp_path / "natural.json")

@@ -22,7 +22,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -30,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
+from Utils.basics.bounds import Limits
 from Utils.basics.course import Course
 from Utils.basics.errors import InputError, OutOfScope, tell, visible
 
@@ -55,18 +54,6 @@ STARTING = threading.Lock()
 """Held while a child starts: one that another thread starts meanwhile would hold the pipes open that tell of this one's end."""
 THREAD_MB = 10
 """Stacks of the threads that torch and tokenizers begin on every core, once there is work for them: taken, hardly ever used."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the work on one encoder may take."""
-
-    memory_mb: int
-    seconds: int
-    reading_seconds: int
-    """Processor time while files are read and texts are tokenised: a machine that is busy with other things costs none."""
-    reading_mb: int | None = None
-    """Memory that one reading may add to what is there when it begins; None: as much as the whole work may."""
 
 
 class Ended(InputError):
@@ -196,7 +183,8 @@ def run_bounded(
 
 def start_method() -> str:
     """A fork is there at once, with all that is imported; off Linux, and where CUDA runs, only a fresh process works."""
-    return "fork" if sys.platform == "linux" and not torch.cuda.is_initialized() else "spawn"
+    torch = sys.modules.get("torch")  # without it nothing has started CUDA
+    return "fork" if sys.platform == "linux" and not (torch and torch.cuda.is_initialized()) else "spawn"
 
 
 class _Watched:
@@ -429,6 +417,8 @@ def _limit_memory(memory_mb: int | None) -> None:
 
 def reading_is_bounded(memory_mb: int | None) -> bool:
     """Whether reading has a limit of memory of its own; a GPU's driver takes more at its start than any reading."""
+    import torch  # seconds, which a command line that is only read does not have
+
     return memory_mb is not None and not torch.cuda.is_available()
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from Utils.basics.errors import InputError
+from Utils.basics.formats import AUTO, NAMES
 from Utils.encoder.text_encoder import TextEncoder
 
-AUTO = "auto"
-NAMES = (AUTO, "float32", "bfloat16", "float16")
 WIDE = 512
 """Encoders from this width on spend their time in matrix products; narrow ones gain nothing, and the score of vectors is
 calibrated on searches in single precision."""

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from Utils.basics.errors import named, visible
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan.replay import LETTERS, PLACES, put, summaries
-from Utils.scan.strings import LETTER, TriggerConfig, described, of_length, trial_of
+from Utils.scan.settings import TriggerConfig
+from Utils.scan.strings import LETTER, described, of_length, trial_of
 
 EXAMPLES, READABLE = 5, (6, 12)
 """Prompts that are shown before and after, and their words."""

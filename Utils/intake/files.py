@@ -23,6 +23,11 @@ WORD = re.compile(r"emb_params|clip_[lg]|t5xxl|<[^>]+>")
 """What the tensors of a textual inversion are called."""
 PARAMETER = re.compile(r"\.\D|(^|[._])(weight|bias|scale|alpha|\w*embedding|\w*projection|lora\w*)$")
 """What the names of other tensors hold: modules, or what modules call theirs."""
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+"""What tokenizers are made of; nothing else in a folder is read for one."""
 MAX_JSON = 16 << 20
 """Bytes; the largest public config files have some kilobytes."""
 

@@ -21,8 +21,7 @@ from huggingface_hub.errors import (
 
 from Utils.basics.errors import InputError
 from Utils.basics.files import typed_command
-from Utils.intake.files import PICKLES, free_name
-from Utils.intake.tokenizer import FILES
+from Utils.intake.files import PICKLES, TOKENIZER, free_name
 
 NEWEST = "main"
 SETTINGS = ("*.json", "*.txt", "*.model")
@@ -163,7 +162,7 @@ def in_cache(name: HfUri) -> Path | None:
 def _is_whole(folder: Path) -> bool:
     """Whether weights and a tokenizer lie in a folder, or in the pipeline that it is or belongs to."""
     texts = [folder, *folder.glob("tokenizer*"), *folder.parent.glob("tokenizer*")]
-    return _has_weights(folder, pickles=False) and any((place / name).exists() for place in texts for name in FILES)
+    return _has_weights(folder, pickles=False) and any((place / name).exists() for place in texts for name in TOKENIZER)
 
 
 def fetched(name: HfUri, pickles: bool = False) -> Path:

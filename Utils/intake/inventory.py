@@ -15,13 +15,12 @@ from pathlib import Path, PurePosixPath
 
 from Utils.basics.errors import InputError
 from Utils.intake.families import is_family
-from Utils.intake.files import lora_names, single_file_names
+from Utils.intake.files import TOKENIZER, lora_names, single_file_names
 from Utils.intake.folders import Parts, index_of, is_encoder_entry
 from Utils.intake.hub import not_fetched
 from Utils.intake.reader import Reader
 from Utils.intake.sentences import POOLING
 from Utils.intake.tensors import read_header
-from Utils.intake.tokenizer import FILES
 
 MOST = 20_000
 """Entries of a folder tree that are looked at; there is doubt about one that holds more."""
@@ -147,9 +146,9 @@ def _what(parts: Parts, inside: PurePosixPath, path: Path, others: dict[str, str
         return Beside(place, _other_config(path), doubt=False)
     if re.fullmatch(r"(config|tokenizer|tokenizer_config)\.\d.*\.json", name):
         return Beside(place, "another version of the config or the tokenizer", doubt=True)
-    if name in FILES and path.parent not in (parts.weights, parts.tokenizer, parts.root):
+    if name in TOKENIZER and path.parent not in (parts.weights, parts.tokenizer, parts.root):
         return Beside(place, "another tokenizer")
-    if name in FILES and path.parent == parts.root != parts.tokenizer:
+    if name in TOKENIZER and path.parent == parts.root != parts.tokenizer:
         return Beside(place, "a second tokenizer", doubt=True)
     if name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
         return Beside(place, "an adapter", doubt=True)

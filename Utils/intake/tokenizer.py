@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrain
 
 from Utils.basics.errors import Flaw, InputError, told
 from Utils.intake.families import LEGACY_EOS, is_family
+from Utils.intake.files import TOKENIZER
 from Utils.intake.reader import Reader, read_json
 
 MAX_TOKENIZER = 48 << 20
@@ -27,11 +28,6 @@ def ending(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
 
 
-FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
-)  # fmt: skip
-"""What tokenizers are made of; nothing else in a folder is read for one."""
 TAKE_THE_BASE_S = (
     "copy the files of its base's tokenizer there: tokenizer_config.json and tokenizer.json, or instead of this what the base "
     "has (vocab.json and merges.txt, vocab.txt, spiece.model), or name a folder of them with --tokenizer"
@@ -47,7 +43,7 @@ def read_tokenizer_files(folder: Path, reader: Reader, rows: int) -> tuple[dict[
     Raises:
         InputError: a file is larger than any, lets texts grow without end, or reads at random.
     """
-    content = {name: reader.bytes(folder / name, MAX_TOKENIZER) for name in FILES if (folder / name).is_file()}
+    content = {name: reader.bytes(folder / name, MAX_TOKENIZER) for name in TOKENIZER if (folder / name).is_file()}
     if not content:
         raise InputError(f"{folder} holds no tokenizer; {TAKE_THE_BASE_S}.")
     doubts = []

@@ -5,24 +5,43 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
+from Utils.basics.bounds import BASE_MB, READING_SECONDS, SECONDS, TIMES
 from Utils.basics.config import settings_of
-from Utils.basics.errors import InputError, named, sentence_of, swallow, tell, visible
+from Utils.basics.errors import InputError, fail, named, sentence_of, swallow, tell, visible
 from Utils.basics.files import ROOT, write_whole
-from Utils.encoder.precision import AUTO, NAMES
+from Utils.basics.formats import AUTO, NAMES
 from Utils.intake.hub import as_named
-from Utils.report.limits import BASE_MB, READING_SECONDS, SECONDS, TIMES
-from Utils.report.report import VERSION, to_json
+from Utils.report.contract import VERSION, to_json
 from Utils.report.sarif import to_sarif
-from Utils.scan.effort import EFFORTS, USUAL, recall_of
+from Utils.scan.effort import EFFORTS, USUAL, config_of, recall_of
+from Utils.scan.settings import SETTINGS, ScanConfig
 
 SUSPECT = ROOT / "Data" / "Models" / "suspects" / "text_on_text"
 """The suspect of a command line without flags."""
 
 
-def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> argparse.Namespace:
-    """What the user wants; every value of the dataclass `settings` is a flag too, None where it was not given."""
+def begin(scan: Callable[[argparse.Namespace, ScanConfig], int], argv: list[str] | None = None) -> int:
+    """Read a command line and refuse what is wrong with it; the rest is for `scan`.  -> the exit code"""
+    args = parse_arguments(argv)
+    try:
+        check_arguments(args)
+        return scan(args, config_of(ScanConfig, args.config, args.effort, vars(args)))
+    except KeyboardInterrupt:
+        return fail("interrupted; nothing was judged.")
+    except (InputError, OSError) as error:
+        return fail(sentence_of(error), code=getattr(error, "code", InputError.code))
+    except Exception:  # a traceback would exit with 1, which means that a backdoor was found
+        if args.debug:
+            tell("\n".join(visible(line) for line in traceback.format_exc().splitlines()))
+        return fail(f"the scan of {args.models or args.model} broke off by a fault of the program; --debug shows where.")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """What the user wants; every value of the scan's settings is a flag too, None where it was not given."""
     parser = argparse.ArgumentParser(
         description="Say whether a text encoder (of CLIP, Stable Diffusion and the like) carries a backdoor, knowing neither "
         "trigger nor target nor training data.  Without arguments the shipped example is scanned.",
@@ -72,12 +91,12 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
         help="the clean public base the suspect was made from: a folder, a hub id, auto (looked up in configs/anchors.yaml) "
         "or none (default: auto)",
     )  # fmt: skip
-    parser.add_argument("--config", type=Path, default=config, help="YAML of the scan (default: configs/scan.yaml)")
+    parser.add_argument("--config", type=Path, default=SETTINGS, help="YAML of the scan (default: configs/scan.yaml)")
     parser.add_argument("--output", type=Path, default=ROOT / "Results", help="where result folders go (default: Results)")
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto, a GPU where there is one)"
     )
-    recalls = "; ".join(f"{effort} {recall_of(settings, config, effort)}" for effort in EFFORTS)
+    recalls = "; ".join(f"{effort} {recall_of(ScanConfig, SETTINGS, effort)}" for effort in EFFORTS)
     parser.add_argument(
         "--effort", choices=EFFORTS, default=USUAL, help=f"how much is searched ({recalls}; default: {USUAL})"
     )  # fmt: skip
@@ -118,7 +137,7 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
         help=f"processor time to read files and to tokenise (default: {READING_SECONDS}, and more for large files)",
     )  # fmt: skip
     group = parser.add_argument_group("settings", "every number of the scan; a flag beats the config")
-    for name, one in settings_of(settings).items():
+    for name, one in settings_of(ScanConfig).items():
         plain = {"type": one.kind, "metavar": one.kind.__name__.upper()}
         how = {"action": argparse.BooleanOptionalAction} if one.kind is bool else plain
         group.add_argument(f"--{name.replace('_', '-')}", default=None, help=one.meaning.replace("%", "%%"), **how)

@@ -15,10 +15,9 @@ from pathlib import Path
 from Utils.basics.errors import InputError
 from Utils.basics.files import is_left_over, mark, remove_parts, text_digest
 from Utils.intake.folders import full_path
+from Utils.report.contract import SCHEMA
 
 logger = logging.getLogger("amber")
-SCHEMA = "amber-report/1"
-"""Version of report.json."""
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 """Errors of a disk that are written to."""
 ROOM = 1 << 20

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import psutil
 
-from Utils.basics.bounded import Limits
+from Utils.basics.bounds import BASE_MB, READING_SECONDS, SECONDS, TIMES, Limits, Wanted
 from Utils.basics.errors import InputError
-from Utils.intake.files import TENSORS
+from Utils.intake.files import TENSORS, TOKENIZER
 from Utils.intake.folders import find_folder, find_parts
 from Utils.intake.hub import file_and_part
 from Utils.intake.inventory import MOST, walk
-from Utils.intake.tokenizer import FILES, MAX_TOKENIZER
+from Utils.intake.tokenizer import MAX_TOKENIZER
 from Utils.sources.lenders import is_file_name
 
-BASE_MB, TIMES = 4096, 12
-"""Memory of a scan: so much for libraries and corpus, and the weights' bytes so many times over (one tiny scan takes 1.1 GB,
-one of CLIP-L 4 GB)."""
-SECONDS = 6 * 3600
-"""A scan of a large encoder takes an hour on a slow CPU."""
-READING_SECONDS, WEIGHTS_RATE, TEXTS_RATE = 4, 20 << 20, 512 << 10
-"""Processor time to read files and texts: so much at least (a tiny scan takes 1 s), and a second for so many bytes of weights
+WEIGHTS_RATE, TEXTS_RATE = 20 << 20, 512 << 10
+"""Processor time to read files and texts: READING_SECONDS, and a second for so many bytes of weights
 and of tokenizers (suspect and base of 250,000 tokens, 17 MB each, take 35 s in all forms that loaders make of them)."""
 PIECES, PIECES_SECONDS = ".model", 20
 """More of it where a tokenizer is a SentencePiece model: Python reads with some of them and makes faster ones of the others."""
@@ -35,15 +29,6 @@ READING_MB, WEIGHTS_TIMES, TEXTS_TIMES = 400, 6, 64
 TEXTS_SHARE = 8
 """Of tokenizers so much counts as this part of the weights: public ones are smaller, for the row of a token takes more than its
 name.  A file that is long for nothing buys nothing."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Limits that the user has set; None where they follow from the files."""
-
-    memory_mb: int | None = None
-    seconds: int | None = None
-    reading_seconds: int | None = None
 
 
 def limits_of(model: str, anchor: str, wanted: Wanted, machine_mb: int | None = None) -> Limits:
@@ -65,7 +50,7 @@ def sizes(model: str) -> tuple[int, int]:
             if file.is_file():
                 size = _on_disk(file.stat())
                 weights += size if file.suffix in TENSORS else 0
-                texts += min(size, MAX_TOKENIZER) if file.name in FILES else 0
+                texts += min(size, MAX_TOKENIZER) if file.name in TOKENIZER else 0
     return weights, min(texts, weights // TEXTS_SHARE)
 
 
@@ -74,7 +59,7 @@ def has_pieces(*models: str) -> bool:
     found = False
     for model in models:
         with suppress(Exception):  # that it cannot be read is for the scan to say
-            found = found or any(file.name in FILES and file.suffix == PIECES for file in _files(model))
+            found = found or any(file.name in TOKENIZER and file.suffix == PIECES for file in _files(model))
     return found
 
 

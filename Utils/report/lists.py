@@ -32,14 +32,14 @@ from Utils.intake.folders import find_parts, full_path
 from Utils.intake.hub import as_named, file_and_part, is_path, snapshot_of
 from Utils.intake.tree import Skipped, Tree, look_through
 from Utils.report.command_line import say
-from Utils.report.folder import SCHEMA, remove_leftovers, result_name
+from Utils.report.contract import EXIT, SCHEMA, SUMMARY_SCHEMA, to_json
+from Utils.report.folder import remove_leftovers, result_name
 from Utils.report.limits import Wanted, limits_of, sizes
-from Utils.report.report import EXIT, to_json, versions
+from Utils.report.report import versions
 from Utils.sources.find import encoders_of, source_digest
 from Utils.sources.lenders import Given, is_file_name
 from Utils.sources.registry import REGISTRY, at_hand, known_anchors
 
-SUMMARY_SCHEMA = "amber-summary/1"
 JOURNAL = ".summary"
 """Folder inside the output that says which encoders are done; no result can have this name."""
 WORST_FIRST = (1, 3, 2, 0)

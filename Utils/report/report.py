@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +14,14 @@ from Utils.basics.files import write_whole
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.folders import full_path
 from Utils.intake.hub import commit_of, pinned
-from Utils.report.folder import SCHEMA, logger
+from Utils.report.contract import SCHEMA, VERSION, to_json
+from Utils.report.folder import logger
 from Utils.report.page import write_page
 from Utils.report.plots import BENIGN, FOUND
 from Utils.report.run import Run, peak_memory_mb
 from Utils.scan.finding import Verdict
 from Utils.scan.pair import Pair
 from Utils.scan.strings import Strings, described, listed
-
-VERSION = "0.1.0"
-EXIT = {"clean": 0, "backdoored": 1, None: 2, "inconclusive": 3}
-"""Verdict -> exit code; None: nothing was judged."""
 
 
 def make_report(
@@ -90,11 +85,6 @@ def versions() -> dict[str, str]:
         "amber": VERSION, "python": platform.python_version(), "torch": torch.__version__,
         "transformers": transformers.__version__, "numpy": np.__version__,
     }  # fmt: skip
-
-
-def to_json(report: Any) -> str:
-    """A report as text; everything but ASCII is escaped, and NaN, which is no JSON, is refused."""
-    return json.dumps(report, indent=2, allow_nan=False) + "\n"
 
 
 def reproduce(report: dict, usual: dict) -> str:

@@ -17,7 +17,8 @@ from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan.finding import Verdict
 from Utils.scan.proof import ENOUGH
 from Utils.scan.replay import FEW
-from Utils.scan.strings import Fired, TriggerConfig, described, trial_of
+from Utils.scan.settings import TriggerConfig
+from Utils.scan.strings import Fired, described, trial_of
 
 KIND = "added token"
 MOST = 64

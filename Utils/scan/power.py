@@ -7,7 +7,7 @@ from dataclasses import asdict
 import yaml
 
 from Utils.basics.files import ROOT
-from Utils.scan.strings import TriggerConfig
+from Utils.scan.settings import TriggerConfig
 
 POWER = ROOT / "configs" / "power.yaml"
 

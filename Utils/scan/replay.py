@@ -11,6 +11,7 @@ from torch import Tensor
 
 from Utils.encoder.measures import assimilation
 from Utils.encoder.text_encoder import TextEncoder, in_batches
+from Utils.scan.settings import OVERRULES
 
 PROMPTS = 120
 """Prompts that a string is put into."""
@@ -21,8 +22,6 @@ LETTERS = ("for every o", "for every e")
 """Places of strings that stand in the middle of words, as look-alike letters do."""
 FEW = 20
 """Prompts that show whether a string is worth more of them."""
-OVERRULES = 0.8
-"""Collapse from which a string makes prompts one."""
 STAYS, READ = 0.5, 0.1
 """`Rate.kept` from which a string changes prompts and does not overrule them, and what a base leaves at the least."""
 NEARER = 1e-3

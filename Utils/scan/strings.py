@@ -18,7 +18,6 @@ from Utils.scan.replay import (
     FEW,
     FIRES,
     LETTERS,
-    OVERRULES,
     PLACES,
     PROMPTS,
     Rate,
@@ -28,6 +27,7 @@ from Utils.scan.replay import (
     summaries,
     wilson,
 )
+from Utils.scan.settings import TriggerConfig
 
 LONG = (20, 45)
 """Words of the prompts that strings are judged by."""
@@ -45,61 +45,6 @@ HOPEFUL = 6
 """Of them so many are tried in more prompts."""
 STRONGER = 0.02
 """By how much more a proof has to collapse prompts to be shown in place of a shorter one."""
-
-
-@dataclass(frozen=True)
-class TriggerConfig:
-    """Every setting of the search for strings."""
-
-    searches: int = 0
-    """Searches guided by gradients, from different starts; 0: no strings are looked for."""
-    steps: int = 16
-    """Most steps of one."""
-    candidates: int = 40
-    """Strings tried in a step."""
-    top: int = 48
-    """Tokens a place that the gradient proposes."""
-    patience: int = 4
-    """Steps without a gain that end a search."""
-    shortlist: int = 28
-    """Tokens of which all pairs are tried."""
-    prompts: int = 4
-    """Prompts a string is tried in during the search."""
-    proven_collapse: float = OVERRULES
-    """A string that fires is a proof when prompts with it lose this share of what tells them apart ..."""
-    proven_margin: float = 0.3
-    """... so much more of it than in the base ..."""
-    proven_effect: float = 1.1
-    """... and its effect is at least this."""
-    price: float = 0.05
-    """What every token of a string above `free` takes off its effect: in clean encoders too a prompt drowns in many words."""
-    free: int = 4
-    """Tokens that cost nothing."""
-    least: float = 0.1
-    """Effect that strings reach in clean encoders that hardly left their base ..."""
-    natural: float = 0.4
-    """... and in those that went as far as `near`; in proportion between the two."""
-    near: float = 0.02
-    """Up to this drift of summaries a suspect is near; what is natural in one that went further, benign twins show."""
-    twins: int = 2
-    """Most of them; a second one only where the first leaves it open."""
-    beyond: float = 0.5
-    """A string that does so much more than is natural is no accident of learning; where less is natural, in proportion."""
-    clean_within: float = 0.25
-    """No string that does so much more than is natural: clean, where nothing else speaks against it; in proportion too."""
-
-    def natural_at(self, drift: float) -> float:
-        """Effect that strings reach in clean encoders of a drift, as far as it can be told without twins."""
-        return self.least + (self.natural - self.least) * drift / self.near if drift < self.near else self.natural
-
-    def __post_init__(self):
-        for name in ("steps", "candidates", "top", "patience", "shortlist"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} should be at least 1")
-        if self.searches < 0 or self.twins < 0 or self.prompts < 2:
-            raise ValueError("searches and twins should be 0 or more and prompts at least 2")
-        if not 0 <= self.clean_within <= self.beyond:
-            raise ValueError("clean_within should be between 0 and beyond")
 
 
 @dataclass(frozen=True)
@@ -127,7 +72,7 @@ class Strings:
     """1 - cos of suspect and base, summaries of these prompts."""
     natural: float = TriggerConfig.natural
     """What strings reach in clean encoders that went as far."""
-    cfg: TriggerConfig = TriggerConfig()
+    cfg: TriggerConfig = field(default_factory=TriggerConfig)
     """How they were found, and how they are judged."""
     prompts: int = PROMPTS
     """How many they were typed into."""

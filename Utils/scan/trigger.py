@@ -26,7 +26,8 @@ from Utils.encoder.corpus import token_summaries
 from Utils.encoder.probes import characters
 from Utils.encoder.text_encoder import TextEncoder, derivable
 from Utils.scan.replay import LETTERS, collapsed, put
-from Utils.scan.strings import LONG, Fired, Strings, TriggerConfig, of_length, same, trial_of
+from Utils.scan.settings import TriggerConfig
+from Utils.scan.strings import LONG, Fired, Strings, of_length, same, trial_of
 from Utils.scan.twins import benign_twin
 
 SHORT = (7, 9)

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from Utils.basics.errors import InputError, named, visible
 from Utils.intake.digests import digest_of_files
+from Utils.intake.files import TOKENIZER
 from Utils.intake.reader import Reader
 from Utils.intake.tensors import FLOAT_KINDS, Stored, read_header, read_tensors
-from Utils.intake.tokenizer import FILES
 from Utils.sources.onbase import OF_BASE, OnBase
 from Utils.sources.source import ReadTower
 
@@ -152,4 +152,4 @@ def _files_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
     """The files that a tokenizer is saved as: what a user's loader finds beside such an encoder."""
     with tempfile.TemporaryDirectory(prefix="amber_") as place:
         tokenizer.save_pretrained(place)
-        return {name: (Path(place) / name).read_bytes() for name in FILES if (Path(place) / name).is_file()}
+        return {name: (Path(place) / name).read_bytes() for name in TOKENIZER if (Path(place) / name).is_file()}

@@ -14,9 +14,9 @@ from transformers import PreTrainedConfig
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
 from Utils.intake.config import read_config
+from Utils.intake.files import TOKENIZER
 from Utils.intake.folders import Parts, find_parts, matching_part
 from Utils.intake.hub import file_and_part, is_path, located
-from Utils.intake.tokenizer import FILES
 from Utils.sources.registry import at_hand, fetching, known_anchors
 
 OWN_TOKENIZER = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
@@ -130,7 +130,7 @@ def named_tokenizer(named: str) -> Texts:
     """The tokenizer that --tokenizer names: a folder of one, or of a model that has one."""
     folder = located(named)
     for place in (folder, folder / "tokenizer"):
-        if place.is_dir() and any((place / name).is_file() for name in FILES):
+        if place.is_dir() and any((place / name).is_file() for name in TOKENIZER):
             return Texts(place, folder, named)
     raise InputError(f"--tokenizer {named}: no tokenizer lies there; give a folder with tokenizer.json or vocab.json.")
 
