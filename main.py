@@ -43,7 +43,7 @@ from Utils.basics.bounded import progress, reading, run_bounded, say
 from Utils.basics.bounds import Wanted
 from Utils.basics.config import load_config
 from Utils.basics.errors import InputError, fail
-from Utils.basics.files import ROOT, remove_parts
+from Utils.basics.files import CACHE, ROOT, remove_parts
 from Utils.basics.formats import AUTO
 from Utils.basics.processes import overload
 from Utils.encoder.added import added_to
@@ -78,8 +78,6 @@ from Utils.scan.settings import SETTINGS, ScanConfig, landscape_settings, search
 from Utils.scan.strings import Strings
 from Utils.scan.trigger import Means, find_backdoors
 from Utils.sources.lenders import Given
-
-CACHE = ROOT / "Data" / "Main" / "Features"
 
 
 # ----------------------------------------------------------------------------------------------------------- settings

@@ -29,8 +29,7 @@ from transformers import CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from main import CACHE
-from Utils.basics.files import ROOT, write_whole
+from Utils.basics.files import CACHE, ROOT, write_whole
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import pick_device, quiet_libraries, save_encoder
 from Utils.encoder.work import matrix_rate

@@ -179,9 +179,9 @@ def test_the_oldest_cache_files_make_room(base: TextEncoder, tmp_path: Path, mon
     files = list(tmp_path.glob("*.safetensors"))
     for age, file in enumerate(sorted(files, key=lambda one: one.stat().st_size)):
         os.utime(file, (age, age))
-    monkeypatch.setattr(corpus, "MOST", 2 * max(file.stat().st_size for file in files))
+    monkeypatch.setattr(corpus, "CACHE_BYTES", 2 * max(file.stat().st_size for file in files))
     token_summaries(base, torch.arange(5), tmp_path)
-    assert sum(file.stat().st_size for file in tmp_path.glob("*.safetensors")) <= corpus.MOST
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.safetensors")) <= corpus.CACHE_BYTES
     assert len(list(tmp_path.glob("*.safetensors"))) < 4
 
 

@@ -17,6 +17,9 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
+CACHE = ROOT / "Data" / "Main" / "Features"
+CACHE_BYTES = 4 << 30
+"""Where features of the corpus are kept, and how much of them; two encoders of CLIP-L's size have 0.3 GB."""
 NUMBERS = itertools.count()
 """Tell the partial folders of one process apart."""
 

@@ -10,7 +10,6 @@ from contextlib import suppress
 from multiprocessing import get_context
 
 import psutil
-import torch
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """What libraries look at when they are loaded."""
@@ -38,6 +37,8 @@ def workers(jobs: int) -> ProcessPoolExecutor:
 def take(threads: int) -> None:
     """Use so many threads in this process and in those that it starts."""
     os.environ |= dict.fromkeys(THREADS, str(threads))
+    import torch  # after that: it looks at them when it is loaded
+
     torch.set_num_threads(threads)
 
 

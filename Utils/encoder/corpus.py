@@ -17,15 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from Utils.basics.errors import InputError
-from Utils.basics.files import whole_file
+from Utils.basics.files import CACHE_BYTES, whole_file
 from Utils.encoder.loading import weights_digest
 from Utils.encoder.measures import assimilation
 from Utils.encoder.text_encoder import TextEncoder, in_batches, texts_of_one
 
 FORMAT = 3
 """Version of the cache files; raise it when what they hold changes."""
-MOST = 4 << 30
-"""Bytes that the cache may hold; two encoders of CLIP-L's size have 0.3 GB."""
 
 
 @dataclass(frozen=True)
@@ -160,5 +158,5 @@ def _write(file: Path, kept: dict[str, Tensor]) -> None:
         save_file(kept, partial)
     with suppress(OSError):
         files = sorted(file.parent.glob("*.safetensors"), key=lambda one: one.stat().st_mtime)
-        while sum(one.stat().st_size for one in files) > MOST and len(files) > 1:
+        while sum(one.stat().st_size for one in files) > CACHE_BYTES and len(files) > 1:
             files.pop(0).unlink()

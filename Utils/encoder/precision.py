@@ -8,6 +8,7 @@ import torch
 
 from Utils.basics.errors import InputError
 from Utils.basics.formats import AUTO, NAMES
+from Utils.basics.hardware import has_bfloat16
 from Utils.encoder.text_encoder import TextEncoder
 
 WIDE = 512
@@ -37,11 +38,3 @@ def pick_precision(name: str, encoder: TextEncoder) -> Precision:
     if not has_bfloat16(encoder.device):
         return Precision()
     return Precision(torch.bfloat16 if encoder.width >= WIDE else torch.float32, torch.bfloat16)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 numbers itself."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = torch.cpu.get_capabilities()
-    return device.type == "cpu" and any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

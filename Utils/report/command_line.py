@@ -28,6 +28,8 @@ def begin(scan: Callable[[argparse.Namespace, ScanConfig], int], argv: list[str]
     """Read a command line and refuse what is wrong with it; the rest is for `scan`.  -> the exit code"""
     args = parse_arguments(argv)
     try:
+        if args.doctor:
+            return see_doctor(args.output)
         check_arguments(args)
         return scan(args, config_of(ScanConfig, args.config, args.effort, vars(args)))
     except KeyboardInterrupt:
@@ -38,6 +40,15 @@ def begin(scan: Callable[[argparse.Namespace, ScanConfig], int], argv: list[str]
         if args.debug:
             tell("\n".join(visible(line) for line in traceback.format_exc().splitlines()))
         return fail(f"the scan of {args.models or args.model} broke off by a fault of the program; --debug shows where.")
+
+
+def see_doctor(output: Path) -> int:
+    """Print what a scan finds on this machine.  -> the exit code"""
+    from Utils.report.doctor import examine, is_fit  # torch, where it is there
+
+    lines = list(examine(output))
+    print("\n".join(map(str, lines)), flush=True)
+    return 0 if is_fit(lines) else InputError.code
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -117,6 +128,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--try", dest="tried", metavar="STRING",
         help="scan nothing, but tell what this string does to unseen prompts in suspect and base; exit code 1: it fires",
+    )  # fmt: skip
+    parser.add_argument(
+        "--doctor", action="store_true",
+        help="scan nothing, but tell what scans find on this machine (libraries, device, bases, places), with the cure of "
+        "what is missing; exit code 2: scans do not work here",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors: exit code and files hold the verdict")
     parser.add_argument(
