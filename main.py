@@ -58,9 +58,10 @@ from Utils.encoder.readings import Reading, compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found, show_further
 from Utils.found.trying import fires, told_of, try_string
+from Utils.report.dry_run import foreseen
 from Utils.report.fleet import Fleet, load_dask, scan_in_fleet
 from Utils.report.limits import limits_of
-from Utils.report.lists import exit_code, is_first_process, scan_many, scan_named, worst
+from Utils.report.lists import exit_code, is_first_process, planned, scan_many, scan_named, worst
 from Utils.report.plots import ANCHOR, BENIGN, FOUND
 from Utils.report.report import make_report, write_report
 from Utils.report.run import Run, open_run
@@ -771,6 +772,9 @@ def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
     if args.workers or args.scheduler:
         load_dask()
         scan_all = partial(scan_in_fleet, Fleet(args.workers, args.scheduler))
+    if args.dry_run:
+        print("\n".join(foreseen(planned(args, wanted)[1], args.anchor, wanted, args.output)), flush=True)
+        return 0
     if args.tried is not None:
         limits = limits_of(args.model, args.anchor, wanted)
         tried = run_bounded(try_aside, (args.model, request, args.tried), limits, args.model, args.debug)

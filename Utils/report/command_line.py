@@ -134,6 +134,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="scan nothing, but tell what scans find on this machine (libraries, device, bases, places), with the cure of "
         "what is missing; exit code 2: scans do not work here",
     )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="scan nothing, but tell what would be scanned, against what, for how long and within which limits",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors: exit code and files hold the verdict")
     parser.add_argument(
         "--debug", action="store_true", help="also show what libraries print and where an error came from, in escaped lines"

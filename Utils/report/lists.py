@@ -331,6 +331,15 @@ def _died_at(task: Task, request: dict, limits: Limits) -> str:
     return text_digest(json.dumps([request, task.model, asdict(limits), files], sort_keys=True))
 
 
+def planned(args: argparse.Namespace, wanted: Wanted) -> tuple[Tree, list[Task]]:
+    """What the command line names, and a task for every encoder in it."""
+    expand = partial(encoders_within, only=args.only, anchor=args.anchor, wanted=wanted)
+    if args.models:
+        tree = named_in(args.models, partial(tree_within, wanted=wanted))
+        return tree, plan(tree.models, args.output, expand)
+    return Tree([args.model]), plan(expand(args.model), args.output, lambda encoder: [encoder])
+
+
 def scan_named(
     args: argparse.Namespace,
     scan: Callable[..., dict],
@@ -344,19 +353,17 @@ def scan_named(
     scan(model, name, device) makes one report, in a result folder of that name, on another device than asked for if one is
     given; request and files: what reports depend on beside the suspects and the anchors; scan_all: as `scan_many`.
     """
-    tree = named_in(args.models, partial(tree_within, wanted=wanted)) if args.models else Tree([args.model])
     for folder in (args.output, args.output / JOURNAL):
         remove_leftovers(folder)
-    expand = partial(encoders_within, only=args.only, anchor=args.anchor, wanted=wanted)
-    if not args.models and len(encoders := expand(args.model)) == 1:
+    tree, tasks = planned(args, wanted)
+    if not args.models and len(tasks) == 1:
         try:
-            report = scan(encoders[0])
+            report = scan(tasks[0].model)
         finally:
             remove_leftovers(args.output)  # of a child that was ended
-        say(report, args.output / result_name(encoders[0], args.output))
+        say(report, args.output / tasks[0].name)
         return [report], []
     request |= {"files": inputs_digest(args.anchor, files, args.tokenizer), "versions": versions()}
-    tasks = plan(tree.models, args.output, expand)
     reports, unwritten = scan_all(tasks, scan, args.output, request, bool(args.models), wanted), []
     if is_first_process():
         summary = summarise(reports, tasks, tree)
