@@ -51,6 +51,7 @@ from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_s
 from Utils.found.show import Show, show_found, show_further
 from Utils.found.trying import fires, told_of, try_string
 from Utils.report.command_line import check_arguments, deliver, parse_arguments
+from Utils.report.environment import as_given
 from Utils.report.fleet import Fleet, load_dask, scan_in_fleet
 from Utils.report.limits import Wanted, limits_of
 from Utils.report.lists import exit_code, is_first_process, scan_many, scan_named, worst
@@ -900,7 +901,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted; nothing was judged.")
     except (InputError, OSError) as error:
-        return fail(sentence_of(error), code=getattr(error, "code", InputError.code))
+        return fail(as_given(sentence_of(error), args), code=getattr(error, "code", InputError.code))
     except Exception:  # a traceback would exit with 1, which means that a backdoor was found
         if args.debug:
             tell("\n".join(visible(line) for line in traceback.format_exc().splitlines()))

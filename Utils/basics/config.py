@@ -118,6 +118,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         return {_checked(k, inner[0], where): _checked(v, inner[1], f"{where}: {k}") for k, v in value.items()}
     if type(value) is not wanted:
         hint_text = " (write 8.0e-2, not 8e-2)" if wanted is float and isinstance(value, str) else ""
-        kind = "a list of `name: value` lines" if dataclasses.is_dataclass(wanted) else wanted.__name__
+        lines = dataclasses.is_dataclass(wanted) or wanted is dict
+        kind = "a list of `name: value` lines" if lines else "a list" if wanted is tuple else wanted.__name__
         raise InputError(f"{where} should be {kind}, got {reprlib.repr(value)[:200]}{hint_text}.")
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from Utils.basics.errors import InputError, named, sentence_of, swallow, tell, v
 from Utils.basics.files import ROOT, write_whole
 from Utils.encoder.precision import AUTO, NAMES
 from Utils.intake.hub import as_named
+from Utils.report.environment import parse
 from Utils.report.limits import BASE_MB, READING_SECONDS, SECONDS, TIMES
+from Utils.report.placing import POLICY, Place
+from Utils.report.policy import Rules, policy_line, rules_of
 from Utils.report.report import VERSION, to_json
 from Utils.report.sarif import to_sarif
 from Utils.scan.effort import EFFORTS, USUAL, recall_of
@@ -27,7 +31,8 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
         description="Say whether a text encoder (of CLIP, Stable Diffusion and the like) carries a backdoor, knowing neither "
         "trigger nor target nor training data.  Without arguments the shipped example is scanned.",
         epilog="Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive; of several encoders "
-        "the worst, 1 before 3 before 2 before 0.",
+        "the worst, 1 before 3 before 2 before 0.  Every flag may stand in the environment: AMBER_SEED is --seed, "
+        "AMBER_LOAD_TIMEOUT --load-timeout, 1 or 0 a flag without a value.  A flag beats its variable, a variable the config.",
     )
     suspects = parser.add_mutually_exclusive_group()
     suspects.add_argument(
@@ -95,6 +100,16 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
         metavar="FILE",
         help="also write the findings here as SARIF 2.1.0, for code-scanning pages; - is standard output",
     )
+    rules = parser.add_argument_group("rules", "what fails, where it is not every verdict but clean; docs/policy.md says more")
+    rules.add_argument(
+        "--policy", metavar="FILE",
+        help="YAML that says which verdicts fail, which findings are accepted, which anchors are allowed and how much a scan "
+        f"must have searched; none: no policy (default: {POLICY} beside the models, where there is one)",
+    )  # fmt: skip
+    rules.add_argument(
+        "--baseline", metavar="SUMMARY",
+        help="summary.json of an earlier run: what it names does not fail again, only what is new",
+    )  # fmt: skip
     parser.add_argument(
         "--try", dest="tried", metavar="STRING",
         help="scan nothing, but tell what this string does to unseen prompts in suspect and base; exit code 1: it fires",
@@ -123,11 +138,14 @@ def parse_arguments(argv: list[str] | None, settings: type, config: Path) -> arg
         how = {"action": argparse.BooleanOptionalAction} if one.kind is bool else plain
         group.add_argument(f"--{name.replace('_', '-')}", default=None, help=one.meaning.replace("%", "%%"), **how)
     parser.add_argument("--version", action="version", version=f"amber {VERSION}")
-    return parser.parse_args(argv)
+    return parse(parser, argv, os.environ)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse, before any work, what cannot be delivered after it; models get the names that reports have for them."""
+    """Refuse, before any work, what cannot be delivered after it; models get the names that reports have for them.
+
+    `args.rules` is what their verdicts are held against; --try has no verdict.
+    """
     if args.json and args.sarif and Path(args.json).resolve() == Path(args.sarif).resolve():
         raise InputError(f"--json and --sarif cannot both be written to {args.json}; give two files.")
     for flag, file in (("--json", args.json), ("--sarif", args.sarif)):
@@ -151,6 +169,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--subfolder is for one --model; write it behind the names of the list: owner/name@main/FOLDER.")
     if not math.isfinite(args.lora_scale):
         raise InputError(f"--lora-scale {args.lora_scale} is no strength; give a number such as 1.0.")
+    place = Place(str(args.models or args.model), many=bool(args.models))
+    args.rules = Rules() if args.tried is not None else rules_of(args.policy, args.baseline, place)
     args.model, args.anchor = as_named(args.model, args.subfolder), as_named(args.anchor)
 
 
@@ -158,7 +178,7 @@ def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:
     """The reports where --json and --sarif want them.  -> what could not be delivered"""
     makers = {
         "--json": (args.json, lambda: reports if args.models or len(reports) > 1 else reports[0]),
-        "--sarif": (args.sarif, lambda: to_sarif(reports, VERSION, Path.cwd())),
+        "--sarif": (args.sarif, lambda: to_sarif(reports, VERSION, Path.cwd(), args.rules)),
     }
     failed = []
     for flag, (file, make) in makers.items():
@@ -179,6 +199,8 @@ def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:
 def say(report: dict, folder: Path) -> None:
     """The verdict for a person, on standard error so that `--json -` stays pure."""
     lines = [f"{report['verdict'].upper()}  (score {report['score']:.3f})  {report['reason']}"]
+    if line := policy_line(report.get("policy")):
+        lines.append(f"  {line}")
     for s in (report["trigger"] or {}).get("strings") or []:
         low, high = s["interval"]
         lines.append(

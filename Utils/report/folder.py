@@ -19,6 +19,8 @@ from Utils.intake.folders import full_path
 logger = logging.getLogger("amber")
 SCHEMA = "amber-report/1"
 """Version of report.json."""
+SUMMARY_SCHEMA = "amber-summary/1"
+"""Version of summary.json."""
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 """Errors of a disk that are written to."""
 ROOM = 1 << 20
