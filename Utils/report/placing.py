@@ -17,9 +17,10 @@ from Utils.intake.tokenizer import FILES
 
 POLICY = "amber.yaml"
 """What a policy is called that is found without a flag."""
-SETTINGS = ("model_index.json", "config.json", "modules.json", "adapter_config.json", *FILES)
+INDEXES = ("model_index.json", "modules.json", "adapter_config.json")
+SETTINGS = (*INDEXES, "config.json", *FILES)
 WEIGHTS = (*TENSORS, *PICKLES, ".gguf", ".onnx", ".msgpack", ".h5", ".pickle")
-"""Names and suffixes of files that models are made of."""
+"""Files that say of a folder that it is a model, names and suffixes of all that models are made of."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def _stranger_s(folder: Path) -> str | None:
     if any(name in SETTINGS or name.endswith(WEIGHTS) for name in map(str.lower, os.listdir(folder))):
         return "files of a model lie beside it"
     for outer in (folder, *folder.parents):
-        if (outer / "model_index.json").exists() or (outer / "modules.json").exists() or is_encoder_config(outer / "config.json"):
+        if any((outer / name).exists() for name in INDEXES) or is_encoder_config(outer / "config.json"):
             return f"it lies in the model {outer}"
         if _downloaded(outer):
             return f"{outer} was fetched from the hub"

@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -33,6 +33,8 @@ EVERY = ""
 """In `least_power`: every kind that a report names."""
 LONGEST, LONGEST_SUMMARY = 1 << 20, 1 << 30
 """Bytes of a policy and of a summary."""
+PASSES, ACCEPTED, KNOWN, FAILS = "passes", "accepted", "known", "fails"
+"""What becomes of a verdict."""
 NONE = "none"
 """In place of a policy's name: take none, whatever lies beside the models."""
 
@@ -43,6 +45,16 @@ def _weights(text: str, what: str) -> str:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
         raise ValueError(f"{what} should be a whole sha256, 64 hexadecimal digits as in report.json, not {text[:80]!r}")
     return text.lower()
+
+
+def _day(text: str) -> date:
+    """YYYY-MM-DD and nothing else: what 01/02/2030 means depends on who reads it."""
+    try:
+        if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+            return date.fromisoformat(text)
+    except ValueError:  # no month has a 31st of that name
+        pass
+    raise ValueError(f"expires should be a day such as 2030-12-31, not {text[:40]!r}")
 
 
 @dataclass(frozen=True)
@@ -60,16 +72,10 @@ class Acceptance:
         object.__setattr__(self, "sha256", _weights(self.sha256, "sha256"))
         if not self.reason.strip():
             raise ValueError("reason is empty; say why the finding may pass")
-        try:
-            self.last_day
-        except ValueError:
-            raise ValueError(f"expires should be a day such as 2030-12-31, not {self.expires[:40]!r}") from None
+        object.__setattr__(self, "expires", _day(self.expires).isoformat())
 
-    @property
-    def last_day(self) -> date:
-        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", self.expires):
-            raise ValueError("no day")
-        return date.fromisoformat(self.expires)
+    def is_over(self, today: date) -> bool:
+        return date.fromisoformat(self.expires) < today
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Policy:
 class _Plain(yaml.SafeLoader):
     """YAML without aliases, which make a short file a huge one, without keys that stand twice, and with days as text."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers: ClassVar = {
         first: [(tag, form) for tag, form in forms if not tag.endswith((":timestamp", ":merge"))]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -153,7 +159,7 @@ def read_policy(content: bytes, source: str, today: date) -> Policy:
         values["least_power"] = {EVERY: values["least_power"]}
     policy = from_values(Policy, values, f"the policy {source}")
     for one in policy.accept:
-        if one.last_day < today:
+        if one.is_over(today):
             raise InputError(
                 f"the policy {source} accepts {one.sha256} until {one.expires}, which is over; look at the finding again, and "
                 "set a later day or take the acceptance out."
@@ -176,7 +182,8 @@ class Known:
 def read_baseline(content: bytes, source: str) -> dict[str, list[Known]]:
     """Weights' hash -> what an earlier summary says of them.
 
-    What failed as new against a baseline of its own is not known by that: else the second of two runs would let it pass.
+    Of a summary that had a baseline itself only what was known there is known: else the second of two runs would let pass what
+    failed in the first, and a finding that was accepted for a while would be for good.
 
     Raises:
         InputError: it is no summary of this version.
@@ -185,14 +192,15 @@ def read_baseline(content: bytes, source: str) -> dict[str, list[Known]]:
     try:
         summary = json.loads(content.decode("utf-8-sig"))
         if summary["schema"] != SUMMARY_SCHEMA:
-            raise InputError(f"the baseline {source} is of schema {str(summary['schema'])[:40]!r}, not {SUMMARY_SCHEMA}; {cure}.")
+            schema = repr(str(summary["schema"])[:40])
+            raise InputError(f"the baseline {source} is of schema {schema}, not {SUMMARY_SCHEMA}; {cure}.")
         rows, compared = summary["models"], summary.get("baseline") is not None
         found: dict[str, list[Known]] = {}
         for row in rows:
-            failed = compared and (row.get("policy") or {}).get("outcome") == "fails"
+            stays = not compared or (row["policy"] or {}).get("outcome") == KNOWN
             if row["verdict"] not in EXIT or (row["verdict"] and not re.fullmatch(r"[0-9a-f]{64}", row["sha256"])):
                 raise ValueError("a row is none")
-            if row["verdict"] and not failed:
+            if row["verdict"] and stays:
                 one = Known(row["verdict"], frozenset(row["kinds"]), row.get("contents"))
                 found.setdefault(row["sha256"], []).append(one)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -250,21 +258,21 @@ class Rules:
         kind, code, why = report["verdict"] or ERROR, _code_of(report), None
         if kind == "clean":
             if (why := self._shortfall(report)) is None:
-                return _Ending("passes")
+                return _Ending(PASSES)
             code = EXIT["inconclusive"]
         model = report["model"]
         if one := kind != ERROR and self.accepted.get(model.get("contents")):
-            return _Ending("accepted", 0, one.reason, one.expires)
+            return _Ending(ACCEPTED, 0, one.reason, one.expires)
         if one := kind != ERROR and self.accepted.get(model.get("sha256")):
             beyond = beyond_weights(report)
             if beyond is None:
-                return _Ending("accepted", 0, one.reason, one.expires)
+                return _Ending(ACCEPTED, 0, one.reason, one.expires)
             why = f"its weights are accepted, but {beyond}; accept model.contents of its report instead, if you mean it"
         if kind not in ("clean", *self.policy.fail_on):
-            return _Ending("passes", 0, f"fail_on of the policy does not name {kind}")
+            return _Ending(PASSES, 0, f"fail_on of the policy does not name {kind}")
         if kind not in ("clean", ERROR) and self._is_known(report):
-            return _Ending("known", 0, "it is in the baseline")
-        return _Ending("fails", code, why)
+            return _Ending(KNOWN, 0, "it is in the baseline")
+        return _Ending(FAILS, code, why)
 
     def _shortfall(self, report: dict) -> str | None:
         """Why a clean verdict is not enough; None where it is."""
@@ -282,7 +290,8 @@ class Rules:
         if policy.least_effort:
             effort, wanted = report.get("effort"), list(EFFORTS)
             if effort not in EFFORTS or wanted.index(effort) < wanted.index(policy.least_effort):
-                return f"too little effort: {effort or 'less than any, or of another kind'}; scan with --effort {policy.least_effort}"
+                reached = effort or "less than any, or of another kind"
+                return f"too little effort: {reached}; scan with --effort {policy.least_effort} and no setting that lowers it"
         return None
 
     def _is_known(self, report: dict) -> bool:
@@ -294,8 +303,8 @@ class Rules:
 
     def about(self, reports: Iterable[dict]) -> dict:
         """What a summary says of the rules: `policy`, with the outcome of all, `baseline` and what `said` notes."""
-        failed = any((report.get("policy") or {}).get("outcome") == "fails" for report in reports)
-        policy = {"path": None, "sha256": None} | (self.file or {}) | {"outcome": "fails" if failed else "passes"}
+        failed = any((report.get("policy") or {}).get("outcome") == FAILS for report in reports)
+        policy = {"path": None, "sha256": None} | (self.file or {}) | {"outcome": FAILS if failed else PASSES}
         policy = policy if self.in_force else None
         return {"policy": policy, "baseline": self.baseline, "notes": list(self.notes)}
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from Utils.basics.errors import InputError, visible
 from Utils.intake.folders import full_path
 from Utils.intake.hub import hub_name
-from Utils.report.policy import Rules
+from Utils.report.policy import ACCEPTED, KNOWN, PASSES, Rules
 
 SCHEMA_URI = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 RULES = {
@@ -26,9 +26,10 @@ RULES = {
 def to_sarif(reports: list[dict], version: str, home: Path, rules: Rules | None = None) -> dict:
     """One run with a result for every encoder that is not clean, and a notification for every one not judged.
 
-    `home` is the folder that locations are relative to, as code-scanning pages want them; rules: what reports were held against.
+    `home` is the folder that locations are relative to, as code-scanning pages want them; rules: what reports were held
+    against.
     """
-    rules_held = rules or Rules()
+    compared = rules is not None and rules.baseline is not None
     rules = [
         {
             "id": identity, "name": text.replace(" ", ""), "shortDescription": {"text": text}, "help": {"text": cure},
@@ -48,26 +49,26 @@ def to_sarif(reports: list[dict], version: str, home: Path, rules: Rules | None 
                     {"level": "error", "message": {"text": plain(e["error"])}, "locations": [_place(e, home)]} for e in errors
                 ],
             }],
-            "results": [_result(report, home) | _held(report, rules_held) for report in reports if _counted(report) in RULES],
+            "results": [_result(report, home) | _held(report, compared) for report in reports if _counted(report) in RULES],
         }],
     }  # fmt: skip
 
 
 def _counted(report: dict) -> str | None:
     """The verdict that a report counts for: a clean one that is not enough for the policy is inconclusive."""
-    fails = (report.get("policy") or {}).get("outcome") != "passes" and report.get("policy") is not None
-    return "inconclusive" if report["verdict"] == "clean" and fails else report["verdict"]
+    enough = not report.get("policy") or report["policy"]["outcome"] == PASSES
+    return report["verdict"] if enough or report["verdict"] != "clean" else "inconclusive"
 
 
-def _held(report: dict, rules: Rules) -> dict:
-    """What rules add to a result; suppressions stand at all results of a run or at none."""
+def _held(report: dict, compared: bool) -> dict:
+    """What rules add to a result, compared with a baseline or not; suppressions stand at all results of a run or at none."""
     policy, more = report.get("policy"), {}
     if policy:
-        accepted = policy["outcome"] == "accepted"
+        accepted = policy["outcome"] == ACCEPTED
         why = visible(f"{policy['reason']} (accepted until {policy['expires']})")
         more["suppressions"] = [{"kind": "external", "status": "accepted", "justification": why}] if accepted else []
-    if policy and rules.baseline:
-        more["baselineState"] = "unchanged" if policy["outcome"] == "known" else "new"
+    if policy and compared:
+        more["baselineState"] = "unchanged" if policy["outcome"] == KNOWN else "new"
     return more
 
 

@@ -14,8 +14,8 @@ EFFORTS = {
     USUAL: {},
     "thorough": {"trigger_searches": 12, "backdoors": 3},
 }
-"""Word -> what differs from the config, the least first.  The calibrated score is of the usual search for vectors, which thorough has too; quick
-leaves the verdict to the strings."""
+"""Word -> what differs from the config, the least first.  The calibrated score is of the usual search for vectors, which
+thorough has too; quick leaves the verdict to the strings."""
 OWN = ("corpus", "calibration")
 """Settings that name a user's own files; they say nothing of how much is searched."""
 
