@@ -1,7 +1,7 @@
 """A tiny text encoder that every test may use: random weights, 3 layers, width 32, context 24, one token a byte.
 
-Contents: tiny_folder (saved, do not change), tiny (loaded), editable (a copy to damage), corpus_prompts, memory_taken; the
-order of the files.
+Contents: tiny_folder (saved, do not change), tiny (loaded), editable (a copy to damage), corpus_prompts, memory_taken,
+no_variables; the order of the files.
 """
 
 import os
@@ -13,7 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -85,6 +85,15 @@ def memory_taken() -> Callable[[], float]:
     (status.parent / "clear_refs").write_text("5")  # the highest so far is forgotten
     before = mb("VmRSS")
     return lambda: mb("VmHWM") - before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_variables() -> Iterator[None]:
+    """Flags come from tests and not from the shell that runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AMBER_")]:
+            patch.delenv(name)
+        yield
 
 
 SLOWEST_FIRST = (

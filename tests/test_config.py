@@ -99,7 +99,7 @@ def test_a_config_may_hold_others_alone_in_lists_and_by_name(tmp_path: Path):
     ("line", "wanted"),
     [
         ("paper: a4", "paper should be a list of `name: value` lines, got 'a4'"), ("paper: {}", "paper: missing"),
-        ("shapes: [{name: b, sizes: 1}]", "shapes[0]: unknown key 'sizes'"), ("shapes: {name: b}", "shapes should be tuple"),
+        ("shapes: [{name: b, sizes: 1}]", "shapes[0]: unknown key 'sizes'"), ("shapes: {name: b}", "shapes should be a list"),
         ("named: {x: {name: 1}}", "named: x: name should be str, got 1"), ("named: {x: {name: a, sides: 2}}", "x: a shape"),
         ("named: {1: {name: a}}", "named should be str, got 1"), ("sizes: {x: big}", "sizes: x should be float, got 'big'"),
     ],
@@ -131,7 +131,7 @@ def test_an_unknown_flag_is_an_unknown_key(tmp_path: Path):
         ("sides: true", "sides should be int, got True"), ("sides:", "sides should be int, got None"),
         ("filled: 1", "filled should be bool, got 1"), ("length: [1]", "length should be float, got [1]"),
         ("length: true", "length should be float, got True"), ("name: 7", "name should be str, got 7"),
-        ("colours: red", "colours should be tuple, got 'red'"),
+        ("colours: red", "colours should be a list, got 'red'"),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_type_is_named(tmp_path: Path, line: str, wanted: str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import reprlib
@@ -77,6 +78,7 @@ def flat(values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@functools.cache
 def sentences(kind: type) -> dict[str, str]:
     """What each field of a dataclass means: the prose under it."""
     (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef))
@@ -93,10 +95,8 @@ def from_values(kind: type[T], values: dict[str, Any], source: str) -> T:
     if unknown := sorted(str(k) for k in set(values) - known):
         raise InputError(f"{source}: unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}.")
     hints = get_type_hints(kind)
-    for name, value in values.items():
-        values = values | {name: _checked(value, hints[name], f"{source}: {name}")}
     try:
-        return kind(**values)
+        return kind(**{name: _checked(value, hints[name], f"{source}: {name}") for name, value in values.items()})
     except TypeError as error:  # a key without default is missing
         raise InputError(f"{source}: {str(error).split('() ')[-1]}.") from None
     except ValueError as error:  # a __post_init__ refused a contradiction
@@ -118,6 +118,7 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         return {_checked(k, inner[0], where): _checked(v, inner[1], f"{where}: {k}") for k, v in value.items()}
     if type(value) is not wanted:
         hint_text = " (write 8.0e-2, not 8e-2)" if wanted is float and isinstance(value, str) else ""
-        kind = "a list of `name: value` lines" if dataclasses.is_dataclass(wanted) else wanted.__name__
+        lines = dataclasses.is_dataclass(wanted) or wanted is dict
+        kind = "a list of `name: value` lines" if lines else "a list" if wanted is tuple else wanted.__name__
         raise InputError(f"{where} should be {kind}, got {reprlib.repr(value)[:200]}{hint_text}.")
     return value

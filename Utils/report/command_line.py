@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from Utils.basics.files import ROOT, write_whole
 from Utils.basics.formats import AUTO, NAMES
 from Utils.intake.hub import as_named
 from Utils.report.contract import VERSION, to_json
+from Utils.report.environment import as_given, parse
+from Utils.report.placing import POLICY, Place
+from Utils.report.policy import Rules, policy_line, rules_of
 from Utils.report.sarif import to_sarif
 from Utils.scan.effort import EFFORTS, USUAL, config_of, recall_of
 from Utils.scan.settings import SETTINGS, ScanConfig
@@ -35,7 +39,7 @@ def begin(scan: Callable[[argparse.Namespace, ScanConfig], int], argv: list[str]
     except KeyboardInterrupt:
         return fail("interrupted; nothing was judged.")
     except (InputError, OSError) as error:
-        return fail(sentence_of(error), code=getattr(error, "code", InputError.code))
+        return fail(as_given(sentence_of(error), args), code=getattr(error, "code", InputError.code))
     except Exception:  # a traceback would exit with 1, which means that a backdoor was found
         if args.debug:
             tell("\n".join(visible(line) for line in traceback.format_exc().splitlines()))
@@ -57,7 +61,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description="Say whether a text encoder (of CLIP, Stable Diffusion and the like) carries a backdoor, knowing neither "
         "trigger nor target nor training data.  Without arguments the shipped example is scanned.",
         epilog="Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive; of several encoders "
-        "the worst, 1 before 3 before 2 before 0.",
+        "the worst, 1 before 3 before 2 before 0.  Every flag may stand in the environment: AMBER_SEED is --seed, "
+        "AMBER_LOAD_TIMEOUT --load-timeout, 1 or 0 a flag without a value.  A flag beats its variable, a variable the config.",
     )
     suspects = parser.add_mutually_exclusive_group()
     suspects.add_argument(
@@ -125,6 +130,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="also write the findings here as SARIF 2.1.0, for code-scanning pages; - is standard output",
     )
+    rules = parser.add_argument_group("rules", "what fails, where it is not every verdict but clean; docs/policy.md says more")
+    rules.add_argument(
+        "--policy", metavar="FILE",
+        help="YAML that says which verdicts fail, which findings are accepted, which anchors are allowed and how much a scan "
+        f"must have searched; none: no policy (default: {POLICY} beside the models, where there is one)",
+    )  # fmt: skip
+    rules.add_argument(
+        "--baseline", metavar="SUMMARY",
+        help="summary.json of an earlier run: what it names does not fail again, only what is new",
+    )  # fmt: skip
     parser.add_argument(
         "--try", dest="tried", metavar="STRING",
         help="scan nothing, but tell what this string does to unseen prompts in suspect and base; exit code 1: it fires",
@@ -162,11 +177,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         how = {"action": argparse.BooleanOptionalAction} if one.kind is bool else plain
         group.add_argument(f"--{name.replace('_', '-')}", default=None, help=one.meaning.replace("%", "%%"), **how)
     parser.add_argument("--version", action="version", version=f"amber {VERSION}")
-    return parser.parse_args(argv)
+    return parse(parser, argv, os.environ)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse, before any work, what cannot be delivered after it; models get the names that reports have for them."""
+    """Refuse, before any work, what cannot be delivered after it; models get the names that reports have for them.
+
+    `args.rules` is what their verdicts are held against; --try has no verdict.
+    """
     if args.json and args.sarif and Path(args.json).resolve() == Path(args.sarif).resolve():
         raise InputError(f"--json and --sarif cannot both be written to {args.json}; give two files.")
     for flag, file in (("--json", args.json), ("--sarif", args.sarif)):
@@ -190,6 +208,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--subfolder is for one --model; write it behind the names of the list: owner/name@main/FOLDER.")
     if not math.isfinite(args.lora_scale):
         raise InputError(f"--lora-scale {args.lora_scale} is no strength; give a number such as 1.0.")
+    place = Place(str(args.models or args.model), many=bool(args.models))
+    args.rules = Rules() if args.tried is not None else rules_of(args.policy, args.baseline, place)
     args.model, args.anchor = as_named(args.model, args.subfolder), as_named(args.anchor)
 
 
@@ -197,7 +217,7 @@ def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:
     """The reports where --json and --sarif want them.  -> what could not be delivered"""
     makers = {
         "--json": (args.json, lambda: reports if args.models or len(reports) > 1 else reports[0]),
-        "--sarif": (args.sarif, lambda: to_sarif(reports, VERSION, Path.cwd())),
+        "--sarif": (args.sarif, lambda: to_sarif(reports, VERSION, Path.cwd(), args.rules)),
     }
     failed = []
     for flag, (file, make) in makers.items():
@@ -218,6 +238,8 @@ def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:
 def say(report: dict, folder: Path) -> None:
     """The verdict for a person, on standard error so that `--json -` stays pure."""
     lines = [f"{report['verdict'].upper()}  (score {report['score']:.3f})  {report['reason']}"]
+    if line := policy_line(report.get("policy")):
+        lines.append(f"  {line}")
     for s in (report["trigger"] or {}).get("strings") or []:
         low, high = s["interval"]
         lines.append(

@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 from jinja2 import Environment, FileSystemLoader
 
-from Utils.basics.bounded import Ended, Limits, reading, run_bounded
+from Utils.basics.bounded import Ended, reading, run_bounded
+from Utils.basics.bounds import Limits, Wanted
 from Utils.basics.course import duration
 from Utils.basics.errors import InputError, OutOfScope, sentence_of, tell, visible
 from Utils.basics.files import ROOT, text_digest, write_whole
@@ -34,7 +35,8 @@ from Utils.intake.tree import Skipped, Tree, look_through
 from Utils.report.command_line import say
 from Utils.report.contract import EXIT, SCHEMA, SUMMARY_SCHEMA, to_json
 from Utils.report.folder import remove_leftovers, result_name
-from Utils.report.limits import Wanted, limits_of, sizes
+from Utils.report.limits import limits_of, sizes
+from Utils.report.policy import Rules, code_of, policy_line
 from Utils.report.report import versions
 from Utils.sources.find import encoders_of, source_digest
 from Utils.sources.lenders import Given, is_file_name
@@ -355,18 +357,24 @@ def scan_named(
     """
     for folder in (args.output, args.output / JOURNAL):
         remove_leftovers(folder)
+    if is_first_process():
+        for line in args.rules.said():
+            tell(visible(line))
     tree, tasks = planned(args, wanted)
     if not args.models and len(tasks) == 1:
         try:
             report = scan(tasks[0].model)
         finally:
             remove_leftovers(args.output)  # of a child that was ended
-        say(report, args.output / tasks[0].name)
-        return [report], []
+        folder = args.output / tasks[0].name
+        unwritten = hold_against(args.rules, [report], [folder])
+        say(report, folder)
+        return [report], unwritten
     request |= {"files": inputs_digest(args.anchor, files, args.tokenizer), "versions": versions()}
-    reports, unwritten = scan_all(tasks, scan, args.output, request, bool(args.models), wanted), []
+    reports = scan_all(tasks, scan, args.output, request, bool(args.models), wanted)
+    unwritten = hold_against(args.rules, reports, [args.output / task.name for task in tasks])
     if is_first_process():
-        summary = summarise(reports, tasks, tree)
+        summary = summarise(reports, tasks, tree, args.rules)
         tell(table(summary))
         if args.models:
             try:
@@ -374,6 +382,19 @@ def scan_named(
             except OSError as error:
                 unwritten.append(f"the summary could not be written ({sentence_of(error)})")
     return reports, unwritten
+
+
+def hold_against(rules: Rules, reports: list[dict], folders: list[Path]) -> list[str]:
+    """Let every report say what the rules make of it, here and in its folder.  -> what could not be written"""
+    failed = []
+    for report, folder in zip(reports, folders, strict=True):
+        before, report["policy"] = report.get("policy"), rules.outcome(report)
+        if report["policy"] != before and report["verdict"] and is_first_process():
+            try:
+                write_whole(folder / "report.json", to_json(report))
+            except OSError as error:
+                failed.append(f"what the policy makes of {report['model']['path']} could not be kept ({sentence_of(error)})")
+    return failed
 
 
 def encoders_within(model: str, only: str, anchor: str, wanted: Wanted) -> list[str]:
@@ -441,11 +462,12 @@ def _finished(task: Task, output: Path, key: str, request: dict) -> bool:
 
 
 def _report_digest(task: Task, output: Path) -> str | None:
-    """SHA-256 of a task's report, to tell it from one that another command put in its place; None where there is none."""
-    try:
-        return sha256((output / task.name / "report.json").read_bytes()).hexdigest()
-    except OSError:
-        return None
+    """SHA-256 of a task's report, to tell it from one that another command put in its place; None where there is none.
+
+    Of what the scan says: what a policy makes of it may change without one.
+    """
+    report = _read(output / task.name / "report.json")
+    return text_digest(json.dumps(report | {"policy": None}, indent=2) + "\n") if report else None
 
 
 def _report(task: Task, output: Path) -> dict:
@@ -465,7 +487,7 @@ def _unjudged(task: Task, error: str, outside: bool = False) -> dict:
 # -------------------------------------------------------------------------------------------------------- the summary
 def exit_code(reports: list[dict]) -> int:
     """The exit code of many: the worst of theirs."""
-    return worst(OutOfScope.code if report.get("outside") else EXIT[report["verdict"]] for report in reports)
+    return worst(map(code_of, reports))
 
 
 def worst(codes: Iterable[int]) -> int:
@@ -488,11 +510,13 @@ def said_of(reasons: list[dict]) -> list[str]:
 
 
 def first_to_look_at(row: dict) -> tuple:
-    """What to look at first: a backdoor before a doubt, a doubt before what was not judged, and the higher score."""
-    return WORST_FIRST.index(EXIT[row["verdict"]]), -(row["score"] or 0.0)
+    """What to look at first: what fails, a backdoor before a doubt, a doubt before what was not judged, the higher score."""
+    verdict = EXIT[row["verdict"]]
+    counts = row["policy"]["code"] if row["policy"] else verdict
+    return WORST_FIRST.index(counts), WORST_FIRST.index(verdict), -(row["score"] or 0.0)
 
 
-def summarise(reports: list[dict], tasks: list[Task], tree: Tree | None = None) -> dict:
+def summarise(reports: list[dict], tasks: list[Task], tree: Tree | None = None, rules: Rules | None = None) -> dict:
     """What summary.json says: one row an encoder, what to look at first in front; nothing in it differs from run to run."""
     rows = []
     for report, task in zip(reports, tasks, strict=True):
@@ -504,19 +528,21 @@ def summarise(reports: list[dict], tasks: list[Task], tree: Tree | None = None) 
             "triggers": [s["text"] for s in strings], "targets": [t["text"] for t in target],
             "kinds": [b["kind"] for b in report.get("backdoors", [])],
             "report": None if report.get("error") else f"{task.name}/report.json",
+            "contents": report["model"].get("contents"), "policy": report.get("policy"),
         })  # fmt: skip
     counts = Counter(row["verdict"] or "not judged" for row in rows)
     tree = tree or Tree()
     return {
         "schema": SUMMARY_SCHEMA, "exit_code": exit_code(reports), "counts": dict(sorted(counts.items())),
         "models": sorted(rows, key=first_to_look_at), "skipped": left_out(tree), "other_files": tree.others,
+        **(rules or Rules()).about(reports),
     }  # fmt: skip
 
 
 def write_summary(summary: dict, output: Path) -> None:
     """summary.json and summary.html beside the result folders."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True)
-    pages.filters["visible"] = visible
+    pages.filters |= {"visible": visible, "policy_line": policy_line}
     write_whole(output / "summary.json", to_json(summary))
     write_whole(output / "summary.html", pages.get_template("summary.html").render(summary=summary))
 
@@ -527,8 +553,7 @@ def table(summary: dict) -> str:
     for row in summary["models"]:
         score = f"{row['score']:.3f}" if row["score"] is not None else "-"
         lines.append(f"{(row['verdict'] or 'not judged').upper():<13} {score:>6}  {visible(row['model'])}")
-        if row["error"]:
-            lines.append(f"{'':22}{visible(row['error'])}")
+        lines += [f"{'':22}{visible(line)}" for line in (row["error"], policy_line(row["policy"])) if line]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in summary["counts"].items())
     lines += said_of(summary["skipped"]) + (
         [f"left out: {n} files that are no models"] if (n := summary["other_files"]) else []

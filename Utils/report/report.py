@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from Utils.report.folder import logger
 from Utils.report.page import write_page
 from Utils.report.plots import BENIGN, FOUND
 from Utils.report.run import Run, peak_memory_mb
+from Utils.scan.effort import effort_of
 from Utils.scan.finding import Verdict
 from Utils.scan.pair import Pair
 from Utils.scan.strings import Strings, described, listed
@@ -70,13 +74,24 @@ def write_report(report: dict, run: Run, verdict: Verdict, settings: dict, usual
     """
     report |= {
         "notes": verdict.notes + run.notes, "seconds": run.seconds, "peak_memory_mb": peak_memory_mb(), **settings,
-        "versions": versions(), "seed": run.seed,
+        "effort": effort_of(settings["config"], usual), "versions": versions(), "seed": run.seed, "policy": None,
     }  # fmt: skip
+    report["model"]["contents"] = contents_of(report["read"])
     report["command"] = reproduce(report, usual)
     logger.info("%s, score %.4f: %s", report["verdict"], report["score"], report["reason"])
     write_whole(run.folder / "report.json", to_json(report))
     write_page(report, run.folder)
     return report
+
+
+def contents_of(read: dict) -> str:
+    """SHA-256 of everything that was read for a model, and of the names of what a loader could take instead.
+
+    read: as in the report.  Of files that were lent, which lie elsewhere, the names count and not the places.
+    """
+    files = sorted((Path(f["path"]).name if Path(f["path"]).is_absolute() else f["path"], f["sha256"]) for f in read["files"])
+    beside = sorted((one["path"], one["kind"]) for one in read["beside"] if one["doubt"])
+    return sha256(json.dumps([files, beside]).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from Utils.basics.config import load_config, settings_of
+from Utils.basics.config import flat, load_config, settings_of
 from Utils.basics.errors import InputError
 from Utils.scan.power import load_power
 
@@ -14,8 +14,10 @@ EFFORTS = {
     USUAL: {},
     "thorough": {"trigger_searches": 12, "backdoors": 3},
 }
-"""Word -> what differs from the config.  The calibrated score is of the usual search for vectors, which thorough has too; quick
-leaves the verdict to the strings."""
+"""Word -> what differs from the config, the least first.  The calibrated score is of the usual search for vectors, which
+thorough has too; quick leaves the verdict to the strings."""
+OWN = ("corpus", "calibration")
+"""Settings that name a user's own files; they say nothing of how much is searched."""
 
 
 def config_of(kind: type, file: Path, effort: str, given: dict):
@@ -37,3 +39,16 @@ def recall_of(kind: type, file: Path, effort: str) -> str:
         return "never measured"
     found, planted = (sum(column) for column in zip(*power["kinds"].values(), strict=True))
     return f"found {found} of {planted} planted models"
+
+
+def effort_of(config: dict, usual: dict) -> str | None:
+    """The most thorough effort that a config reaches, whatever it was called; None where it is below all, or of another kind.
+
+    config, usual: as `asdict` gives them; usual: the config of a scan without flags.
+    """
+    config, usual = flat(config), flat(usual)
+    amounts = {name for differs in EFFORTS.values() for name in differs}
+    if any(config.get(name) != value for name, value in usual.items() if name not in (*amounts, *OWN)):
+        return None
+    reached = [word for word, differs in EFFORTS.items() if all(config[n] >= (usual | differs)[n] for n in amounts)]
+    return reached[-1] if reached else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 
 import yaml
 
@@ -21,3 +22,10 @@ def load_power(cfg: TriggerConfig) -> dict | None:
 def shares(power: dict | None) -> dict[str, float]:
     """Attack -> share of planted models that was found; empty where nothing is known."""
     return {attack: round(found / planted, 4) for attack, (found, planted) in power["kinds"].items()} if power else {}
+
+
+@cache
+def known_kinds() -> tuple[str, ...]:
+    """Every kind of attack that any search was measured with."""
+    known = yaml.safe_load(POWER.read_text(encoding="utf-8"))
+    return tuple(sorted({kind for one in known for kind in one["kinds"]}))
