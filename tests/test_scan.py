@@ -175,7 +175,7 @@ def test_the_inversion_file_loads_through_diffusers_and_gives_the_spliced_featur
 
 def test_the_image_on_text_suspect_exits_1_by_its_summaries(tmp_path):
     model = str(MODELS / "suspects" / "image_on_text")
-    done = typed("--model", model, "--backdoors", "1", "--output", str(tmp_path), "--json", "-")
+    done = typed("--model", model, "--backdoors", "1", "--images", "0", "--output", str(tmp_path), "--json", "-")
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
     assert fires(report["trigger"]["strings"][0])
