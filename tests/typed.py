@@ -48,10 +48,13 @@ def typed(*arguments: str, cwd: Path = PROGRAM.parent, timeout: float = 600) -> 
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = get_context("fork").Process(target=_live, args=(arguments, cwd, out, err))
         child.start()
-        child.join(timeout)
-        if child.is_alive():
+        try:
+            child.join(timeout)
+            late = child.is_alive()
+        finally:  # nothing of it is left when the tests are interrupted
             child.kill()
             child.join()
+        if late:
             raise subprocess.TimeoutExpired(arguments, timeout, _text(out), _text(err))
         return subprocess.CompletedProcess(arguments, child.exitcode, _text(out), _text(err))
 
