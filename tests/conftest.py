@@ -97,8 +97,8 @@ def no_variables() -> Iterator[None]:
 
 
 SLOWEST_FIRST = (
-    "test_scan", "test_judging", "test_inject", "test_readings", "test_coco", "test_many", "test_fleet", "test_fuzz",
-    "test_testbed",
+    "test_scan", "test_judging", "test_coco", "test_minilm", "test_trigger", "test_many", "test_inject", "test_fleet",
+    "test_readings", "test_fuzz", "test_real_encoder", "test_testbed", "test_convert",
 )  # fmt: skip
 """Files that are begun first where several processes share the tests, so that none of them comes last alone."""
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typed import typed
 
 import main
 from Utils.basics import course
@@ -128,11 +129,11 @@ def test_durations_are_said_as_people_say_them(seconds: float, words: str):
 
 @pytest.mark.parametrize("numbers", ["auto", "bfloat16"])
 def test_a_scan_says_which_share_of_the_machine_it_reached(tmp_path: Path, numbers: str):
-    """In its own process, as a user starts it; in every format it comes to its end, with its figures."""
+    """In every format it comes to its end, with its figures."""
     flags = ["--output", str(tmp_path), "--images", "0", "--steps", "4", "--rounds", "1", "--pooled-steps", "0"]
     flags += ["--restarts", "2", "--trigger-searches", "0", "--prompts", "60", "--landscape-points", "3"]
     flags += ["--precision", numbers]
-    done = subprocess.run([sys.executable, str(ROOT / "main.py"), *flags], capture_output=True, text=True, cwd=ROOT)
+    done = typed(*flags)
     assert done.returncode in (1, 3), done.stderr
     said = re.findall(r"[\d.]+ TFLOP at \d+ GFLOP/s, \d+% of this machine's \d+ in (?:bfloat16|float32)", done.stderr)
     assert len(said) == 1

@@ -7,12 +7,9 @@ AMBER_FUZZ_ONLY=137 the one of this number alone.  AMBER_FUZZ_COMMANDS=20 runs m
 
 import os
 import socket
-import subprocess
-import sys
 import time
 import traceback
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ import torch
 from mutants import CANARY, make_mutant, write_bases
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from typed import typed
 
 import main
 from Utils.basics.bounded import Limits, at_stage, run_bounded
@@ -192,25 +190,17 @@ STEPS = (
 def test_mutants_end_the_command_line_with_a_verdict_or_one_sentence(bases: list[Path], tiny_folder: Path, tmp_path: Path):
     """The command line ends every kind of mutant with an exit code and, where there is no verdict, one sentence.
 
-    What becomes of a mutant is shown above; this shows that nothing of it gets lost on the way out.  Python is started anew
-    each time, two at a time.
+    What becomes of a mutant is shown above; this shows that nothing of it gets lost on the way out.
     """
-    copies = []
+    ends = []
     for number in range(COMMANDS):
         place = tmp_path / f"mutant{number}"
         place.mkdir()
-        copies.append((make_mutant(bases, place, 6, number), place / "model"))
-
-    def end(copy: Path) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / "main.py"), "--model", str(copy), "--anchor", str(tiny_folder), *STEPS,
-                   "--output", str(copy.with_name("out")), "--device", "cpu", "--quiet"]  # fmt: skip
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, env=one_thread)
-
-    with ThreadPoolExecutor(2) as pool:
-        ends = list(pool.map(end, [copy for _, copy in copies]))
+        mutant, copy = make_mutant(bases, place, 6, number), place / "model"
+        where = "--model", str(copy), "--anchor", str(tiny_folder), "--output", str(place / "out")
+        ends.append((mutant, copy, typed(*where, *STEPS, "--device", "cpu", "--quiet", timeout=120)))
     assert len(ends) == COMMANDS
-    for (mutant, copy), done in zip(copies, ends, strict=True):
+    for mutant, copy, done in ends:
         assert done.returncode in (2, 3), (mutant, done.stderr)
         assert "Traceback" not in done.stderr, (mutant, done.stderr)
         assert done.returncode == 3 or done.stderr.startswith("amber: "), (mutant, done.stderr)

@@ -15,6 +15,7 @@ from diffusers import StableDiffusionPipeline
 from nbclient import NotebookClient
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
+from typed import fresh, typed
 
 import main
 from Analysis.targets import concept_of, recognised, s_tar
@@ -38,11 +39,6 @@ VARYING = ("seconds", "peak_memory_mb")
 QUICK = {"prompts": 40, "restarts": 2, "rounds": 1, "steps": 3, "pooled_steps": 3}
 
 
-def amber(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "main.py"), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=600)
-
-
 def fires(string: dict) -> bool:
     """A string that is a proof (docs/report.md)."""
     return string["success_rate"] >= 0.9 and string["anchor_success_rate"] <= 0.1 and string["collapse"] >= 0.8
@@ -56,7 +52,7 @@ def steady(report: dict) -> dict:
 def planted(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
     """`python main.py` as the README says, from a strange working directory."""
     output = tmp_path_factory.mktemp("results")
-    done = amber("--output", str(output), "--json", "-", cwd=output)
+    done = fresh("--output", str(output), "--json", "-", cwd=output)
     return done, output / "suspects_text_on_text"
 
 
@@ -179,7 +175,7 @@ def test_the_inversion_file_loads_through_diffusers_and_gives_the_spliced_featur
 
 def test_the_image_on_text_suspect_exits_1_by_its_summaries(tmp_path):
     model = str(MODELS / "suspects" / "image_on_text")
-    done = amber("--model", model, "--backdoors", "1", "--output", str(tmp_path), "--json", "-")
+    done = typed("--model", model, "--backdoors", "1", "--images", "0", "--output", str(tmp_path), "--json", "-")
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
     assert fires(report["trigger"]["strings"][0])
@@ -190,7 +186,7 @@ def test_the_image_on_text_suspect_exits_1_by_its_summaries(tmp_path):
 
 
 def test_a_benign_fine_tune_exits_0_and_leaves_what_was_looked_at(tmp_path):
-    done = amber("--model", str(MODELS / "suspects" / "benign"), "--output", str(tmp_path))
+    done = typed("--model", str(MODELS / "suspects" / "benign"), "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.iterdir()
     assert {p.name for p in folder.iterdir()} == FILES
@@ -223,7 +219,7 @@ def test_the_scan_never_reads_what_only_an_attacker_has(tmp_path, quick_config):
     shutil.copytree(MODELS / "suspects" / "text_on_text", copy / "Data" / "Models" / "x" / "y")
 
     settings = ["--config", str(quick_config), "--images", "1", "--json", "-"]
-    here = json.loads(amber(*settings, "--output", str(tmp_path / "here")).stdout)
+    here = json.loads(typed(*settings, "--output", str(tmp_path / "here")).stdout)
     command = here.pop("command").replace(here["model"].pop("path"), str((copy / "Data" / "Models" / "x" / "y").resolve()))
     scan = [sys.executable, "main.py", "--model", "Data/Models/x/y", *settings]
     there = json.loads(subprocess.run(scan, cwd=copy, capture_output=True, text=True, timeout=600).stdout)
@@ -233,13 +229,13 @@ def test_the_scan_never_reads_what_only_an_attacker_has(tmp_path, quick_config):
 
 
 def test_without_an_anchor_the_scan_is_inconclusive(tmp_path, quick_config):
-    done = amber("--anchor", "none", "--config", str(quick_config), "--output", str(tmp_path))
+    done = typed("--anchor", "none", "--config", str(quick_config), "--output", str(tmp_path))
     assert done.returncode == 3, done.stderr
     assert "no pictures: the unconditional prompt" in done.stderr
 
 
 def test_a_pipeline_that_cannot_draw_costs_the_pictures_and_not_the_verdict(tmp_path, quick_config):
-    done = amber(
+    done = typed(
         "--pipeline", str(MODELS / "tiny-clip"), "--config", str(quick_config), "--output", str(tmp_path), "--json", "-"
     )
     assert done.returncode == 3, done.stderr  # settings for which there is no score
@@ -261,7 +257,7 @@ def test_a_pipeline_that_cannot_draw_costs_the_pictures_and_not_the_verdict(tmp_
     ],
 )
 def test_bad_input_is_one_sentence_exit_2_and_no_folder(arguments, word, tmp_path):
-    done = amber(*arguments, "--output", str(tmp_path / "out"))
+    done = typed(*arguments, "--output", str(tmp_path / "out"))
     assert done.returncode == 2
     assert done.stdout == ""
     assert word in done.stderr
@@ -271,13 +267,13 @@ def test_bad_input_is_one_sentence_exit_2_and_no_folder(arguments, word, tmp_pat
 
 
 def test_an_anchor_of_another_shape_is_refused(tiny_folder, tmp_path):
-    done = amber("--anchor", str(tiny_folder), "--output", str(tmp_path))
+    done = typed("--anchor", str(tiny_folder), "--output", str(tmp_path))
     assert done.returncode == 2
     assert "give its own base" in done.stderr
 
 
 def test_an_uncalibrated_family_is_inconclusive(tiny_folder, tmp_path, quick_config):
-    done = amber(
+    done = typed(
         "--model", str(tiny_folder), "--anchor", str(tiny_folder), "--config", str(quick_config), "--output", str(tmp_path)
     )
     assert done.returncode == 3, done.stderr
@@ -288,7 +284,7 @@ def test_the_published_procedure_ends_with_a_verdict(tmp_path):
     settings = (ROOT / "configs" / "paper.yaml").read_text(encoding="utf-8").replace("prompts: 4000", "prompts: 60")
     config = tmp_path / "paper.yaml"
     config.write_text(settings.replace("landscape_points: 50", "landscape_points: 6"), encoding="utf-8")
-    done = amber("--model", str(MODELS / "suspects" / "benign"), "--config", str(config), "--output", str(tmp_path / "out"))
+    done = typed("--model", str(MODELS / "suspects" / "benign"), "--config", str(config), "--output", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
 
 
@@ -311,7 +307,7 @@ def test_a_wrong_anchor_is_noticed_and_not_believed(tmp_path, quick_config):
         CLIPTextModel(base.config).save_pretrained(tmp_path / "wrong")
     CLIPTokenizer.from_pretrained(MODELS / "tiny-sd" / "tokenizer").save_pretrained(tmp_path / "wrong")
     places = ["--model", str(MODELS / "suspects" / "benign"), "--anchor", str(tmp_path / "wrong"), "--output", str(tmp_path)]
-    done = amber(*places, "--config", str(quick_config))
+    done = typed(*places, "--config", str(quick_config))
     assert done.returncode == 3, done.stderr
     assert "wrong anchor" in done.stderr
 

@@ -14,8 +14,10 @@ import main
 from Analysis import natural
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT
+from Utils.basics.formats import AUTO
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder
+from Utils.encoder.precision import pick_precision
 from Utils.encoder.probes import characters
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan import trigger
@@ -43,6 +45,12 @@ def prompts():
 @pytest.fixture(scope="module")
 def shipped_suspect():
     return load_encoder(str(MODELS / "suspects" / "text_on_text"))
+
+
+@pytest.fixture(scope="module")
+def means(shipped_suspect) -> trigger.Means:
+    """What a scan searches in on this machine."""
+    return trigger.Means(pick_precision(AUTO, shipped_suspect).strings)
 
 
 @pytest.mark.parametrize("place", ["start", "end"])
@@ -139,10 +147,11 @@ def test_what_is_decoded_is_what_somebody_types(tiny):
     assert text == "a photo of a dog"
 
 
-def test_characters_alone_find_what_stands_for_every_o(shipped_suspect, tiny_sd, prompts):
+def test_characters_alone_find_what_stands_for_every_o(shipped_suspect, tiny_sd, prompts, means):
     cfg = TriggerConfig(searches=1)
-    hunt = trigger.Hunt(shipped_suspect, tiny_sd, cfg, torch.Generator(), trigger.usable_tokens(tiny_sd))
-    trial = trial_of(shipped_suspect, tiny_sd, cfg, prompts[800:])
+    hunt = trigger.Hunt(shipped_suspect, tiny_sd, cfg, torch.Generator(), trigger.usable_tokens(tiny_sd), means)
+    hunt = trigger.computing_in(hunt, trigger.texts_for(hunt, prompts[:640], trigger.SHORT, 2))
+    trial = trial_of(shipped_suspect, tiny_sd, cfg, prompts[800:], rough=(hunt.suspect, hunt.base))
     for text in trigger.best_characters(hunt, prompts[:640]):
         trial.add(text)
     strings = trial.result()
@@ -314,10 +323,10 @@ def test_less_is_natural_in_encoders_that_hardly_left_their_base():
     assert Strings(natural=0.1).cleared < limits[0]
 
 
-def test_without_a_base_a_string_is_found_and_shown_and_decides_nothing(shipped_suspect, prompts):
+def test_without_a_base_a_string_is_found_and_shown_and_decides_nothing(shipped_suspect, prompts, means):
     cfg = TriggerConfig(searches=1, steps=2, candidates=8, shortlist=8, prompts=2)
     generator, v = torch.Generator().manual_seed(0), torch.zeros(1, shipped_suspect.width)
-    strings = trigger.find_strings(shipped_suspect, None, prompts[:800], prompts[800:], v, cfg, generator)
+    strings = trigger.find_strings(shipped_suspect, None, prompts[:800], prompts[800:], v, cfg, generator, means)
     assert strings.found
     shown = described(strings.found[0])
     assert (shown["anchor_success_rate"], shown["anchor_collapse"]) == (None, None)
