@@ -13,6 +13,7 @@ import transformers
 
 from Utils.basics.config import flat
 from Utils.basics.files import write_whole
+from Utils.encoder.precision import AUTO
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.folders import full_path
 from Utils.intake.hub import commit_of, pinned
@@ -20,11 +21,11 @@ from Utils.report.folder import SCHEMA, logger
 from Utils.report.page import write_page
 from Utils.report.plots import BENIGN, FOUND
 from Utils.report.run import Run, peak_memory_mb
+from Utils.report.tool import VERSION, this_tool
 from Utils.scan.finding import Verdict
 from Utils.scan.pair import Pair
 from Utils.scan.strings import Strings, described, listed
 
-VERSION = "0.1.0"
 EXIT = {"clean": 0, "backdoored": 1, None: 2, "inconclusive": 3}
 """Verdict -> exit code; None: nothing was judged."""
 
@@ -52,7 +53,7 @@ def make_report(
             "architecture": type(suspect.model).__name__,
             "parameters": sum(p.numel() for p in suspect.model.parameters()), "ignored_tensors": suspect.ignored_tensors,
         },
-        "anchor": _about(anchor) if anchor else None,
+        "anchor": _about(anchor) | {"files": anchor.files.read if anchor.files else []} if anchor else None,
         "evidence": verdict.evidence,
         "trigger": trigger,
         "target": target,
@@ -75,7 +76,7 @@ def write_report(report: dict, run: Run, verdict: Verdict, settings: dict, usual
     """
     report |= {
         "notes": verdict.notes + run.notes, "seconds": run.seconds, "peak_memory_mb": peak_memory_mb(), **settings,
-        "versions": versions(), "seed": run.seed,
+        "tool": this_tool(), "versions": versions(), "seed": run.seed,
     }  # fmt: skip
     report["command"] = reproduce(report, usual)
     logger.info("%s, score %.4f: %s", report["verdict"], report["score"], report["reason"])
@@ -106,6 +107,9 @@ def reproduce(report: dict, usual: dict) -> str:
     given = report["given"]
     words += ["--tokenizer", full_path(given["tokenizer"])] if given["tokenizer"] else []
     words += ["--lora-scale", str(given["lora_scale"])] if given["lora_scale"] != 1 else []
+    words += ["--only", given["only"]] if given["only"] else []
+    words += ["--compare-pickles"] if given["compare_pickles"] else []
+    words += ["--precision", given["precision"]] if given["precision"] != AUTO else []
     usual = flat(usual)
     for name, value in flat(report["config"]).items():
         if value != usual[name]:
