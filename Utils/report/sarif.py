@@ -113,7 +113,6 @@ def _result(report: dict, home: Path) -> dict:
             "score": report["score"],
             "seed": report["seed"],
             "sha256": report["model"]["sha256"],
-            "commit": report["model"].get("commit"),
             "triggers": [visible(s["text"]) for s in (report.get("trigger") or {}).get("strings") or []],
         },
     }
@@ -129,7 +128,9 @@ def _place(report: dict, home: Path) -> dict:
         uri = quote(os.fsencode(path.relative_to(home).as_posix())) if inside else path.as_uri()
     else:
         uri = _page(report["model"]["path"])
-    return {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
+    commit = report["model"].get("commit")
+    artifact = {"uri": uri} | ({"properties": {"revision": commit}} if commit else {})
+    return {"physicalLocation": {"artifactLocation": artifact, "region": {"startLine": 1}}}
 
 
 def _page(name: str) -> str:
