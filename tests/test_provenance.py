@@ -28,6 +28,9 @@ import jsonschema
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from google.protobuf.json_format import ParseDict
+from in_toto_attestation.v1.statement import Statement
+from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
 from reports import BASE, COMMIT, CONFIG, KINDS, WEIGHTS, backdoor, file, string, unjudged, whole_report
 from test_docs import anchors
 from test_many import QUICK
@@ -213,6 +216,7 @@ def test_a_statement_is_valid_and_the_same_again(kind: str):
     report = JUDGED[kind]
     statement = to_statement([deepcopy(report)])
     assert fits(statement, "statement")
+    Statement.copy_from_pb(ParseDict(statement, StatementMessage())).validate()
     assert to_json(statement) == to_json(to_statement([report | {"seconds": {}, "peak_memory_mb": 7.0}]))
     assert {one["name"]: one["digest"]["sha256"] for one in statement["subject"]} == {
         one["path"]: one["sha256"] for one in report["read"]["files"]
@@ -246,6 +250,14 @@ def test_of_several_encoders_the_worst_verdict_stands_for_all(kinds: list[str], 
     assert [scan["verdict"] for scan in statement["predicate"]["scans"]] == [KINDS[kind]["verdict"] for kind in kinds]
 
 
+def test_files_are_called_as_they_lie_in_a_model_with_several_encoders():
+    encoders = [whole_report(path=f"pipeline/{part}") for part in ("text_encoder", "text_encoder_2")]
+    for number, report in enumerate(encoders, 1):
+        report["read"]["files"] = [file(f"{report['model']['path'][9:]}/config.json", str(number) * 64), file("merges.txt")]
+    names = [subject["name"] for subject in to_statement(encoders)["subject"]]
+    assert names == ["text_encoder/config.json", "merges.txt", "text_encoder_2/config.json"]
+
+
 def test_names_of_subjects_stand_once_and_every_digest_is_there():
     one, other = whole_report(path="list/a b"), whole_report("clean", path="list/c")
     other["read"]["files"] = [file("config.json", "1" * 64), file("model.safetensors", "2" * 64)]
@@ -254,8 +266,8 @@ def test_names_of_subjects_stand_once_and_every_digest_is_there():
     statement = to_statement([one, other, twice])
     assert fits(statement, "statement")
     names = [subject["name"] for subject in statement["subject"]]
-    assert names[:2] == ["list/a b/config.json", "list/a b/model.safetensors"]
-    assert names[-1] == f"list/a b/config.json#{'3' * 64}"
+    assert names[:2] == ["list/a b#config.json", "list/a b#model.safetensors"]
+    assert names[-1] == f"list/a b#config.json#{'3' * 64}"
     assert len(names) == len(set(names)) == 5
     assert statement["predicate"]["scans"][2]["subjects"] == [names[-1], names[1]]
 

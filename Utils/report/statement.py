@@ -41,21 +41,23 @@ def to_statement(reports: list[dict]) -> dict:
 def _subjects(reports: list[dict]) -> list[list[tuple[str, str]]]:
     """Name and digest of the files of every report.
 
-    A single model's files are called as they lie in it, those of several have the model in front; where two are called alike
-    all the same, the second has its digest behind it.
+    Files are called as they lie in their model.  Where those of two models are called alike every name has the model in front,
+    and what is called alike all the same has its digest behind it.
     """
+    alone = [[(visible(one["path"]), one["sha256"]) for one in _read(report)] for report in reports]
+    pairs = {pair for names in alone for pair in names}
+    if len({name for name, _ in pairs}) == len(pairs):
+        return alone
     taken: dict[str, str] = {}
     named = []
-    for report in reports:
-        names = []
-        for file in report["read"]["files"] if report["verdict"] else ():
-            path = file["path"] if len(reports) == 1 else f"{report['model']['path']}/{file['path']}"
-            name, digest = visible(path), file["sha256"]
-            if taken.setdefault(name, digest) != digest:
-                name = f"{name}#{digest}"
-            names.append((name, digest))
-        named.append(names)
+    for report, names in zip(reports, alone, strict=True):
+        longer = [(f"{visible(report['model']['path'])}#{name}", digest) for name, digest in names]
+        named.append([(n if taken.setdefault(n, digest) == digest else f"{n}#{digest}", digest) for n, digest in longer])
     return named
+
+
+def _read(report: dict) -> list[dict]:
+    return report["read"]["files"] if report["verdict"] else []
 
 
 def _scan(report: dict, names: list[tuple[str, str]]) -> dict:
