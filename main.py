@@ -714,6 +714,7 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         settings["read"] = {"files": suspect.files.read, "beside": [asdict(b) for b in beside]}
         in_single = {one.form: one.verdict for one in judged if one.scan.suspect.numbers == suspect.numbers}
         settings["given"] = {"tokenizer": request.tokenizer, "lora_scale": request.lora_scale}
+        settings["given"] |= {"precision": request.precision, **asdict(request.trust)}
         power = shares(load_power(cfg.trigger))
         settings |= {"readings": about_readings(readings, in_single), "numbers": numbers, "power": power}
         settings["added_tokens"] = about_added(added, words)

@@ -21,7 +21,8 @@ from Utils.basics.files import ROOT
 from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.found.show import Show
-from Utils.report.folder import SCHEMA, result_name
+from Utils.report.contract import SCHEMA
+from Utils.report.folder import result_name
 from Utils.scan.settings import SETTINGS, ScanConfig
 
 RESULTS = ROOT / "Results"

@@ -3,8 +3,9 @@
     python Analysis/same_reports.py --against COMMIT            the shipped suspects, seeds 0 and 42, two scans at a time
 
 Scans every suspect with the code of the commit, in a worktree of its own, and with the code at hand, and compares the
-reports key by key.  Times, memory and versions may differ, and so may where the repository lies.  Reports of a commit are
-kept under Results/same/<commit>, so that the next comparison with it scans once.  Exit code: 0 the same, 1 different.
+reports key by key.  Times, memory, versions and the commit may differ, and so may where the repository lies.  Reports of a
+commit are kept under Results/same/<commit>, so that the next comparison with it scans once.  Exit code: 0 the same,
+1 different.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Utils.basics.errors import InputError, fail
 from Utils.basics.files import ROOT
 
-VARYING = ("seconds", "peak_memory_mb", "versions")
+VARYING = ("seconds", "peak_memory_mb", "versions", "tool")
 SUSPECTS = ("text_on_text", "image_on_text", "benign")
 
 

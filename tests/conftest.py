@@ -1,7 +1,7 @@
 """A tiny text encoder that every test may use: random weights, 3 layers, width 32, context 24, one token a byte.
 
 Contents: tiny_folder (saved, do not change), tiny (loaded), editable (a copy to damage), corpus_prompts, memory_taken,
-no_variables; the order of the files.
+no_variables; whether all reports that any test wrote keep to their schema; the order of the files.
 """
 
 import os
@@ -11,11 +11,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test m
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
@@ -94,6 +96,20 @@ def no_variables() -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("AMBER_")]:
             patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reports_keep_to_their_schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """At the end every report and summary that a scan of any test has left behind."""
+    yield
+    schemas = Path(__file__).resolve().parents[1] / "Utils" / "report" / "schemas"
+    for name, mark in (("report", '"command"'), ("summary", '"exit_code"')):  # tests invent shorter ones, without these keys
+        schema = jsonschema.Draft202012Validator(json.loads((schemas / f"{name}.schema.json").read_text(encoding="utf-8")))
+        for file in tmp_path_factory.getbasetemp().rglob(f"{name}.json"):
+            text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+            if mark in text:
+                best = jsonschema.exceptions.best_match(schema.iter_errors(json.loads(text)))
+                assert best is None, f"{file}: {best.json_path}: {best.message}"
 
 
 SLOWEST_FIRST = (

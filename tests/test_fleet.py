@@ -27,8 +27,9 @@ from Utils.basics.bounded import Limits, run_bounded
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
 from Utils.report import fleet
+from Utils.report.contract import SCHEMA
 from Utils.report.fleet import Fleet, load_dask, scan_in_fleet
-from Utils.report.folder import SCHEMA, result_folder
+from Utils.report.folder import result_folder
 from Utils.report.limits import Wanted
 from Utils.report.lists import plan
 

@@ -34,8 +34,8 @@ import main
 from Utils.basics.bounded import Limits, run_bounded
 from Utils.basics.errors import InputError
 from Utils.report import lists
-from Utils.report.contract import to_json
-from Utils.report.folder import SCHEMA, result_folder
+from Utils.report.contract import SCHEMA, to_json
+from Utils.report.folder import result_folder
 from Utils.report.limits import Wanted
 from Utils.report.lists import exit_code, inputs_digest, plan, read_list, scan_many, summarise, table, write_summary
 from Utils.report.sarif import to_sarif

@@ -48,6 +48,7 @@ def report_of(path: str = "suspects/x", verdict: str = "backdoored", **found: ob
         "trigger": {"strings": None, "examples": [], "embedding": "Backdoor_Embedding.pt"} if claimed else None,
         "target": {"texts": shown["texts"], "images": shown["images"]} if claimed else None,
         "found": shown, "seconds": {"search": 12.34}, "peak_memory_mb": 1000.0, "config": {"steps": 120},
+        "tool": {"name": "AMBER", "version": "1", "commit": "f00d" * 10},
         "versions": {"torch": "2"}, "seed": 42, "command": shlex.join(["python", "main.py", "--model", path]),
     }  # fmt: skip
 
@@ -76,7 +77,7 @@ def test_the_page_tells_its_story_in_order(folder):
     page = render_page(report_of(), folder)
     story = [
         "backdoored</h1>", "Because.", "score 0.980", "one target", "in pictures", "in words", "a lion", "Trigger", "Figures",
-        "12.3 s", "ab" * 32, "python main.py --model suspects/x",
+        "12.3 s", "ab" * 32, "python main.py --model suspects/x", "f00d" * 10,
     ]  # fmt: skip
     places = [page.index(part) for part in story]
     assert places == sorted(places)

@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import date
 from functools import partial
 from hashlib import sha256
@@ -28,19 +29,21 @@ from test_docs import parser_of
 from test_many import QUICK, REQUEST
 
 import main
+from Utils.basics.bounds import Wanted
+from Utils.basics.config import load_config
 from Utils.basics.errors import InputError
 from Utils.report import environment
 from Utils.report.command_line import check_arguments, parse_arguments, say
 from Utils.report.contract import SCHEMA, to_json
 from Utils.report.folder import result_folder
-from Utils.report.limits import Wanted
 from Utils.report.lists import exit_code, plan, scan_named, summarise, table, write_summary
 from Utils.report.placing import Place, policy_beside
 from Utils.report.policy import Rules, read_baseline, read_policy, rules_of
 from Utils.report.report import contents_of
 from Utils.report.sarif import to_sarif
-from Utils.scan.effort import EFFORTS, effort_of
+from Utils.scan.effort import EFFORTS, config_of, effort_of
 from Utils.scan.power import known_kinds
+from Utils.scan.settings import SETTINGS, ScanConfig
 
 ROOT = Path(main.__file__).resolve().parent
 PAGE = (ROOT / "docs" / "policy.md").read_text(encoding="utf-8")
@@ -483,14 +486,14 @@ def test_contents_change_with_every_file_and_with_what_lies_beside_and_not_with_
 
 
 def test_an_effort_is_what_the_settings_reach_whatever_it_is_called():
-    usual = main.asdict(main.load_config(main.ScanConfig, main.SETTINGS))
-    configs = {word: main.asdict(main.config_of(main.ScanConfig, main.SETTINGS, word, {})) for word in EFFORTS}
+    usual = asdict(load_config(ScanConfig, SETTINGS))
+    configs = {word: asdict(config_of(ScanConfig, SETTINGS, word, {})) for word in EFFORTS}
     assert {word: effort_of(config, usual) for word, config in configs.items()} == {word: word for word in EFFORTS}
     assert effort_of(configs["standard"] | {"steps": 4}, usual) is None
     assert effort_of(configs["standard"] | {"steps": 90}, usual) == "quick"
     assert effort_of(configs["standard"] | {"prompts": 100}, usual) is None
     assert effort_of(configs["standard"] | {"corpus": "our.txt"}, usual) == "standard"
-    assert effort_of(main.asdict(main.load_config(main.ScanConfig, ROOT / "configs" / "paper.yaml")), usual) is None
+    assert effort_of(asdict(main.load_config(ScanConfig, ROOT / "configs" / "paper.yaml")), usual) is None
 
 
 # ------------------------------------------------------------------------------------------------------------- baselines
@@ -618,7 +621,7 @@ def test_a_flag_beats_its_variable_and_a_variable_the_config():
     assert arguments("--seed", "3", AMBER_SEED="4").variables == {}
     assert arguments("--seed", "42", AMBER_SEED="4").seed == 42  # what happens to be the default is given all the same
     args = arguments("--restarts", "3", AMBER_STEPS="50", AMBER_RESTARTS="2", AMBER_BOUND="0", AMBER_EFFORT="quick")
-    cfg = main.config_of(main.ScanConfig, args.config, args.effort, vars(args))
+    cfg = config_of(ScanConfig, args.config, args.effort, vars(args))
     assert (cfg.steps, cfg.restarts, cfg.bound, cfg.pooled_steps) == (50, 3, False, 40)
     assert arguments("--bound", AMBER_BOUND="no").bound
     assert arguments(AMBER_QUIET="0").quiet is False

@@ -17,8 +17,8 @@ import pytest
 from Utils.basics.errors import InputError, numbers_of, visible
 from Utils.intake.folders import full_path
 from Utils.report.command_line import say
-from Utils.report.contract import to_json
-from Utils.report.folder import SCHEMA, logger, result_folder, result_name
+from Utils.report.contract import SCHEMA, to_json
+from Utils.report.folder import logger, result_folder, result_name
 from Utils.report.sarif import to_sarif
 
 

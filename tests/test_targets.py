@@ -164,19 +164,23 @@ def test_a_clip_model_projects_for_itself_wherever_it_lies(tmp_path: Path, monke
 
 
 # ------------------------------------------------------------------------------------------------------------ reproduce
+GIVEN = {"tokenizer": "", "lora_scale": 1.0, "precision": "auto", "only": "", "compare_pickles": False}
+
+
 def test_the_command_names_what_differs_from_the_usual_settings():
     report = {
         "anchor": None, "model": {"path": "my models/x"}, "seed": 7, "device": "cpu", "show": {"images": 0, "pipeline": "auto"},
-        "config": {"steps": 5, "bound": False, "lr": 0.1}, "given": {"tokenizer": "", "lora_scale": 1.0},
+        "config": {"steps": 5, "bound": False, "lr": 0.1}, "given": GIVEN,
     }  # fmt: skip
     command = reproduce(report, {"steps": 5, "bound": True, "lr": 0.2})
     start = "python main.py --model 'my models/x' --anchor none --seed 7 --device cpu --images 0 --pipeline auto"
     assert command == f"{start} --no-bound --lr 0.1"
     args = parse_arguments(shlex.split(command)[2:])
     assert (args.model, args.anchor, args.images, args.bound, args.lr) == ("my models/x", "none", 0, False, 0.1)
-    lent = reproduce(report | {"given": {"tokenizer": "a/b", "lora_scale": 0.5}}, {"steps": 5, "bound": True, "lr": 0.2})
+    given = {"tokenizer": "a/b", "lora_scale": 0.5, "precision": "float32", "only": "x.safetensors", "compare_pickles": True}
+    lent = reproduce(report | {"given": given}, {"steps": 5, "bound": True, "lr": 0.2})
     args = parse_arguments(shlex.split(lent)[2:])
-    assert (args.tokenizer, args.lora_scale) == ("a/b", 0.5)
+    assert {name: getattr(args, name) for name in given} == given
 
 
 def test_pictures_of_the_planted_trigger_show_what_can_be_shown():

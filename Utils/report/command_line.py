@@ -1,4 +1,4 @@
-"""What the user asks for and what they are told: main.py's flags, the verdict in a terminal, --json and --sarif."""
+"""What the user asks for and what they are told: main.py's flags, the verdict in a terminal, and documents like --json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from Utils.basics.bounds import BASE_MB, READING_SECONDS, SECONDS, TIMES
 from Utils.basics.config import settings_of
@@ -21,6 +23,7 @@ from Utils.report.environment import as_given, parse
 from Utils.report.placing import POLICY, Place
 from Utils.report.policy import Rules, policy_line, rules_of
 from Utils.report.sarif import to_sarif
+from Utils.report.statement import to_statement
 from Utils.scan.effort import EFFORTS, USUAL, config_of, recall_of
 from Utils.scan.settings import SETTINGS, ScanConfig
 
@@ -141,6 +144,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="summary.json of an earlier run: what it names does not fail again, only what is new",
     )  # fmt: skip
     parser.add_argument(
+        "--bom", metavar="FILE",
+        help="also write encoders, files and verdicts here as a bill of materials, CycloneDX 1.6; - is standard output",
+    )  # fmt: skip
+    parser.add_argument(
+        "--predicate", metavar="FILE",
+        help="also write an in-toto statement about the files that were read here, for your own signer; - is standard output",
+    )  # fmt: skip
+    parser.add_argument(
         "--try", dest="tried", metavar="STRING",
         help="scan nothing, but tell what this string does to unseen prompts in suspect and base; exit code 1: it fires",
     )  # fmt: skip
@@ -185,10 +196,12 @@ def check_arguments(args: argparse.Namespace) -> None:
 
     `args.rules` is what their verdicts are held against; --try has no verdict.
     """
-    if args.json and args.sarif and Path(args.json).resolve() == Path(args.sarif).resolve():
-        raise InputError(f"--json and --sarif cannot both be written to {args.json}; give two files.")
-    for flag, file in (("--json", args.json), ("--sarif", args.sarif)):
-        if file not in (None, "-") and (Path(file).is_dir() or not Path(file).resolve().parent.is_dir()):
+    files = {flag: file for flag in DOCUMENTS if (file := getattr(args, flag.removeprefix("--")))}
+    for (flag, file), (other, another) in combinations(files.items(), 2):
+        if Path(file).resolve() == Path(another).resolve():
+            raise InputError(f"{flag} and {other} cannot both be written to {file}; give two files.")
+    for flag, file in files.items():
+        if file != "-" and (Path(file).is_dir() or not Path(file).resolve().parent.is_dir()):
             raise InputError(f"{flag} {file} cannot be written: give a file in a folder that exists.")
     for flag, limit in (("--memory", args.memory), ("--timeout", args.timeout), ("--load-timeout", args.load_timeout)):
         if limit is not None and limit < 1:
@@ -213,21 +226,37 @@ def check_arguments(args: argparse.Namespace) -> None:
     args.model, args.anchor = as_named(args.model, args.subfolder), as_named(args.anchor)
 
 
+DOCUMENTS = ("--json", "--sarif", "--bom", "--predicate")
+"""Flags that name a file for what is made of the reports."""
+
+
+def _bom(reports: list[dict]) -> dict:
+    from Utils.report.bom import to_bom  # its library takes a fifth of a second that scans without it do not need
+
+    return to_bom(reports)
+
+
 def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:
-    """The reports where --json and --sarif want them.  -> what could not be delivered"""
-    makers = {
-        "--json": (args.json, lambda: reports if args.models or len(reports) > 1 else reports[0]),
-        "--sarif": (args.sarif, lambda: to_sarif(reports, VERSION, Path.cwd(), args.rules)),
+    """The reports where --json and the other documents want them.  -> what could not be delivered"""
+    makers: dict[str, Callable[[], Any]] = {
+        "--json": lambda: reports if args.models or len(reports) > 1 else reports[0],
+        "--sarif": lambda: to_sarif(reports, VERSION, Path.cwd(), args.rules),
+        "--bom": lambda: _bom(reports),
+        "--predicate": lambda: to_statement(reports),
     }
     failed = []
-    for flag, (file, make) in makers.items():
+    for flag in DOCUMENTS:
+        file = getattr(args, flag.removeprefix("--"))
+        if not file:
+            continue
         try:
+            text = to_json(makers[flag]())
             if file == "-":
-                print(to_json(make()), end="", flush=True)
-            elif file and (not Path(file).exists() or Path(file).is_file()):
-                write_whole(Path(file).resolve(), to_json(make()))
-            elif file:  # a pipe or a device
-                Path(file).write_text(to_json(make()), encoding="utf-8")
+                print(text, end="", flush=True)
+            elif not Path(file).exists() or Path(file).is_file():
+                write_whole(Path(file).resolve(), text)
+            else:  # a pipe or a device
+                Path(file).write_text(text, encoding="utf-8")
         except Exception as error:  # a full disk, a closed pipe, a damaged report of an earlier run
             if file == "-" and sys.stdout is not None:
                 swallow(sys.stdout)

@@ -38,6 +38,7 @@ from Utils.report.folder import remove_leftovers, result_name
 from Utils.report.limits import limits_of, sizes
 from Utils.report.policy import Rules, code_of, policy_line
 from Utils.report.report import versions
+from Utils.report.tool import this_tool
 from Utils.sources.find import encoders_of, source_digest
 from Utils.sources.lenders import Given, is_file_name
 from Utils.sources.registry import REGISTRY, at_hand, known_anchors
@@ -527,13 +528,14 @@ def summarise(reports: list[dict], tasks: list[Task], tree: Tree | None = None, 
             "score": report.get("score"), "reason": report.get("reason"), "error": report.get("error"),
             "triggers": [s["text"] for s in strings], "targets": [t["text"] for t in target],
             "kinds": [b["kind"] for b in report.get("backdoors", [])],
+            "commit": report["model"].get("commit"), "seed": report.get("seed"), "command": report.get("command"),
             "report": None if report.get("error") else f"{task.name}/report.json",
             "contents": report["model"].get("contents"), "policy": report.get("policy"),
         })  # fmt: skip
     counts = Counter(row["verdict"] or "not judged" for row in rows)
     tree = tree or Tree()
     return {
-        "schema": SUMMARY_SCHEMA, "exit_code": exit_code(reports), "counts": dict(sorted(counts.items())),
+        "schema": SUMMARY_SCHEMA, "tool": this_tool(), "exit_code": exit_code(reports), "counts": dict(sorted(counts.items())),
         "models": sorted(rows, key=first_to_look_at), "skipped": left_out(tree), "other_files": tree.others,
         **(rules or Rules()).about(reports),
     }  # fmt: skip

@@ -14,6 +14,7 @@ import transformers
 
 from Utils.basics.config import flat
 from Utils.basics.files import write_whole
+from Utils.encoder.precision import AUTO
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.folders import full_path
 from Utils.intake.hub import commit_of, pinned
@@ -22,6 +23,7 @@ from Utils.report.folder import logger
 from Utils.report.page import write_page
 from Utils.report.plots import BENIGN, FOUND
 from Utils.report.run import Run, peak_memory_mb
+from Utils.report.tool import this_tool
 from Utils.scan.effort import effort_of
 from Utils.scan.finding import Verdict
 from Utils.scan.pair import Pair
@@ -51,7 +53,7 @@ def make_report(
             "architecture": type(suspect.model).__name__,
             "parameters": sum(p.numel() for p in suspect.model.parameters()), "ignored_tensors": suspect.ignored_tensors,
         },
-        "anchor": _about(anchor) if anchor else None,
+        "anchor": _about(anchor) | {"files": anchor.files.read if anchor.files else []} if anchor else None,
         "evidence": verdict.evidence,
         "trigger": trigger,
         "target": target,
@@ -74,7 +76,8 @@ def write_report(report: dict, run: Run, verdict: Verdict, settings: dict, usual
     """
     report |= {
         "notes": verdict.notes + run.notes, "seconds": run.seconds, "peak_memory_mb": peak_memory_mb(), **settings,
-        "effort": effort_of(settings["config"], usual), "versions": versions(), "seed": run.seed, "policy": None,
+        "effort": effort_of(settings["config"], usual), "tool": this_tool(), "versions": versions(), "seed": run.seed,
+        "policy": None,
     }  # fmt: skip
     report["model"]["contents"] = contents_of(report["read"])
     report["command"] = reproduce(report, usual)
@@ -111,6 +114,9 @@ def reproduce(report: dict, usual: dict) -> str:
     given = report["given"]
     words += ["--tokenizer", full_path(given["tokenizer"])] if given["tokenizer"] else []
     words += ["--lora-scale", str(given["lora_scale"])] if given["lora_scale"] != 1 else []
+    words += ["--only", given["only"]] if given["only"] else []
+    words += ["--compare-pickles"] if given["compare_pickles"] else []
+    words += ["--precision", given["precision"]] if given["precision"] != AUTO else []
     usual = flat(usual)
     for name, value in flat(report["config"]).items():
         if value != usual[name]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,14 +13,44 @@ from huggingface_hub import constants
 from Utils.basics.errors import InputError, visible
 from Utils.intake.folders import full_path
 from Utils.intake.hub import hub_name
+from Utils.report.origin import repository_of
 from Utils.report.policy import ACCEPTED, KNOWN, PASSES, Rules
+from Utils.report.tool import ADDRESS, NAME, docs
 
 SCHEMA_URI = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a verdict means for whoever sees it on a code-scanning page."""
+
+    identity: str
+    level: str
+    severity: float
+    """0..10, as code-scanning pages sort by: from 9 on critical, from 4 on medium."""
+    text: str
+    """What it says."""
+    meaning: str
+    """The same in a sentence."""
+    cure: str
+    """What to do."""
+    page: str
+    """Of docs, with the heading where it says more."""
+
+
 RULES = {
-    "backdoored": ("AMBER001", "error", "Backdoored text encoder", "Do not use this encoder; take the public base instead."),
-    "inconclusive": ("AMBER002", "warning", "Text encoder not cleared", "Read the report; give its own base with --anchor."),
+    "backdoored": Rule(
+        "AMBER001", "error", 9.1, "Backdoored text encoder",
+        "A trigger in the prompt makes this text encoder say what its maker wanted, whatever else the prompt says.",
+        "Do not use this encoder; take the public base instead.", "report.md#trigger-strings",
+    ),
+    "inconclusive": Rule(
+        "AMBER002", "warning", 5.0, "Text encoder not cleared",
+        "Nobody can tell yet whether this text encoder carries a backdoor.",
+        "Read the report; give its own base with --anchor.", "report.md#the-clean-base",
+    ),
 }  # fmt: skip
-"""Verdict -> rule id, level, what it says, what to do.  A clean encoder has no result, unless a policy wants more of it."""
+"""Verdict -> rule.  A clean encoder has no result, unless a policy wants more of it."""
 
 
 def to_sarif(reports: list[dict], version: str, home: Path, rules: Rules | None = None) -> dict:
@@ -30,25 +60,22 @@ def to_sarif(reports: list[dict], version: str, home: Path, rules: Rules | None 
     against.
     """
     compared = rules is not None and rules.baseline is not None
-    rules = [
-        {
-            "id": identity, "name": text.replace(" ", ""), "shortDescription": {"text": text}, "help": {"text": cure},
-            "defaultConfiguration": {"level": level},
-        }
-        for identity, level, text, cure in RULES.values()
-    ]  # fmt: skip
     errors = [report for report in reports if report.get("error")]
     return {
         "$schema": SCHEMA_URI,
         "version": "2.1.0",
         "runs": [{
-            "tool": {"driver": {"name": "AMBER", "version": version, "semanticVersion": version, "rules": rules}},
+            "tool": {"driver": {
+                "name": NAME, "version": version, "semanticVersion": version, "informationUri": ADDRESS,
+                "rules": [_described(rule) for rule in RULES.values()],
+            }},
             "invocations": [{
                 "executionSuccessful": not errors,
                 "toolExecutionNotifications": [
                     {"level": "error", "message": {"text": plain(e["error"])}, "locations": [_place(e, home)]} for e in errors
                 ],
             }],
+            "versionControlProvenance": _repositories(reports),
             "results": [_result(report, home) | _held(report, compared) for report in reports if _counted(report) in RULES],
         }],
     }  # fmt: skip
@@ -72,20 +99,43 @@ def _held(report: dict, compared: bool) -> dict:
     return more
 
 
+def _described(rule: Rule) -> dict:
+    """A rule with its help, in words, in Markdown and as a page."""
+    address = docs(rule.page)
+    return {
+        "id": rule.identity, "name": rule.text.replace(" ", ""), "shortDescription": {"text": rule.text},
+        "fullDescription": {"text": rule.meaning}, "helpUri": address,
+        "help": {
+            "text": f"{rule.meaning} {rule.cure} {address}",
+            "markdown": f"{rule.meaning}\n\n**{rule.cure}** What a report says: [{rule.page.partition('#')[0]}]({address}).",
+        },
+        "defaultConfiguration": {"level": rule.level},
+        "properties": {"security-severity": f"{rule.severity:.1f}", "tags": ["security", "machine-learning"]},
+    }  # fmt: skip
+
+
+def _repositories(reports: list[dict]) -> list[dict]:
+    """The repositories of the hub that encoders were read from, each with its commit once."""
+    read = [(hub, report["model"]["commit"]) for report in reports if (hub := repository_of(report["model"]))]
+    pages = dict.fromkeys((f"{constants.ENDPOINT}/{hub.id}", commit) for hub, commit in read)
+    return [{"repositoryUri": uri, "revisionId": commit} for uri, commit in pages]
+
+
 def _result(report: dict, home: Path) -> dict:
     counted = _counted(report)
-    identity, level, text, _ = RULES[counted]
+    rule = RULES[counted]
     reason = report["reason"] if counted == report["verdict"] else report["policy"]["reason"]
     return {
-        "ruleId": identity,
+        "ruleId": rule.identity,
         "ruleIndex": list(RULES).index(counted),
-        "level": level,
-        "message": {"text": plain(f"{text}: {reason} (score {report['score']:.3f})")},
+        "level": rule.level,
+        "message": {"text": plain(f"{rule.text}: {reason} (score {report['score']:.3f})")},
         "locations": [_place(report, home)],
         "partialFingerprints": {"weights/v1": report["model"]["sha256"]},
         "properties": {
             "score": report["score"],
             "seed": report["seed"],
+            "sha256": report["model"]["sha256"],
             "triggers": [visible(s["text"]) for s in (report.get("trigger") or {}).get("strings") or []],
         },
     }
@@ -101,7 +151,9 @@ def _place(report: dict, home: Path) -> dict:
         uri = quote(os.fsencode(path.relative_to(home).as_posix())) if inside else path.as_uri()
     else:
         uri = _page(report["model"]["path"])
-    return {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
+    commit = report["model"].get("commit")
+    artifact = {"uri": uri} | ({"properties": {"revision": commit}} if commit else {})
+    return {"physicalLocation": {"artifactLocation": artifact, "region": {"startLine": 1}}}
 
 
 def _page(name: str) -> str:
