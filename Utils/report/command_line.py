@@ -13,6 +13,7 @@ from Utils.basics.files import ROOT, write_whole
 from Utils.encoder.precision import AUTO, NAMES
 from Utils.intake.hub import as_named
 from Utils.report.limits import BASE_MB, READING_SECONDS, SECONDS, TIMES
+from Utils.report.power import power_lines
 from Utils.report.report import VERSION, to_json
 from Utils.report.sarif import to_sarif
 from Utils.scan.effort import EFFORTS, USUAL, recall_of
@@ -190,5 +191,6 @@ def say(report: dict, folder: Path) -> None:
         limit = "none" if e["threshold"] is None else f"{e['threshold']:.3f}"
         lines.append(f"  {'x' if e['met'] else ' '} {e['name']:<14} {value:>8}  (limit {limit})  {e['meaning']}")
     lines += [f"  note: {note}" for note in report["notes"]]
+    lines += power_lines(report) if report["verdict"] == "clean" else []
     lines.append(f"  {sum(report['seconds'].values()):.0f} s, {report['peak_memory_mb']:.0f} MB; everything is in {folder}")
     tell("\n".join(visible(line) for line in lines))

@@ -21,7 +21,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from jinja2 import Environment, FileSystemLoader
 
 from Utils.basics.bounded import Ended, Limits, reading, run_bounded
 from Utils.basics.course import duration
@@ -34,6 +33,7 @@ from Utils.intake.tree import Skipped, Tree, look_through
 from Utils.report.command_line import say
 from Utils.report.folder import SCHEMA, remove_leftovers, result_name
 from Utils.report.limits import Wanted, limits_of, sizes
+from Utils.report.page import render_summary
 from Utils.report.report import EXIT, to_json, versions
 from Utils.sources.find import encoders_of, source_digest
 from Utils.sources.lenders import Given, is_file_name
@@ -508,10 +508,8 @@ def summarise(reports: list[dict], tasks: list[Task], tree: Tree | None = None) 
 
 def write_summary(summary: dict, output: Path) -> None:
     """summary.json and summary.html beside the result folders."""
-    pages = Environment(loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True)
-    pages.filters["visible"] = visible
     write_whole(output / "summary.json", to_json(summary))
-    write_whole(output / "summary.html", pages.get_template("summary.html").render(summary=summary))
+    write_whole(output / "summary.html", render_summary(summary))
 
 
 def table(summary: dict) -> str:

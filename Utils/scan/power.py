@@ -21,3 +21,8 @@ def load_power(cfg: TriggerConfig) -> dict | None:
 def shares(power: dict | None) -> dict[str, float]:
     """Attack -> share of planted models that was found; empty where nothing is known."""
     return {attack: round(found / planted, 4) for attack, (found, planted) in power["kinds"].items()} if power else {}
+
+
+def counts(power: dict | None) -> dict[str, list[int]]:
+    """Attack -> found and planted models; empty where nothing is known."""
+    return dict(power["kinds"]) if power else {}
