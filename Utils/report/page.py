@@ -138,7 +138,7 @@ def thinned(table: dict, most: int = MOST) -> dict:
     columns = [0, *range(1, len(table["columns"]), across)]
     rows = [[row[i] for i in columns] for row in table["rows"][::down]]
     left_out = down > 1 or across > 1
-    said = f"Every {max(down, across)}th is shown; all are in {FILE} beside this page." if left_out else ""
+    said = f"One in {max(down, across)} is shown; all are in {FILE} beside this page." if left_out else ""
     return {"title": table["title"], "columns": [table["columns"][i] for i in columns], "rows": rows, "thinned": said}
 
 

@@ -15,8 +15,9 @@ const sortBy = (head) => {
   const down = head.getAttribute("aria-sort") === "ascending", at = head.cellIndex, key = (row) => row.cells[at].dataset.key;
   for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", down ? "descending" : "ascending");
-  const compare = new Intl.Collator("en", { numeric: true }).compare;
-  body.append(...[...rows].sort((a, b) => (down ? -1 : 1) * compare(key(a), key(b))));
+  const { compare } = new Intl.Collator("en", { numeric: true }), number = (text) => (text ? Number(text) : NaN);
+  const order = (a, b) => number(a) - number(b) || compare(a, b);
+  body.append(...[...rows].sort((a, b) => (down ? -1 : 1) * order(key(a), key(b))));
 };
 for (const head of table.tHead.rows[0].cells) {
   const button = document.createElement("button");
