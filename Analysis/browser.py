@@ -31,8 +31,8 @@ FLAGS = (
 
 
 def chromium() -> str | None:
-    """The path of an installed Chromium."""
-    return next((path for name in NAMES if (path := shutil.which(name))), None)
+    """The path of an installed Chromium; None on Windows, where no pipe of ours reaches it."""
+    return next((path for name in NAMES if os.name == "posix" and (path := shutil.which(name))), None)
 
 
 @dataclass
