@@ -81,14 +81,23 @@ def clean_report(**more: object) -> dict:
 def test_a_clean_verdict_says_what_such_a_scan_finds(folder: Path, capsys: pytest.CaptureFixture):  # noqa: F811
     say(clean_report(), folder)
     lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
+    limit = "up to a drift of 0.02: not where this one is, 0.050"
     told = [
-        "text on text 32 of 32 (89 to 100 %)", "remapping 1 of 2 (9 to 91 %), up to a drift of 0.02, here 0.050",
+        "text on text 32 of 32 (89 to 100 %)", f"remapping 1 of 2 (9 to 91 %), {limit}",
         "of tomorrow 0 of 3 (0 to 56 %)",
     ]  # fmt: skip
     assert lines[lines.index(told[0]) : lines.index(told[0]) + 3] == told
     page = unescape(re.sub(r"<[^>]+>", " ", render_page(clean_report(), folder)))
-    for part in ("32 of 32 (89 to 100 %)", "up to a drift of 0.02, here 0.050", KINDS["remapping"], "docs/misses.md"):
+    for part in ("32 of 32 (89 to 100 %)", limit, KINDS["remapping"], "docs/misses.md"):
         assert part in page
+
+
+def test_a_limit_that_this_encoder_does_not_reach_is_told_as_one(folder: Path):  # noqa: F811
+    report = clean_report()
+    report["evidence"][0]["value"] = 0.01
+    page = render_page(report, folder)
+    assert "up to a drift of 0.02<" in page
+    assert "not where this one is" not in page
 
 
 def test_a_clean_verdict_of_unmeasured_settings_says_so(folder: Path, capsys: pytest.CaptureFixture):  # noqa: F811

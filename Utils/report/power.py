@@ -55,6 +55,6 @@ def _limit(name: str, report: dict) -> str:
     """What changes all prompts alike is found near the base only: further off, natural strings do as much."""
     if name not in (ATTRIBUTE, REMAPPING):
         return ""
-    drift = next((e["value"] for e in report["evidence"] if e["name"] == "drift"), None)
-    here = "" if drift is None else f", here {drift:.3f}"
-    return f"up to a drift of {report['config']['trigger']['near']:g}{here}"
+    near, drift = report["config"]["trigger"]["near"], {e["name"]: e["value"] for e in report["evidence"]}.get("drift")
+    beyond = f": not where this one is, {drift:.3f}" if drift is not None and drift > near else ""
+    return f"up to a drift of {near:g}{beyond}"
