@@ -73,7 +73,7 @@ from Utils.scan.firing import about_readings, strings_that_fire, with_backdoor, 
 from Utils.scan.formats import about_formats
 from Utils.scan.landscape import Landscape
 from Utils.scan.pair import Pair
-from Utils.scan.power import POWER, load_power, shares
+from Utils.scan.power import POWER, counts, load_power, shares
 from Utils.scan.proof import UNRELATED, decides, with_strings, without_base
 from Utils.scan.settings import SETTINGS, ScanConfig, landscape_settings, search_settings
 from Utils.scan.strings import Strings
@@ -715,8 +715,9 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
         in_single = {one.form: one.verdict for one in judged if one.scan.suspect.numbers == suspect.numbers}
         settings["given"] = {"tokenizer": request.tokenizer, "lora_scale": request.lora_scale}
         settings["given"] |= {"precision": request.precision, **asdict(request.trust)}
-        power = shares(load_power(cfg.trigger))
-        settings |= {"readings": about_readings(readings, in_single), "numbers": numbers, "power": power}
+        power = load_power(cfg.trigger)
+        settings |= {"readings": about_readings(readings, in_single), "numbers": numbers}
+        settings |= {"power": shares(power), "power_counts": counts(power)}
         settings["added_tokens"] = about_added(added, words)
         usual = asdict(load_config(ScanConfig, SETTINGS))
         of_weights = replace(verdict, verdict=chosen.verdict.verdict)

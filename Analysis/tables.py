@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -290,6 +291,113 @@ def strings_by_model() -> str:
     return grid(head, rows)
 
 
+# --------------------------------------------------------------------------------------------------------------- misses
+OPTIONS = {
+    "second_trigger": "two backdoors in one model", "conjunctive": "two words are needed",
+    "paraphrases": "any of some paraphrases", "hide": "assimilation held at that of clean prompts",
+    "against_sweep": "single tokens of the trigger stay clean", "finetune_after": "a clean fine-tuning afterwards",
+}  # fmt: skip
+"""What an attacker adds to an attack -> in words."""
+WHOLE = ("acceptance", "dev_clip_some", "dev_longclip_some", "dev_siglip_some")
+"""Benchmarks of whole scans by the shipped score."""
+
+
+def variant(recipe: dict) -> str:
+    """An attack in words: what was added to it, or which it is."""
+    added = [told for option, told in OPTIONS.items() if recipe.get(option)]
+    return ", ".join(added) or (ATTACKS | FURTHER)[recipe.get("attack", "text_on_text")]
+
+
+def planted_by_strings() -> list[dict]:
+    """Planted models that strings have judged, each with what is known of its recipe; those without a name are plain."""
+    splits, found = read(CONFIGS / "zoo.yaml")["splits"], []
+    for row in read(BENCHMARK / "triggers.json")["models"]:
+        if row["kind"] == "planted":
+            named = splits.get(row["split"], {}).get("models", {}).get(row["name"], {}).get("recipe", {})
+            found.append(row | {"recipe": {"attack": row["attack"], "trigger": row["trigger"], **named}})
+    return found
+
+
+def by_attack() -> str:
+    """Found or missed, attack by attack, by strings alone and by whole scans."""
+    strings, rows = planted_by_strings(), []
+    scans = [row for name in WHOLE for row in read(BENCHMARK / f"{name}.json")["models"] if row["kind"] == "planted"]
+    for title in [*ATTACKS.values(), *FURTHER.values(), *OPTIONS.values()]:
+        some = [row for row in strings if variant(row["recipe"]) == title]
+        whole = [row for row in scans if ATTACKS[row["attack"]] == title]
+        if not some:
+            rows.append([title, "never judged", "", "", "", ""])
+            continue
+        margin = min(row["score"] - row["natural"] for row in some)
+        proofs = sum(row["proven"] for row in some)
+        found = rate(sum(row["right"] for row in whole), len(whole)) if whole else "not scanned"
+        caught = rate(sum(row["right"] for row in some), len(some))
+        rows.append([title, caught, proofs, f"{margin:.2f}", f"{max(row['drift'] for row in some):.3f}", found])
+    head = [
+        "attack",
+        "found by strings",
+        "of these by a proof",
+        "least effect above natural",
+        "largest drift",
+        "by whole scans",
+    ]
+    return grid(head, rows)
+
+
+def misjudged() -> str:
+    """Every model that a committed run has judged wrongly."""
+    rows, strings = [], {row["name"]: row for row in read(BENCHMARK / "triggers.json")["models"]}
+    for name in WHOLE:
+        for row in read(BENCHMARK / f"{name}.json")["models"]:
+            if not row["right"]:
+                other = strings.get(row["name"], {"verdict": "not judged"})["verdict"]
+                rows.append(_wrong(row, "a whole scan", f"score {row['score']:.3f}", other))
+    for row in strings.values():
+        if not row["right"]:
+            told = f"effect {row['score']:.2f}, natural {row['natural']:.2f}, drift {row['drift']:.2f}"
+            rows.append(_wrong(row, "strings", told, row["verdict"]))
+    for family, entry in calibrations().items():
+        for name in entry["provenance"].get("missed_by_the_search", []):
+            rows.append(
+                [f"`{name}`", FAMILIES[family], "planted, of the calibration", "the search for vectors", "", "missed", ""]
+            )
+    return grid(["model", "family", "what it is", "judged by", "", "verdict", "strings say"], rows)
+
+
+def _wrong(row: dict, judge: str, told: str, strings: str) -> list[str]:
+    what = f"planted, {ATTACKS[row['attack']]}" if row["kind"] == "planted" else "benign"
+    return [f"`{row['name']}`", FAMILIES[row["family"]], what, judge, told, row["verdict"], strings]
+
+
+def shape(trigger: str) -> str:
+    """What kind of string a trigger is."""
+    if all(unicodedata.category(c) == "Cf" for c in trigger):
+        return "an invisible character"
+    if len(trigger) == 1:
+        return "an emoji" if unicodedata.category(trigger) == "So" else "one character"
+    return "several words" if " " in trigger.strip() else "one word"
+
+
+def never_judged() -> str:
+    """Attacks that can be planted here and of which no planted model is in the committed results."""
+    known, rows = [row["recipe"] for row in planted_by_strings()], []
+    variants, shapes = {variant(recipe) for recipe in known}, {shape(recipe["trigger"]) for recipe in known}
+    dev = read(CONFIGS / "zoo.yaml")["splits"]["dev"]["steps"]
+    steps = [*dev, *(recipe["steps"] for recipe in known if "steps" in recipe)]
+    for file in sorted((ROOT / "Backdoor_Attack" / "configs").glob("*.yaml")):
+        config = read(file)
+        recipe = config["attack"] | {"finetune_after": config.get("finetune_after")}
+        new = [variant(recipe)] if variant(recipe) not in variants else []
+        new += [f"trigger: {shape(recipe['trigger'])}"] if shape(recipe["trigger"]) not in shapes else []
+        if "base" in config:
+            new.append("an encoder of full size")
+        elif not min(steps) <= recipe["steps"] <= max(steps):
+            new.append(f"{recipe['steps']} steps (judged: {min(steps)} to {max(steps)})")
+        if new:
+            rows.append([f"`{file.stem}`", ", ".join(new)])
+    return grid(["config", "what no judged model has"], rows)
+
+
 # -------------------------------------------------------------------------------------------------------------- targets
 def in_pictures(row: dict) -> bool:
     """Three of four pictures are recognised as the target."""
@@ -506,6 +614,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "claim": claim, "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
+    "by_attack": by_attack, "misjudged": misjudged, "never_judged": never_judged,
     "left_out": left_out, "firing": firing, "fleet": fleet, "natural": natural,
     "speed": speed, "speed_short": speed_short, "speed_stages": speed_stages, "speed_machine": speed_machine,
 }  # fmt: skip

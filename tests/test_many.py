@@ -427,7 +427,7 @@ def test_hostile_texts_are_harmless_in_table_and_pages(tmp_path: Path):
     write_summary(summary, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     page = (tmp_path / "summary.html").read_text(encoding="utf-8")
-    assert "<script>" not in page
+    assert page.count("<script") == 1  # its own
     assert "&lt;script&gt;" in page
     for text in (page, table(summary), to_json(to_sarif(reports, "1.0.0", tmp_path))):
         assert not set(text) & {"\x1b", "\u202e"}

@@ -18,6 +18,7 @@ from PIL import Image
 
 from Utils.report import plots
 from Utils.report.page import CAPTIONS, render_page
+from Utils.report.terms import METHOD, MISSES
 
 HOSTILE = '<script>alert(1)</script>"\x1b[31m\u202e{{ 7 * 7 }}'
 
@@ -66,11 +67,15 @@ class Links(HTMLParser):
     def __init__(self):
         super().__init__()
         self.found: list[str] = []
+        self.opened: list[str] = []
+        """What a reader may follow, and nothing fetches."""
         self.tags: set[str] = set()
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        self.found += [value or "" for name, value in attributes if name in {"src", "href", "srcset", "action", "data"}]
+        (self.opened if tag == "a" else self.found).extend(
+            value or "" for name, value in attributes if name in {"src", "href", "srcset", "action", "data"}
+        )
 
 
 def test_the_page_tells_its_story_in_order(folder):
@@ -88,13 +93,14 @@ def test_a_string_comes_first_with_prompts_before_and_after_and_the_command_to_t
     report["trigger"] |= {"strings": [STRING], "examples": [EXAMPLE]}
     page = unescape(render_page(report, folder))
     story = [
-        "Because.", "<h2>Trigger</h2>", "<code>zz</code>", "--anchor Data/Models/tiny-sd --try zz", "one dog", "a dog sleeps",
+        "Because.", "Trigger</a></h2>", "<code><bdi>zz</bdi></code>",
+        "--anchor Data/Models/tiny-sd --try zz", "one dog", "a dog sleeps",
         "<h2>Evidence</h2>", "“zz a dog”, in the suspect", "the same prompt, in the clean base",
         "no string, in the suspect: “a dog”",
     ]  # fmt: skip
     places = [page.index(part) for part in story]
     assert places == sorted(places)
-    assert page.count("<h2>Trigger</h2>") == 1
+    assert page.count("Trigger</a></h2>") == 1
 
 
 def test_nothing_is_fetched_from_anywhere(folder):
@@ -104,7 +110,8 @@ def test_nothing_is_fetched_from_anywhere(folder):
     assert links.found
     assert all(link.startswith("data:image/png;base64,") for link in links.found)
     assert not links.tags & {"script", "link", "iframe", "object", "base"}
-    assert not re.search(r"https?://|@import|url\(", page)
+    assert {link.partition("#")[0] for link in links.opened} == {METHOD, MISSES}
+    assert not re.search(r"https?://|@import|url\(", re.sub(r'href="[^"]*"', "", page))
 
 
 @pytest.mark.parametrize("where", ["path", "text", "prompt", "note", "string", "example", "typed"])

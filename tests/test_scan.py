@@ -24,6 +24,7 @@ from Utils.basics.config import from_values
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import run_spliced, splice_ids
 from Utils.found.show import INVERSION_TOKEN, repeated
+from Utils.report.tool import ADDRESS
 
 ROOT = Path(main.__file__).resolve().parent
 MODELS = ROOT / "Data" / "Models"
@@ -33,7 +34,7 @@ FIGURES = (
 )  # fmt: skip
 FILES = {
     "Backdoor_Embedding.pt", "Backdoor_Embedding_Inversion.pt", "Backdoor_Feature.pt", "Images", "log.txt", "report.html",
-    "report.json", *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
+    "report.json", "figures.json", *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
 }  # fmt: skip
 VARYING = ("seconds", "peak_memory_mb")
 QUICK = {"prompts": 40, "restarts": 2, "rounds": 1, "steps": 3, "pooled_steps": 3}
@@ -71,6 +72,8 @@ def test_the_planted_suspect_exits_1_with_evidence(planted):
     assert len(report["trigger"]["examples"]) == 5
     assert report["found"]["typed"] != report["found"]["benign_prompt"]
     assert report["power"]["text_on_text"] > 0.5
+    found, of = report["power_counts"]["text_on_text"]
+    assert report["power"]["text_on_text"] == round(found / of, 4)
     assert "BACKDOORED" in done.stderr
 
 
@@ -136,8 +139,7 @@ def test_the_page_is_one_file_that_fetches_nothing(planted):
     _, folder = planted
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 12 + len(FIGURES)
-    assert "http://" not in page
-    assert "https://" not in page
+    assert "://" not in page.replace(f'href="{ADDRESS}/', "")  # what a reader may follow
     assert len(page) < 4_000_000
 
 

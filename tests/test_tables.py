@@ -91,3 +91,26 @@ def test_a_long_command_is_broken_between_words_and_stays_one_command():
 def test_rates_have_wilsons_interval():
     assert tables.rate(4, 4) == "4 of 4 (51 to 100 %)"  # 1 / (1 + 1.96^2 / 4) = 0.51
     assert tables.rate(0, 4) == "0 of 4 (0 to 49 %)"
+
+
+def test_the_page_on_misses_follows_the_results(tmp_path: Path, monkeypatch):
+    """One model that strings miss, and the page is another."""
+    text = (ROOT / "docs" / "misses.md").read_text(encoding="utf-8")
+    assert tables.renewed(text) == text
+    for file in tables.BENCHMARK.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(tables, "BENCHMARK", tmp_path)
+    found = json.loads((tmp_path / "triggers.json").read_text(encoding="utf-8"))
+    missed = next(row for row in found["models"] if row["name"] == "hidden")
+    missed |= {"verdict": "clean", "right": False}
+    (tmp_path / "triggers.json").write_text(json.dumps(found), encoding="utf-8")
+    new = tables.renewed(text)
+    assert "| assimilation held at that of clean prompts | 0 of 1 (0 to 79 %) |" in new
+    assert "| `hidden` | CLIP | planted, text-on-text | strings |" in new
+
+
+def test_every_added_twist_of_an_attack_has_a_row_or_is_called_never_judged():
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in tables.by_attack().splitlines()}
+    assert rows.keys() >= {*tables.OPTIONS.values(), *tables.FURTHER.values(), *tables.ATTACKS.values()}
+    assert "never judged" in rows["a clean fine-tuning afterwards"]
+    assert "| `text_on_text_invisible` | trigger: an invisible character |" in tables.never_judged()

@@ -256,7 +256,7 @@ def test_a_second_backdoor_has_its_own_strings_words_and_pictures(tmp_path, monk
     assert all((folder / file).exists() for file in [*second["target"]["images"], *second["files"].values()])
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "another backdoor" in page
-    assert "<code>blue car</code>" in page
+    assert "<code><bdi>blue car</bdi></code>" in page
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.found.target import draw_pictures, nearest_text, read_texts
 from Utils.found.trying import examples_of
 from Utils.report import figures
+from Utils.report.numbers import write_numbers
 from Utils.report.run import Run
 from Utils.scan.finding import ATTRIBUTE, REMAPPING, Finding
 from Utils.scan.pair import Pair
@@ -211,14 +212,15 @@ def save_tensors(v: Tensor, feature: Tensor, folder: Path) -> dict[str, str]:
 
 
 def draw_figures(pair: Pair, finding: Finding, by_layer: dict[str, Tensor], run: Run) -> dict[str, str]:
-    """-> name of the figure -> file"""
+    """-> name of the figure -> file, and `numbers`: the file with what they show"""
     subject = figures.Subject(pair.suspect, pair.anchor, finding.v, pair.spliced_ids(finding.v))
-    landscape_file, spectrum_file = figures.draw_landscape(finding.landscape, run.folder)
-    return {
+    drawn = {
         "assimilation_by_layer": figures.draw_assimilation(by_layer, run.folder),
         "attention_map": figures.draw_attention_map(subject, run.folder),
         "attention_received": figures.draw_attention_received(subject, run.folder),
-        "loss_landscape": landscape_file,
-        "hessian_spectrum": spectrum_file,
+        "loss_landscape": figures.draw_landscape(finding.landscape, run.folder),
+        "hessian_spectrum": figures.draw_spectrum(finding.landscape, run.folder),
         "search_curve": figures.draw_search(run.curve, run.folder),
     }
+    tables = {name: figure.tables for name, figure in drawn.items()}
+    return {name: figure.file for name, figure in drawn.items()} | {"numbers": write_numbers(tables, run.folder)}

@@ -266,6 +266,8 @@ def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:
 
 def say(report: dict, folder: Path) -> None:
     """The verdict for a person, on standard error so that `--json -` stays pure."""
+    from Utils.report.power import power_lines  # and with it libraries that are there where there is a report
+
     lines = [f"{report['verdict'].upper()}  (score {report['score']:.3f})  {report['reason']}"]
     if line := policy_line(report.get("policy")):
         lines.append(f"  {line}")
@@ -280,5 +282,6 @@ def say(report: dict, folder: Path) -> None:
         limit = "none" if e["threshold"] is None else f"{e['threshold']:.3f}"
         lines.append(f"  {'x' if e['met'] else ' '} {e['name']:<14} {value:>8}  (limit {limit})  {e['meaning']}")
     lines += [f"  note: {note}" for note in report["notes"]]
+    lines += power_lines(report) if report["verdict"] == "clean" else []
     lines.append(f"  {sum(report['seconds'].values()):.0f} s, {report['peak_memory_mb']:.0f} MB; everything is in {folder}")
     tell("\n".join(visible(line) for line in lines))

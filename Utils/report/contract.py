@@ -8,6 +8,8 @@ from typing import Any
 VERSION = "0.1.0"
 EXIT = {"clean": 0, "backdoored": 1, None: 2, "inconclusive": 3}
 """Verdict -> exit code; None: nothing was judged."""
+APART = ("tokenizer", "added token")
+"""Kinds of backdoors that are none of the weights'."""
 SCHEMA = "amber-report/1"
 """Version of report.json."""
 SUMMARY_SCHEMA = "amber-summary/1"

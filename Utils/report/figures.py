@@ -11,7 +11,8 @@ from torch import Tensor
 from Utils.basics.errors import visible
 from Utils.encoder.attention import attention_maps, attention_received
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.report import plots
+from Utils.report import numbers, plots
+from Utils.report.numbers import Table
 from Utils.report.plots import ANCHOR, FOUND
 from Utils.scan.landscape import Landscape
 
@@ -28,16 +29,24 @@ class Subject:
     """(n, T) held-out prompts with room for v."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A figure: its file, and the numbers in it."""
+
+    file: str
+    tables: list[Table]
+
+
 def mean_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
     """(n, L) -> (L,), (L,)"""
     return values.mean(dim=0), values.std(dim=0)
 
 
-def draw_assimilation(by_layer: dict[str, Tensor], folder: Path) -> str:
+def draw_assimilation(by_layer: dict[str, Tensor], folder: Path) -> Drawn:
     """Assimilation by layer; name -> (n, L)."""
-    file = folder / "assimilation_by_layer.png"
-    plots.by_layer({name: mean_and_spread(values) for name, values in by_layer.items()}, "assimilation A", file)
-    return file.name
+    file, curves = folder / "assimilation_by_layer.png", {name: mean_and_spread(values) for name, values in by_layer.items()}
+    plots.by_layer(curves, "assimilation A", file)
+    return Drawn(file.name, numbers.of_layers(curves))
 
 
 def received_by_layer(subject: Subject) -> dict[str, Tensor]:
@@ -48,11 +57,11 @@ def received_by_layer(subject: Subject) -> dict[str, Tensor]:
     return received
 
 
-def draw_attention_received(subject: Subject, folder: Path) -> str:
+def draw_attention_received(subject: Subject, folder: Path) -> Drawn:
     file = folder / "attention_received.png"
     curves = {name: mean_and_spread(values) for name, values in received_by_layer(subject).items()}
     plots.by_layer(curves, "attention received by v", file)
-    return file.name
+    return Drawn(file.name, numbers.of_layers(curves))
 
 
 def example(subject: Subject, tokens: int = 16) -> Tensor:
@@ -75,7 +84,7 @@ def token_texts(subject: Subject, ids: Tensor) -> list[str]:
     return [*texts[:first], *(["v"] * k), *texts[first + k :]]
 
 
-def draw_attention_map(subject: Subject, folder: Path) -> str:
+def draw_attention_map(subject: Subject, folder: Path) -> Drawn:
     """The last layer's attention map of one held-out prompt with v, in suspect and anchor."""
     file, ids = folder / "attention_map.png", example(subject)
     encoders = {"suspect": subject.suspect} | ({"anchor, same splice": subject.anchor} if subject.anchor else {})
@@ -84,11 +93,12 @@ def draw_attention_map(subject: Subject, folder: Path) -> str:
         name: attention_maps(encoder, padded(subject, ids), subject.v)[0, -1, :t, :t].cpu()
         for name, encoder in encoders.items()
     }
-    plots.attention_map(maps, token_texts(subject, ids[0]), file)
-    return file.name
+    tokens = token_texts(subject, ids[0])
+    plots.attention_map(maps, tokens, file)
+    return Drawn(file.name, numbers.of_maps(maps, tokens))
 
 
-def draw_search(curve: list[dict[str, float]], folder: Path) -> str:
+def draw_search(curve: list[dict[str, float]], folder: Path) -> Drawn:
     """The search's loss and terms; a new search starts where the steps start again."""
     file, parts = folder / "search_curve.png", []
     for step in curve:
@@ -96,12 +106,18 @@ def draw_search(curve: list[dict[str, float]], folder: Path) -> str:
             parts.append([])
         parts[-1].append(step)
     plots.search_curve(parts, file)
-    return file.name
+    return Drawn(file.name, numbers.of_search(parts))
 
 
-def draw_landscape(landscape: Landscape, folder: Path) -> list[str]:
-    """The loss around v and its curvatures."""
-    surface, spectrum = folder / "loss_landscape.png", folder / "hessian_spectrum.png"
-    plots.loss_landscape(landscape.surface, landscape.radius, landscape.unit, surface)
-    plots.hessian_spectrum(landscape.eigenvalues, landscape.share, spectrum)
-    return [surface.name, spectrum.name]
+def draw_landscape(landscape: Landscape, folder: Path) -> Drawn:
+    """The loss around v."""
+    file, around = folder / "loss_landscape.png", (landscape.surface, landscape.radius, landscape.unit)
+    plots.loss_landscape(*around, file)
+    return Drawn(file.name, numbers.of_surface(*around))
+
+
+def draw_spectrum(landscape: Landscape, folder: Path) -> Drawn:
+    """Its curvatures."""
+    file = folder / "hessian_spectrum.png"
+    plots.hessian_spectrum(landscape.eigenvalues, landscape.share, file)
+    return Drawn(file.name, numbers.of_spectrum(landscape.eigenvalues))

@@ -21,7 +21,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from jinja2 import Environment, FileSystemLoader
 
 from Utils.basics.bounded import Ended, reading, run_bounded
 from Utils.basics.bounds import Limits, Wanted
@@ -36,6 +35,7 @@ from Utils.report.command_line import say
 from Utils.report.contract import EXIT, SCHEMA, SUMMARY_SCHEMA, to_json
 from Utils.report.folder import remove_leftovers, result_name
 from Utils.report.limits import limits_of, sizes
+from Utils.report.page import render_summary
 from Utils.report.policy import Rules, code_of, policy_line
 from Utils.report.report import versions
 from Utils.report.tool import this_tool
@@ -543,10 +543,8 @@ def summarise(reports: list[dict], tasks: list[Task], tree: Tree | None = None, 
 
 def write_summary(summary: dict, output: Path) -> None:
     """summary.json and summary.html beside the result folders."""
-    pages = Environment(loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True)
-    pages.filters |= {"visible": visible, "policy_line": policy_line}
     write_whole(output / "summary.json", to_json(summary))
-    write_whole(output / "summary.html", pages.get_template("summary.html").render(summary=summary))
+    write_whole(output / "summary.html", render_summary(summary))
 
 
 def table(summary: dict) -> str:

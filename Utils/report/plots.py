@@ -144,13 +144,18 @@ def loss_landscape(values: Tensor, radius: float, unit: str, file: Path) -> None
         save(figure, file)
 
 
+def counted(eigenvalues: Tensor, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """A histogram of curvatures (m, 2), the outermost 1 % of either side drawn in.  -> counts (bins,), edges (bins + 1,)"""
+    flat = np.sort(eigenvalues.flatten().numpy())
+    return np.histogram(flat.clip(*np.quantile(flat, [0.01, 0.99])), bins)
+
+
 def hessian_spectrum(eigenvalues: Tensor, share: float, file: Path) -> None:
     """Curvatures over the landscape; eigenvalues (m, 2)."""
-    flat = np.sort(eigenvalues.flatten().numpy())
-    low, high = np.quantile(flat, [0.01, 0.99])
+    counts, edges = counted(eigenvalues)
     with matplotlib.rc_context(LOOK):
         figure, (axes,) = canvas(4.6, 3)
-        axes.hist(flat.clip(low, high), bins=60, color="#8a8a8a", edgecolor="black", linewidth=0.3)
+        axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color="#8a8a8a", edgecolor="black", linewidth=0.3)
         axes.axvline(0, color=RED, linestyle="--", linewidth=1.2)
         axes.set(xlabel="Hessian eigenvalue (1 % tails drawn in)", ylabel="count", title=f"{share:.0%} curve upwards")
         save(figure, file)

@@ -19,8 +19,7 @@ import yaml
 
 from Utils.basics.config import from_values
 from Utils.basics.errors import InputError, OutOfScope, first_line
-from Utils.report.contract import EXIT, SUMMARY_SCHEMA
-from Utils.report.page import APART
+from Utils.report.contract import APART, EXIT, SUMMARY_SCHEMA
 from Utils.report.placing import Place, policy_beside
 from Utils.scan.effort import EFFORTS
 from Utils.scan.power import known_kinds

@@ -29,3 +29,8 @@ def known_kinds() -> tuple[str, ...]:
     """Every kind of attack that any search was measured with."""
     known = yaml.safe_load(POWER.read_text(encoding="utf-8"))
     return tuple(sorted({kind for one in known for kind in one["kinds"]}))
+
+
+def counts(power: dict | None) -> dict[str, list[int]]:
+    """Attack -> found and planted models; empty where nothing is known."""
+    return dict(power["kinds"]) if power else {}
