@@ -7,7 +7,7 @@ from Utils.report.tool import this_tool
 FIGURES = ("assimilation_by_layer", "attention_map", "attention_received", "loss_landscape", "hessian_spectrum", "search_curve")
 TEXT = {"text": "a lion", "similarity": 0.9, "floor": 0.1}
 EXAMPLE = {"prompt": "a dog", "before": "one dog", "after": "a lion", "base": "a dog sleeps"}
-WEIGHTS, CONFIG, BASE, COMMIT = "a" * 64, "b" * 64, "c" * 64, "d" * 40
+WEIGHTS, CONFIG, BASE, COMMIT, CONTENTS = "a" * 64, "b" * 64, "c" * 64, "d" * 40, "e" * 64
 SETTINGS = {"steps": 120, "trigger": {"searches": 6}}
 
 
@@ -50,7 +50,7 @@ def whole_report(
     report = {
         "schema": SCHEMA, "verdict": verdict, "reason": "Because.", "score": 0.25,
         "model": about(path, WEIGHTS, commit)
-        | {"architecture": "CLIPTextModel", "parameters": 1234, "ignored_tensors": ["logit_scale"]},
+        | {"architecture": "CLIPTextModel", "parameters": 1234, "ignored_tensors": ["logit_scale"], "contents": CONTENTS},
         "anchor": about(base, BASE, None) | {"files": [file("model.safetensors", BASE)]} if base else None,
         "evidence": [
             {"name": "string", "value": 0.7, "threshold": None, "met": True, "meaning": "what it means"},
@@ -71,7 +71,8 @@ def whole_report(
             "examples": [{"text": "a", "read_as": "b"}],
         }],
         "numbers": [{"format": "float32", "agreement": 1.0, "verdict": verdict, "score": 0.25}],
-        "power": {"text_on_text": 1.0}, "added_tokens": [], "tool": this_tool(), "versions": versions(), "seed": 42,
+        "power": {"text_on_text": 1.0}, "power_counts": {"text_on_text": [3, 3]}, "effort": "standard", "policy": None,
+        "added_tokens": [], "tool": this_tool(), "versions": versions(), "seed": 42,
     } | more  # fmt: skip
     return report | {"command": reproduce(report, SETTINGS)}
 

@@ -42,6 +42,7 @@ from Utils.basics.errors import InputError
 from Utils.report.bom import to_bom
 from Utils.report.command_line import DOCUMENTS, check_arguments, deliver, parse_arguments
 from Utils.report.contract import to_json
+from Utils.report.policy import Rules
 from Utils.report.sarif import to_sarif
 from Utils.report.statement import to_statement
 from Utils.report.tool import ADDRESS, docs, this_tool
@@ -358,12 +359,12 @@ def test_hostile_names_do_no_harm_in_any_document(path: str):
 # -------------------------------------------------------------------------------------------------------------- flags
 @functools.cache
 def plain() -> argparse.Namespace:
-    return parse_arguments([], main.ScanConfig, main.SETTINGS)
+    return parse_arguments([])
 
 
 def asked(**documents: object) -> argparse.Namespace:
     """The command line that asks for documents and else for nothing."""
-    return argparse.Namespace(**vars(plain()) | {name: str(place) for name, place in documents.items()})
+    return argparse.Namespace(**vars(plain()) | {"rules": Rules()} | {name: str(place) for name, place in documents.items()})
 
 
 NAMES = [flag.removeprefix("--") for flag in DOCUMENTS]

@@ -50,7 +50,7 @@ def test_every_link_of_a_page_leads_to_a_sentence_that_the_page_has_too(folder: 
     report = report_of(verdict=verdict)
     if verdict == "backdoored":
         report["trigger"] |= {"strings": [STRING], "examples": [EXAMPLE]}
-    summary = {"models": [], "counts": {}, "skipped": [], "other_files": 0}
+    summary = {"models": [], "counts": {}, "skipped": [], "other_files": 0, "policy": None, "notes": []}
     for page in (render_page(report, folder), render_summary(summary)):
         links = Links()
         links.feed(page)

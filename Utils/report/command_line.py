@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from Utils.basics.bounds import BASE_MB, READING_SECONDS, SECONDS, TIMES
 from Utils.basics.config import settings_of
@@ -20,6 +19,7 @@ from Utils.basics.formats import AUTO, NAMES
 from Utils.intake.hub import as_named
 from Utils.report.contract import VERSION, to_json
 from Utils.report.environment import as_given, parse
+from Utils.report.markdown import to_markdown
 from Utils.report.placing import POLICY, Place
 from Utils.report.policy import Rules, policy_line, rules_of
 from Utils.report.sarif import to_sarif
@@ -152,6 +152,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="also write an in-toto statement about the files that were read here, for your own signer; - is standard output",
     )  # fmt: skip
     parser.add_argument(
+        "--markdown", metavar="FILE", help="also write a table of the verdicts here, for job summaries; - is standard output"
+    )
+    parser.add_argument(
         "--try", dest="tried", metavar="STRING",
         help="scan nothing, but tell what this string does to unseen prompts in suspect and base; exit code 1: it fires",
     )  # fmt: skip
@@ -226,7 +229,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     args.model, args.anchor = as_named(args.model, args.subfolder), as_named(args.anchor)
 
 
-DOCUMENTS = ("--json", "--sarif", "--bom", "--predicate")
+DOCUMENTS = ("--json", "--sarif", "--bom", "--predicate", "--markdown")
 """Flags that name a file for what is made of the reports."""
 
 
@@ -238,11 +241,12 @@ def _bom(reports: list[dict]) -> dict:
 
 def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:
     """The reports where --json and the other documents want them.  -> what could not be delivered"""
-    makers: dict[str, Callable[[], Any]] = {
-        "--json": lambda: reports if args.models or len(reports) > 1 else reports[0],
-        "--sarif": lambda: to_sarif(reports, VERSION, Path.cwd(), args.rules),
-        "--bom": lambda: _bom(reports),
-        "--predicate": lambda: to_statement(reports),
+    makers: dict[str, Callable[[], str]] = {
+        "--json": lambda: to_json(reports if args.models or len(reports) > 1 else reports[0]),
+        "--sarif": lambda: to_json(to_sarif(reports, VERSION, Path.cwd(), args.rules)),
+        "--bom": lambda: to_json(_bom(reports)),
+        "--predicate": lambda: to_json(to_statement(reports)),
+        "--markdown": lambda: to_markdown(reports),
     }
     failed = []
     for flag in DOCUMENTS:
@@ -250,7 +254,7 @@ def deliver(reports: list[dict], args: argparse.Namespace) -> list[str]:
         if not file:
             continue
         try:
-            text = to_json(makers[flag]())
+            text = makers[flag]()
             if file == "-":
                 print(text, end="", flush=True)
             elif not Path(file).exists() or Path(file).is_file():

@@ -6,6 +6,7 @@ import re
 
 from Utils.basics.errors import named, visible
 from Utils.report.contract import EXIT
+from Utils.report.policy import policy_line
 
 MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>~@:-])")
 """What Markdown, or a code host, may read as more than a letter: links, mentions, emoji."""
@@ -19,6 +20,7 @@ def to_markdown(reports: list[dict]) -> str:
     for report in reports:
         strings = (report.get("trigger") or {}).get("strings") or []
         said = report.get("error") or report["reason"]
+        said += f" ({line})" if (line := policy_line(report.get("policy"))) else ""
         cells = [report["verdict"] or "not judged", report["model"]["path"], said, ", ".join(named(s["text"]) for s in strings)]
         lines.append(f"| {' | '.join(plain(cell) for cell in cells)} |")
     counts = {verdict or "not judged": sum(report["verdict"] == verdict for report in reports) for verdict in EXIT}
