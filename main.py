@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from Utils.report.command_line import begin, deliver
+from Utils.report.command_line import begin, deliver, understood
 
 if __name__ == "__main__":  # flags are read before the libraries that take seconds; what is pickled has this module's own name
     sys.exit(begin(lambda args, cfg: import_module("main").scan_as_asked(args, cfg)))
@@ -62,6 +62,7 @@ from Utils.report.dry_run import foreseen
 from Utils.report.fleet import Fleet, load_dask, scan_in_fleet
 from Utils.report.limits import limits_of
 from Utils.report.lists import exit_code, is_first_process, planned, scan_many, scan_named, worst
+from Utils.report.notebook import Report, words_of
 from Utils.report.plots import ANCHOR, BENIGN, FOUND
 from Utils.report.report import make_report, write_report
 from Utils.report.run import Run, open_run
@@ -761,19 +762,32 @@ def try_aside(model: str, request: Request, text: str) -> dict:
     )
 
 
-def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
-    """Scan as the command line says.  -> the exit code"""
-    quiet_libraries()
+def request_of(args: Namespace, cfg: ScanConfig) -> tuple[Request, Wanted]:
+    """What the flags ask for, and within which limits."""
     show, trust = Show(args.images, args.pipeline), Trust(args.only, args.compare_pickles)
     source = {"tokenizer": args.tokenizer, "lora_scale": args.lora_scale, "precision": args.precision}
     request = Request(cfg, args.anchor, args.output, args.device, args.seed, show, trust, **source)
+    return request, Wanted(args.memory, args.timeout, args.load_timeout)
+
+
+def judge_named(args: Namespace, cfg: ScanConfig) -> tuple[list[dict], list[str]]:
+    """Scan every encoder that the flags name.  -> their reports, and what could not be written"""
+    (request, wanted), scan_all = request_of(args, cfg), scan_many
     depends_on = {name: value for name, value in asdict(request).items() if name != "output"}
-    wanted = Wanted(args.memory, args.timeout, args.load_timeout)
     remove_parts(CACHE)
-    scan_all = scan_many
     if args.workers or args.scheduler:
         load_dask()
         scan_all = partial(scan_in_fleet, Fleet(args.workers, args.scheduler))
+    with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
+        files = [ROOT / cfg.corpus, ROOT / cfg.calibration, POWER]
+        one = partial(scan_bounded, request, wanted, args.debug)
+        return scan_named(args, one, depends_on, files, wanted, scan_all)
+
+
+def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
+    """Do what the command line says.  -> the exit code"""
+    quiet_libraries()
+    request, wanted = request_of(args, cfg)
     if args.dry_run:
         print("\n".join(foreseen(planned(args, wanted)[1], args.anchor, wanted, args.output)), flush=True)
         return 0
@@ -782,15 +796,28 @@ def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
         tried = run_bounded(try_aside, (args.model, request, args.tried), limits, args.model, args.debug)
         print(told_of(tried), flush=True)
         return int(fires(tried))
-    with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
-        files = [ROOT / cfg.corpus, ROOT / cfg.calibration, POWER]
-        scan = partial(scan_bounded, request, wanted, args.debug)
-        reports, unwritten = scan_named(args, scan, depends_on, files, wanted, scan_all)
+    reports, unwritten = judge_named(args, cfg)
     code = exit_code(reports)
     if is_first_process():
         for missing in unwritten + deliver(reports, args):  # what was found is found all the same
             code = worst([code, fail(f"{missing}; the reports are in {args.output}.")])
     return code
+
+
+def scan(model: str | Path, **flags: object) -> Report:
+    """Scan one encoder, as a notebook's cell does.  -> the report, which shows its page at the end of a cell
+
+    flags: those of the command line with underscores, such as anchor="none", images=0 or effort="quick".
+
+    Raises:
+        InputError: what the command line would say in one sentence.
+    """
+    quiet_libraries()
+    args, cfg = understood(["--model", str(model), *words_of(flags)])
+    if len(encoders := planned(args, request_of(args, cfg)[1])[1]) > 1:
+        raise InputError(f"{model} has {len(encoders)} encoders; name one: {', '.join(task.model for task in encoders)}.")
+    (report,), _ = judge_named(args, cfg)
+    return Report(report, args.output / encoders[0].name)
 
 
 def main(argv: list[str] | None = None) -> int:

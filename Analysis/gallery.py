@@ -32,9 +32,9 @@ from Utils.basics.files import ROOT, write_whole
 from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.found.show import quarter
+from Utils.report.contract import EXIT
 from Utils.report.folder import result_name
 from Utils.report.page import environment, render_page
-from Utils.report.report import EXIT
 from Utils.scan.replay import put
 
 MODELS, PIPELINE = ROOT / "Data" / "Models" / "suspects", ROOT / "Data" / "Models" / "tiny-sd"

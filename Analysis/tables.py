@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Utils.basics.errors import InputError, fail, visible
 from Utils.basics.files import ROOT, write_whole
+from Utils.report.command_line import build_parser
 from Utils.scan.finding import ATTRIBUTE, REMAPPING
 from Utils.scan.replay import FIRES, SLEEPS
 from Utils.scan.settings import TriggerConfig
@@ -609,13 +610,20 @@ def speed_machine() -> str:
     return grid(["size", "processor", "threads", "matrix product, GFLOP/s", "vocabulary", "configs/paper.yaml"], rows)
 
 
+def usage() -> str:
+    """What --help prints, in lines that a page can hold."""
+    parser = build_parser()
+    parser.prog, parser.formatter_class = "main.py", partial(argparse.HelpFormatter, width=110)
+    return f"```\n{parser.format_help().rstrip()}\n```"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(verdicts, name) for name in ("acceptance", "dev_clip_some", "dev_longclip_some", "dev_siglip_some")},
     "claim": claim, "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
     "by_attack": by_attack, "misjudged": misjudged, "never_judged": never_judged,
-    "left_out": left_out, "firing": firing, "fleet": fleet, "natural": natural,
+    "usage": usage, "left_out": left_out, "firing": firing, "fleet": fleet, "natural": natural,
     "speed": speed, "speed_short": speed_short, "speed_stages": speed_stages, "speed_machine": speed_machine,
 }  # fmt: skip
 

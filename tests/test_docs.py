@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 STARTS = re.compile(r"(?:\S*/)?(?:python3?|bash|accelerate launch)\s")
 OURS = ("configs/", "Backdoor_Attack/", "Data/Main/", "Data/Models/", "Data/Scenes/", "Utils/", "Analysis/", "tests/", "docs/")
@@ -95,8 +95,8 @@ def test_commands_are_found_in_blocks_in_text_and_in_recipes():
     }  # fmt: skip
     assert found >= {"main.py", "python -m", "Backdoor_Attack/backdoor_injection_text_on_text.sh"}
     assert sorted(scripts - found) == [], "no page says how these are run"
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert ["python", "../amber/main.py", "--models", "models"] in [words[:4] for words in commands(readme)]
+    recipe = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    assert ["python", "../amber/main.py", "--models", "models"] in [words[:4] for words in commands(recipe)]
 
 
 @pytest.mark.parametrize(

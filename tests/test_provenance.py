@@ -42,6 +42,7 @@ from Utils.basics.errors import InputError
 from Utils.report.bom import to_bom
 from Utils.report.command_line import DOCUMENTS, check_arguments, deliver, parse_arguments
 from Utils.report.contract import to_json
+from Utils.report.markdown import to_markdown
 from Utils.report.policy import Rules
 from Utils.report.sarif import to_sarif
 from Utils.report.statement import to_statement
@@ -390,7 +391,8 @@ def test_every_document_goes_where_its_flag_says(tmp_path: Path, capsys: pytest.
     reports = [KINDS["clean"]]
     assert deliver(reports, asked(**where)) == []
     made = [reports[0], to_sarif(reports, this_tool()["version"], Path.cwd()), to_bom(reports), to_statement(reports)]
-    assert [json.loads(place.read_text(encoding="utf-8")) for place in where.values()] == json.loads(to_json(made))
+    texts = [place.read_text(encoding="utf-8") for place in where.values()]
+    assert texts == [*map(to_json, made), to_markdown(reports)]
     for name, place in where.items():
         assert deliver(reports, asked(**{name: "-"})) == []
         assert capsys.readouterr().out == place.read_text(encoding="utf-8")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from itertools import combinations
 from pathlib import Path
 
@@ -49,6 +51,21 @@ def begin(scan: Callable[[argparse.Namespace, ScanConfig], int], argv: list[str]
         return fail(f"the scan of {args.models or args.model} broke off by a fault of the program; --debug shows where.")
 
 
+def understood(words: list[str]) -> tuple[argparse.Namespace, ScanConfig]:
+    """Flags and config of a command line that no person has typed.
+
+    Raises:
+        InputError: what is wrong with it.
+    """
+    try:
+        with redirect_stderr(io.StringIO()) as said:
+            args = parse_arguments(words)
+    except SystemExit:
+        raise InputError(said.getvalue().rpartition("error: ")[2].strip()) from None
+    check_arguments(args)
+    return args, config_of(ScanConfig, args.config, args.effort, vars(args))
+
+
 def see_doctor(output: Path) -> int:
     """Print what a scan finds on this machine.  -> the exit code"""
     from Utils.report.doctor import examine, is_fit  # torch, where it is there
@@ -59,7 +76,12 @@ def see_doctor(output: Path) -> int:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """What the user wants; every value of the scan's settings is a flag too, None where it was not given."""
+    """What the user wants, by flags or variables."""
+    return parse(build_parser(), argv, os.environ)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every flag; every value of the scan's settings is one too, None where it was not given."""
     parser = argparse.ArgumentParser(
         description="Say whether a text encoder (of CLIP, Stable Diffusion and the like) carries a backdoor, knowing neither "
         "trigger nor target nor training data.  Without arguments the shipped example is scanned.",
@@ -191,7 +213,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         how = {"action": argparse.BooleanOptionalAction} if one.kind is bool else plain
         group.add_argument(f"--{name.replace('_', '-')}", default=None, help=one.meaning.replace("%", "%%"), **how)
     parser.add_argument("--version", action="version", version=f"amber {VERSION}")
-    return parse(parser, argv, os.environ)
+    return parser
 
 
 def check_arguments(args: argparse.Namespace) -> None:

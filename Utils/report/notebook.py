@@ -1,0 +1,39 @@
+"""A scan in a notebook: flags as keywords, and the report as a page in the cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+from Utils.basics.config import settings_of
+from Utils.scan.settings import ScanConfig
+
+HEIGHT = 900
+"""Pixels of the page in a cell."""
+
+
+class Report(dict):
+    """What report.json says, as a dictionary; a cell that ends with it shows the page."""
+
+    def __init__(self, report: dict, folder: Path):
+        super().__init__(report)
+        self.folder = folder
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, in which nothing runs and whose styles stay there."""
+        page = (self.folder / "report.html").read_text(encoding="utf-8")
+        return f'<iframe title="report" sandbox srcdoc="{escape(page)}" style="width:100%;height:{HEIGHT}px;border:0"></iframe>'
+
+
+def words_of(flags: dict[str, object]) -> Iterator[str]:
+    """Keywords as the words of a command line: True is a flag alone, None is not given, and False only if it is no setting."""
+    settings = settings_of(ScanConfig)
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        if value is True:
+            yield f"--{flag}"
+        elif value is False and name in settings:
+            yield f"--no-{flag}"
+        elif value is not None and value is not False:
+            yield f"--{flag}={value}"
