@@ -230,6 +230,42 @@ def firing() -> str:
     return grid(["planted trigger", "a string fires", "and is a proof"], rows)
 
 
+def by_name(file: str) -> dict[tuple[str, str], dict]:
+    """Rows of a file that Analysis/triggers.py has written, by split and model."""
+    return {(row["split"], row["name"]): row for row in read(BENCHMARK / file)["models"]}
+
+
+def number_formats() -> str:
+    """What strings say of the same models when they are searched for in single precision and in the machine's fast format."""
+    usual, exact = by_name("triggers.json"), by_name("triggers_float32.json")
+    rows = [
+        [f"`{name}`", FAMILIES[one["family"]], one["kind"], one["verdict"], usual[key]["verdict"], f"{one['score']:.2f}",
+         f"{usual[key]['score']:.2f}"]
+        for key, one in exact.items() if (name := key[1]) and key in usual
+    ]  # fmt: skip
+    same = sum(row[3] == row[4] for row in rows)
+    head = ["model", "family", "kind", "float32", "auto", "effect, float32", "auto"]
+    names = " ".join(name for _, name in exact)
+    flags = f"python Analysis/triggers.py --anew --zoo Data/Zoo/dev --jobs 2 --models {names}"
+    commands = command(flags, f"{flags} --precision float32")
+    return f"{same} of {len(rows)} verdicts are the same.\n\n{grid(head, rows)}\n\n{commands}"
+
+
+def efforts() -> str:
+    """What the efforts find of the same models, and how long they take."""
+    efforts = {effort: by_name(f"triggers{name}.json") for effort, name in (("quick", "_quick"), ("standard", ""))}
+    common, rows = set.intersection(*(set(found) for found in efforts.values())), []
+    for effort, found in efforts.items():
+        some = [found[key] for key in sorted(common)]
+        planted, benign = ([row for row in some if row["kind"] == kind] for kind in ("planted", "benign"))
+        rates = (rate(sum(row["right"] for row in kind), len(kind)) for kind in (planted, benign))
+        rows.append([effort, *rates, f"{sum(row['seconds'] for row in some) / len(some):.0f}"])
+    head = ["effort", "planted found", "benign clean", "seconds a model, the search for strings alone"]
+    names = " ".join(name for _, name in sorted(common))
+    flags = f"python Analysis/triggers.py --anew --zoo Data/Zoo/dev --jobs 2 --effort quick --models {names}"
+    return f"{grid(head, rows)}\n\n{command(flags)}"
+
+
 def natural() -> str:
     """What strings do in benign twins of the shipped bases."""
     twins, rows = read(BENCHMARK / "natural.json")["twins"], []
@@ -623,7 +659,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
     "by_attack": by_attack, "misjudged": misjudged, "never_judged": never_judged,
-    "usage": usage, "left_out": left_out, "firing": firing, "fleet": fleet, "natural": natural,
+    "number_formats": number_formats, "efforts": efforts, "usage": usage, "left_out": left_out, "firing": firing, "fleet": fleet, "natural": natural,
     "speed": speed, "speed_short": speed_short, "speed_stages": speed_stages, "speed_machine": speed_machine,
 }  # fmt: skip
 

@@ -103,7 +103,7 @@ def reports_keep_to_their_schema(tmp_path_factory: pytest.TempPathFactory) -> It
     """At the end every report and summary that a scan of any test has left behind."""
     yield
     schemas = Path(__file__).resolve().parents[1] / "Utils" / "report" / "schemas"
-    for name, mark in (("report", '"command"'), ("summary", '"exit_code"')):  # tests invent shorter ones, without these keys
+    for name, mark in (("report", '"contents"'), ("summary", '"exit_code"')):  # tests invent shorter ones, without these keys
         schema = jsonschema.Draft202012Validator(json.loads((schemas / f"{name}.schema.json").read_text(encoding="utf-8")))
         for file in tmp_path_factory.getbasetemp().rglob(f"{name}.json"):
             text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
