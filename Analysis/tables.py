@@ -659,7 +659,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
     "by_attack": by_attack, "misjudged": misjudged, "never_judged": never_judged,
-    "number_formats": number_formats, "efforts": efforts, "usage": usage, "left_out": left_out, "firing": firing, "fleet": fleet, "natural": natural,
+    "number_formats": number_formats, "efforts": efforts, "usage": usage,
+    "left_out": left_out, "firing": firing, "fleet": fleet, "natural": natural,
     "speed": speed, "speed_short": speed_short, "speed_stages": speed_stages, "speed_machine": speed_machine,
 }  # fmt: skip
 

@@ -68,7 +68,8 @@ def report_of(name: str, verdict: str) -> dict:
         "target": {"texts": texts, "images": None} if claimed else None, "found": found, "seconds": {"search": 12.34},
         "readings": [{"examples": [{"text": name, "read_as": name}]}], "peak_memory_mb": 1000.0,
         "config": {"procedure": "calibrated", "trigger": {"near": 0.02, "searches": 6}}, "versions": {"torch": "2"}, "seed": 42,
-        "command": f"python main.py --model {name}", "tool": this_tool(), "power_counts": {"text_on_text": [3, 4], "attribute": [1, 1]},
+        "command": f"python main.py --model {name}", "tool": this_tool(),
+        "power_counts": {"text_on_text": [3, 4], "attribute": [1, 1]},
     }  # fmt: skip
 
 
