@@ -26,6 +26,7 @@ SCRIPT = (Path(__file__).parent / "pages.js").read_text(encoding="utf-8")
 PHONE, DESK, PAPER = 360, 1000, 794
 HOSTILE = ["models/" + "x" * 300, "מודל/שלום־עולם " * 8 + "👩‍👩‍👧‍👦🐶" * 40, "<b>&amp;\u202egnp.exe" + "W" * 120]
 """Names of models and strings; what is 300 long has no space."""
+HASH = "ab" * 32
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def report_of(name: str, verdict: str) -> dict:
         "kind": "feature collapse", "times": 1, "typed": None, "texts": texts, "images": ["picture.png"] * 4,
         "controls": {"anchor": ["picture.png"] * 4, "benign": ["picture.png"] * 4}, "benign_prompt": name, "files": files,
     }  # fmt: skip
+    held = {"path": name, "sha256": HASH, "outcome": "accepted", "code": 0, "reason": name, "expires": "2030-12-31"}
     witness = {
         "name": "one_target",
         "value": -0.123,
@@ -70,6 +72,7 @@ def report_of(name: str, verdict: str) -> dict:
         "config": {"procedure": "calibrated", "trigger": {"near": 0.02, "searches": 6}}, "versions": {"torch": "2"}, "seed": 42,
         "command": f"python main.py --model {name}", "tool": this_tool(),
         "power_counts": {"text_on_text": [3, 4], "attribute": [1, 1]},
+        "policy": held if claimed else None,
     }  # fmt: skip
 
 

@@ -759,6 +759,7 @@ def test_a_real_scan_fails_is_accepted_by_what_its_report_says_and_is_known(edit
         (tmp_path / "amber.yaml").write_text(accepting(report["model"][key]))
         assert main.main(argv) == 0
     assert json.loads(file.read_text())["policy"]["outcome"] == "accepted"
+    assert "policy: accepted until 2030-12-31" in file.with_suffix(".html").read_text()
     (tmp_path / "amber.yaml").write_text(accepting(report["model"]["sha256"], "2020-01-01"))
     assert main.main(argv) == 2
     assert json.loads(file.read_text())["policy"]["outcome"] == "accepted"  # nothing was touched

@@ -226,6 +226,7 @@ def test_the_scan_never_reads_what_only_an_attacker_has(tmp_path, quick_config):
     scan = [sys.executable, "main.py", "--model", "Data/Models/x/y", *settings]
     there = json.loads(subprocess.run(scan, cwd=copy, capture_output=True, text=True, timeout=600).stdout)
     there["model"].pop("path")
+    assert (there.pop("tool")["commit"], here.pop("tool")["name"]) == (None, "AMBER")  # the copy is no checkout
     assert there.pop("command") == command
     assert steady(there) == steady(here)  # which had the cache of an earlier scan
 

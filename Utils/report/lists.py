@@ -35,7 +35,7 @@ from Utils.report.command_line import say
 from Utils.report.contract import EXIT, SCHEMA, SUMMARY_SCHEMA, to_json
 from Utils.report.folder import remove_leftovers, result_name
 from Utils.report.limits import limits_of, sizes
-from Utils.report.page import render_summary
+from Utils.report.page import render_summary, write_page
 from Utils.report.policy import Rules, code_of, policy_line
 from Utils.report.report import versions
 from Utils.report.tool import this_tool
@@ -393,6 +393,8 @@ def hold_against(rules: Rules, reports: list[dict], folders: list[Path]) -> list
         if report["policy"] != before and report["verdict"] and is_first_process():
             try:
                 write_whole(folder / "report.json", to_json(report))
+                if (folder / "report.html").is_file():
+                    write_page(report, folder)
             except OSError as error:
                 failed.append(f"what the policy makes of {report['model']['path']} could not be kept ({sentence_of(error)})")
     return failed
