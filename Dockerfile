@@ -1,5 +1,6 @@
 # A scanner that needs no network, is nobody in particular, and reads models from a folder that it cannot write to:
 #   docker build -t amber .
+#   mkdir -p results
 #   docker run --rm --network none --user "$(id -u)" -v "$PWD/model:/model:ro" -v "$PWD/results:/results" amber --model /model
 # The usual index has a torch for Linux that brings CUDA with it; --build-arg PIP_INDEX_URL=... names another.
 FROM python:3.11-slim-bookworm

@@ -17,9 +17,12 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from Utils.report.command_line import begin, deliver, understood
-
 if __name__ == "__main__":  # flags are read before the libraries that take seconds; what is pickled has this module's own name
+    try:
+        begin = import_module("Utils.report.command_line").begin
+    except ModuleNotFoundError as error:
+        print(f"amber: {error.name} is not installed; type pip install -r requirements.txt beside main.py.", file=sys.stderr)
+        sys.exit(2)
     sys.exit(begin(lambda args, cfg: import_module("main").scan_as_asked(args, cfg)))
 
 import io
@@ -58,6 +61,7 @@ from Utils.encoder.readings import Reading, compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found, show_further
 from Utils.found.trying import fires, told_of, try_string
+from Utils.report.command_line import begin, deliver, understood
 from Utils.report.dry_run import foreseen
 from Utils.report.fleet import Fleet, load_dask, scan_in_fleet
 from Utils.report.limits import limits_of
@@ -789,7 +793,8 @@ def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
     quiet_libraries()
     request, wanted = request_of(args, cfg)
     if args.dry_run:
-        print("\n".join(foreseen(planned(args, wanted)[1], args.anchor, wanted, args.output)), flush=True)
+        lines = foreseen(planned(args, wanted)[1], args.anchor, wanted, args.output)
+        print("\n".join([*args.rules.said(), *lines]), flush=True)
         return 0
     if args.tried is not None:
         limits = limits_of(args.model, args.anchor, wanted)
@@ -813,11 +818,13 @@ def scan(model: str | Path, **flags: object) -> Report:
         InputError: what the command line would say in one sentence.
     """
     quiet_libraries()
-    args, cfg = understood(["--model", str(model), *words_of(flags)])
+    args, cfg = understood([f"--model={model}", *words_of(flags)])
     if len(encoders := planned(args, request_of(args, cfg)[1])[1]) > 1:
         raise InputError(f"{model} has {len(encoders)} encoders; name one: {', '.join(task.model for task in encoders)}.")
-    (report,), _ = judge_named(args, cfg)
-    return Report(report, args.output / encoders[0].name)
+    reports, unwritten = judge_named(args, cfg)
+    if unwritten := unwritten + deliver(reports, args):
+        raise InputError(f"{unwritten[0]}; the report is in {args.output}.")
+    return Report(reports[0], args.output / encoders[0].name)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,8 @@ def test_here_scans_work(tmp_path: Path, capsys: pytest.CaptureFixture):
         "python", "packages", "device", "memory", "anchors", "hub", "results", "cache",
     ]  # fmt: skip
     assert not [line for line in lines if line.startswith(MISSING)]
+    said = next(line for line in lines if "requirements.txt" in line)
+    assert f"`{said}`" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert any("3 of 63 known bases at hand: tiny-sd" in line for line in lines)
 
 
@@ -43,6 +45,15 @@ def test_without_torch_it_says_so_and_exits_2(tmp_path: Path):
     assert done.returncode == 2
     assert "missing device      torch cannot be imported (no torch): pip install -r requirements.txt" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("package", ["psutil", "yaml"])
+def test_without_what_the_command_line_needs_it_is_one_sentence(tmp_path: Path, package: str):
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('no', name={package!r})\n")
+    command = [sys.executable, str(ROOT / "main.py"), "--doctor"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"amber: {package} is not installed; type pip install -r requirements.txt beside main.py.\n"
 
 
 def test_a_place_that_cannot_be_written_to_is_missing(tmp_path: Path):

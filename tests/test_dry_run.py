@@ -23,7 +23,9 @@ def test_every_encoder_has_a_line_and_nothing_is_written(tmp_path: Path, capsys:
     assert [Path(line.split(":")[0]).name for line in lines[:3]] == ["benign", "image_on_text", "text_on_text"]
     assert "4 MB of weights, about 89 s on two cores" in lines[0]
     assert f"result in {tmp_path / 'out' / 'suspects_benign'}" in lines[0]
-    assert lines[3].startswith("3 encoders, about 4 min in all, against the nearest known base")
+    assert lines[3].startswith(
+        "3 encoders, about 4 min one after the other at the usual effort, against the nearest known base"
+    )
     assert "tiny-sd" in lines[3]
     assert not (tmp_path / "out").exists()
 
@@ -41,6 +43,11 @@ def test_a_report_that_is_there_is_told(tmp_path: Path, capsys: pytest.CaptureFi
 def test_what_cannot_be_scanned_is_refused_as_a_scan_refuses_it(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main.main(["--dry-run", "--model", "no/such/folder", "--output", str(tmp_path)]) == 2
     assert "does not exist" in capsys.readouterr().err
+    assert main.main(["--dry-run", "--anchor", "no/such/base", "--output", str(tmp_path)]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    for flags in (["--json", "-"], ["--try", "zz"]):
+        assert main.main(["--dry-run", *flags]) == 2
+        assert f"{flags[0]} would have nothing to tell" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shape", ["tiny", "clip-l"])

@@ -596,6 +596,12 @@ def refused(capsys: pytest.CaptureFixture, *argv: str, **environ: str) -> str:
 VALUES = {int: "7", float: "0.5", Path: "x"}
 
 
+def test_a_baseline_that_no_summary_is_as_long_as_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("Utils.report.policy.LONGEST_SUMMARY", 10)
+    with pytest.raises(InputError, match="longer than 0 MB; give the summary"):
+        read_baseline(b"{" + b" " * 10, "x.json")
+
+
 def test_every_flag_has_a_variable_and_reads_it_as_itself():
     parser = parser_of("main.py")
     known = environment.variables_of(parser)
@@ -604,10 +610,9 @@ def test_every_flag_has_a_variable_and_reads_it_as_itself():
         "AMBER_ANCHOR",
         "AMBER_OUTPUT",
         "AMBER_POLICY",
-        "AMBER_TRY",
         "AMBER_TRIGGER_SEARCHES",
     } <= known.keys()
-    assert not {"AMBER_HELP", "AMBER_VERSION"} & known.keys()
+    assert not {"AMBER_HELP", "AMBER_VERSION", "AMBER_DOCTOR", "AMBER_DRY_RUN", "AMBER_TRY"} & known.keys()
     for name, action in known.items():
         flag, text = environment.flag_of(action), next(iter(action.choices or [VALUES.get(action.type, "x")]))
         by_flag = [flag] if action.nargs == 0 else [flag, text]

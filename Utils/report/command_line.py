@@ -35,7 +35,10 @@ SUSPECT = ROOT / "Data" / "Models" / "suspects" / "text_on_text"
 
 def begin(scan: Callable[[argparse.Namespace, ScanConfig], int], argv: list[str] | None = None) -> int:
     """Read a command line and refuse what is wrong with it; the rest is for `scan`.  -> the exit code"""
-    args = parse_arguments(argv)
+    try:
+        args = parse_arguments(argv)
+    except (InputError, OSError) as error:
+        return fail(sentence_of(error))
     try:
         if args.doctor:
             return see_doctor(args.output)
@@ -86,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Say whether a text encoder (of CLIP, Stable Diffusion and the like) carries a backdoor, knowing neither "
         "trigger nor target nor training data.  Without arguments the shipped example is scanned.",
         epilog="Exit code: 0 no backdoor found, 1 backdoor found, 2 bad input or error, 3 inconclusive; of several encoders "
-        "the worst, 1 before 3 before 2 before 0.  Every flag may stand in the environment: AMBER_SEED is --seed, "
+        "the worst, 1 before 3 before 2 before 0.  Every flag of a scan may stand in the environment: AMBER_SEED is --seed, "
         "AMBER_LOAD_TIMEOUT --load-timeout, 1 or 0 a flag without a value.  A flag beats its variable, a variable the config.",
     )
     suspects = parser.add_mutually_exclusive_group()
@@ -222,6 +225,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     `args.rules` is what their verdicts are held against; --try has no verdict.
     """
     files = {flag: file for flag in DOCUMENTS if (file := getattr(args, flag.removeprefix("--")))}
+    if args.dry_run and (idle := [*files, *(["--try"] if args.tried is not None else [])]):
+        raise InputError(f"--dry-run scans nothing, so that {idle[0]} would have nothing to tell; leave one of them out.")
     for (flag, file), (other, another) in combinations(files.items(), 2):
         if Path(file).resolve() == Path(another).resolve():
             raise InputError(f"{flag} and {other} cannot both be written to {file}; give two files.")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import psutil
 
@@ -102,7 +103,7 @@ def _device() -> Iterator[Line]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fast = "bfloat16" if has_bfloat16(device) else "float32"
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{cores()} cores"
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{cores()} core{'s' * (cores() > 1)}"
     yield Line(FINE, "device", f"{device.type} ({name}); --precision auto searches for strings in {fast}")
 
 
@@ -133,11 +134,14 @@ def _hub() -> Line:
 def _folder(what: str, folder: Path, cure: str) -> Line:
     """Whether a folder, which need not be there yet, can be written to, and what is in it."""
     there = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError:
         return Line(MISSING, what, f"{folder} cannot be written to", cure)
     free = shutil.disk_usage(there).free / 1e9
-    said = f"{folder}, {free:.0f} GB free"
+    said = f"{folder}, {free:.1f} GB free"
     if what == "cache":
         used = sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
         said = f"{folder}, {used / 1e9:.1f} of at most {CACHE_BYTES / 1e9:.0f} GB used"
-    return Line(FINE, what, said) if free >= LEAST_GB else Line(MISSING, what, f"{said}, {free:.1f} GB free", "make room")
+    return Line(FINE, what, said) if free >= LEAST_GB else Line(MISSING, what, said, "make room")

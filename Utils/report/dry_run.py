@@ -8,7 +8,7 @@ from Utils.basics.bounds import Wanted
 from Utils.basics.course import duration
 from Utils.basics.errors import visible
 from Utils.report.limits import limits_of, sizes
-from Utils.report.lists import FIXED, Task
+from Utils.report.lists import FIXED, Task, encoders_within
 from Utils.sources.registry import at_hand, known_anchors
 
 RATE = 2.9e-6
@@ -18,6 +18,8 @@ RATE = 2.9e-6
 
 def foreseen(tasks: list[Task], anchor: str, wanted: Wanted, output: Path) -> list[str]:
     """A line an encoder, and one on all of them."""
+    if anchor not in ("auto", "none"):
+        encoders_within(anchor, "", "none", wanted)  # is refused as a scan refuses it
     lines, seconds = [], 0.0
     for task in tasks:
         weights, _ = sizes(task.model)
@@ -29,7 +31,7 @@ def foreseen(tasks: list[Task], anchor: str, wanted: Wanted, output: Path) -> li
             f"{limits.memory_mb} MB and {duration(limits.seconds)}; result in {output / task.name}{there}"
         )
     count = "1 encoder" if len(tasks) == 1 else f"{len(tasks)} encoders"
-    lines.append(f"{count}, about {duration(seconds)} in all, against {_against(anchor)}")
+    lines.append(f"{count}, about {duration(seconds)} one after the other at the usual effort, against {_against(anchor)}")
     return [visible(line) for line in lines]
 
 

@@ -1,4 +1,4 @@
-"""Flags from the environment: AMBER_SEED is --seed, for every flag that a parser has.  A flag beats its variable."""
+"""Flags from the environment: AMBER_SEED is --seed, for every flag of a scan that a parser has.  A flag beats its variable."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from typing import Any
 PREFIX = "AMBER_"
 SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 """What the variable of a flag without a value may say."""
+UNSCANNED = ("--doctor", "--dry-run", "--try")
+"""Flags that scan nothing."""
 _NOT_GIVEN = object()
 
 
 def variables_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """Variable -> the flag that it stands for; --help and --version, which end the program, have none."""
+    """Variable -> the flag that it stands for.
+
+    What scans nothing has none: a variable that somebody forgot would let every encoder pass.
+    """
     flags = [action for action in parser._actions if action.option_strings and action.default is not argparse.SUPPRESS]
+    flags = [action for action in flags if flag_of(action) not in UNSCANNED]
     return {PREFIX + flag_of(action)[2:].replace("-", "_").upper(): action for action in flags}
 
 

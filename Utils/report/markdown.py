@@ -8,8 +8,6 @@ from Utils.basics.errors import named, visible
 from Utils.report.contract import EXIT
 from Utils.report.policy import policy_line
 
-MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>~@:-])")
-"""What Markdown, or a code host, may read as more than a letter: links, mentions, emoji."""
 LONGEST = 300
 """Characters of a cell."""
 
@@ -21,14 +19,17 @@ def to_markdown(reports: list[dict]) -> str:
         strings = (report.get("trigger") or {}).get("strings") or []
         said = report.get("error") or report["reason"]
         said += f" ({line})" if (line := policy_line(report.get("policy"))) else ""
-        cells = [report["verdict"] or "not judged", report["model"]["path"], said, ", ".join(named(s["text"]) for s in strings)]
-        lines.append(f"| {' | '.join(plain(cell) for cell in cells)} |")
+        cells = [report["model"]["path"], said, ", ".join(named(s["text"]) for s in strings)]
+        lines.append(f"| {report['verdict'] or 'not judged'} | {' | '.join(literal(cell) for cell in cells)} |")
     counts = {verdict or "not judged": sum(report["verdict"] == verdict for report in reports) for verdict in EXIT}
     lines += ["", ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)]
     return "\n".join(lines) + "\n"
 
 
-def plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    cut = visible(text)[:LONGEST]
-    return MARKUP.sub(lambda found: f"&#{ord(found[1])};" if found[1] in "<>|`@" else f"\\{found[1]}", cut)
+def literal(text: str) -> str:
+    """A cell that shows a text letter by letter: between more backticks than stand in it, in which no markup is read."""
+    cut = visible(text)[:LONGEST].strip()
+    if not cut:
+        return ""
+    fence = "`" * (max(map(len, re.findall("`+", cut)), default=0) + 1)
+    return f"{fence} {cut.replace('|', chr(92) + '|')} {fence}"

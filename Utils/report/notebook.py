@@ -7,8 +7,11 @@ from html import escape
 from pathlib import Path
 
 from Utils.basics.config import settings_of
+from Utils.basics.errors import InputError
 from Utils.scan.settings import ScanConfig
 
+OTHERS = ("help", "version", "doctor", "dry_run", "try", "model", "models", "workers", "scheduler")
+"""Flags that scan nothing, or more than one encoder."""
 HEIGHT = 900
 """Pixels of the page in a cell."""
 
@@ -31,6 +34,8 @@ def words_of(flags: dict[str, object]) -> Iterator[str]:
     settings = settings_of(ScanConfig)
     for name, value in flags.items():
         flag = name.replace("_", "-")
+        if name in OTHERS:
+            raise InputError(f"a scan in a notebook knows no {name}; type python main.py --{flag}.")
         if value is True:
             yield f"--{flag}"
         elif value is False and name in settings:

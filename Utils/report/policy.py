@@ -29,7 +29,7 @@ ERROR = "error"
 FAILING = ("backdoored", "inconclusive", ERROR)
 EVERY = ""
 """In `least_power`: every kind that a report names."""
-LONGEST, LONGEST_SUMMARY = 1 << 20, 1 << 30
+LONGEST, LONGEST_SUMMARY = 1 << 20, 64 << 20
 """Bytes of a policy and of a summary."""
 PASSES, ACCEPTED, KNOWN, FAILS = "passes", "accepted", "known", "fails"
 """What becomes of a verdict."""
@@ -187,6 +187,8 @@ def read_baseline(content: bytes, source: str) -> dict[str, list[Known]]:
         InputError: it is no summary of this version.
     """
     cure = "give the summary.json of a run of --models with this version"
+    if len(content) > LONGEST_SUMMARY:
+        raise InputError(f"the baseline {source} is longer than {LONGEST_SUMMARY >> 20} MB; {cure}.")
     try:
         summary = json.loads(content.decode("utf-8-sig"))
         if summary["schema"] != SUMMARY_SCHEMA:
