@@ -32,7 +32,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("results")
     folder = home / "suspects_text_on_text"
     folder.mkdir()
-    report = report_of("/home/somebody/amber/Data/Models/suspects/text_on_text")
+    report = report_of(str(home / "somebody" / "Data" / "Models" / "suspects" / "text_on_text"))
     report["trigger"] |= {"strings": [STRING], "examples": [EXAMPLE]}
     report["assimilation"] = {"benign_by_layer": [0.2], "triggered_by_layer": [0.9]}
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")

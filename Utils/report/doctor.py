@@ -1,6 +1,6 @@
 """--doctor: what a scan finds on this machine, one line each, with the cure where something is missing.
 
-Nothing is scanned; of the libraries only torch is imported, which alone knows the devices.
+Nothing is scanned; of the large libraries only torch is imported, which alone knows the devices.
 """
 
 from __future__ import annotations
