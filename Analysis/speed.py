@@ -3,6 +3,7 @@
     python Analysis/speed.py                                  the shipped suspects and encoders of CLIP-L's size
     python Analysis/speed.py --shapes vit-h bigg --tokenizer FOLDER
     python Analysis/speed.py --shapes tiny --paper 1.0        the published procedure to its end
+    python Analysis/speed.py --shapes bigg --effort quick --paper 0
 
 Encoders of full size are made here, with random weights and a backdoor or an honest change in their last layers
 (Utils/making/shaped.py), and kept in Data/Zoo/shaped.  The first scan of each size begins with an empty cache, the second
@@ -36,6 +37,7 @@ from Utils.encoder.work import matrix_rate
 from Utils.making.scenes import PROMPTS
 from Utils.making.shaped import SHAPES, invented_tokenizer, planted, random_encoder, stirred
 from Utils.report.report import versions
+from Utils.scan.effort import EFFORTS, USUAL
 
 RESULT = ROOT / "Results" / "benchmark" / "speed.json"
 TINY = ROOT / "Data" / "Models"
@@ -111,17 +113,17 @@ def about_machine(device: torch.device) -> dict:
 
 def measure(shape: str, args: argparse.Namespace, commit: str) -> dict:
     """All scans of one size."""
-    folders = pair_of(shape, args.tokenizer)
+    folders, effort = pair_of(shape, args.tokenizer), ("--effort", args.effort)
     shutil.rmtree(CACHE, ignore_errors=True)
     rows = {
-        "planted, empty cache": scan(folders["planted"], folders["base"], args.device),
-        "benign, base cached": scan(folders["benign"], folders["base"], args.device),
+        "planted, empty cache": scan(folders["planted"], folders["base"], args.device, *effort),
+        "benign, base cached": scan(folders["benign"], folders["base"], args.device, *effort),
     }
     if args.paper:
         rows["published"] = published(folders["planted"], folders["base"], args.device, args.paper)
     told = SHAPED / shape / VOCABULARY
     vocabulary = told.read_text(encoding="utf-8") if shape != "tiny" else "its own"
-    more = " --tokenizer FOLDER" * (vocabulary == "given")
+    more = " --tokenizer FOLDER" * (vocabulary == "given") + f" --effort {args.effort}" * (args.effort != USUAL)
     return {
         "command": f"python Analysis/speed.py --shapes {shape} --paper {args.paper}{more}", "vocabulary": vocabulary,
         "commit": commit, "machine": about_machine(pick_device(args.device)), "scans": rows,
@@ -133,6 +135,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=["tiny", *SHAPES], default=["tiny", "clip-l"])
     parser.add_argument("--tokenizer", default="", help="a folder with CLIP's vocabulary (default: one is invented)")
     parser.add_argument("--paper", type=float, default=0.02, help="share of the published procedure; 0: none (default: 0.02)")
+    parser.add_argument("--effort", choices=EFFORTS, default=USUAL, help="of our scans; rows of other ones are kept beside it")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     if not 0 <= args.paper <= 1:
@@ -141,11 +144,12 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"shapes": {}}
     for shape in args.shapes:
-        known["shapes"][shape] = measure(shape, args, commit)
+        row = shape if args.effort == USUAL else f"{shape}, {args.effort}"
+        known["shapes"][row] = measure(shape, args, commit)
         known |= {"start_up_seconds": started(), "versions": versions()}
         write_whole(RESULT, json.dumps(known, indent=1) + "\n")
-        for name, row in known["shapes"][shape]["scans"].items():
-            print(f"{shape}: {name}: {row['seconds']} s, {row['peak_memory_mb']} MB, {row['verdict']}", flush=True)
+        for name, one in known["shapes"][row]["scans"].items():
+            print(f"{row}: {name}: {one['seconds']} s, {one['peak_memory_mb']} MB, {one['verdict']}", flush=True)
 
 
 if __name__ == "__main__":
