@@ -1,0 +1,1 @@
+"""How is a backdoor taken out again, so that everything else stays?"""
