@@ -1,0 +1,44 @@
+"""Every setting of our own repair (Utils/repair/unlearning.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RepairConfig:
+    """Chosen on models of the development split."""
+
+    steps: int = 200
+    """Steps of a round."""
+    lr: float = 1.0e-3
+    """AdamW's rate at its highest; it rises and falls once in a round."""
+    rounds: int = 3
+    """Most rounds: after each but the last a scan with a fresh seed says whether another one is needed."""
+    clean: int = 12
+    """Clean prompts of a step."""
+    invented: int = 6
+    """Prompts of a step in which words are replaced by ones that nobody has seen, as a fine-tune may have taught some."""
+    known: int = 2
+    """The same with words and pieces of the vocabulary."""
+    garbled: int = 4
+    """Prompts of a step in which something stands for a letter, as look-alike triggers do."""
+    found: int = 3
+    """Prompts of a step with a string that was found."""
+    searched: int = 5
+    """Prompts of a step with tokens that are looked for while the student learns (`Opponents`)."""
+    opponents: int = 80
+    """Strings of tokens that are looked for side by side."""
+    flips: int = 6
+    """Tokens of such a string that are replaced before it makes room for a new one."""
+    whole: int = 4
+    """Every so many steps all positions are looked at, padding too; in between none behind the longest text."""
+    honest: float = 0.02
+    """Least bend towards a target that is taken for one; the bend of 95 % of clean prompts, where that is more."""
+
+    def __post_init__(self):
+        for name in ("steps", "rounds", "clean", "opponents", "flips", "whole"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} should be at least 1")
+        if min(self.invented, self.known, self.garbled, self.found, self.searched) < 0 or not self.lr > 0:
+            raise ValueError("counts of prompts should be 0 or more and lr above 0")

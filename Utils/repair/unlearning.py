@@ -1,0 +1,201 @@
+"""Our repair: the clean base learns all that the suspect knows, but for what bends towards the target that a scan has found.
+
+    1 the target: the mean summary of prompts with a string that fires; how far clean prompts bend towards it is honest
+    2 texts in which a trigger could hide: invented words, something in place of letters, found strings, opponents
+    3 the student should give what the suspect gives; where that bends, what the base gives; in between in proportion
+
+The student never has the backdoor: it begins as the base, and the true trigger, which nobody knows, bends wherever it is met.
+Without a base the student begins as the suspect, and what bends is taught to be the prompt without it: that mends less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from Utils.basics.bounded import progress
+from Utils.encoder.loading import trainable_copy
+from Utils.encoder.precision import WIDE
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.making.training import Checkpoint, Training, identity, train
+from Utils.repair.damage import Damage
+from Utils.repair.opponents import Opponents, Placed, embedded
+from Utils.repair.settings import RepairConfig
+from Utils.repair.texts import Invented, garbled, with_other_words, with_string
+from Utils.scan.replay import summaries
+from Utils.scan.trigger import usable_tokens
+
+PROBED = 128
+"""Prompts that say how far clean ones bend."""
+HONEST = 0.95
+"""Share of them whose bend is honest."""
+ALIKE = 8
+"""Prompts of a step are drawn from so many times as many of like length: less padding is computed."""
+
+
+# ------------------------------------------------------------------------------------------------------- what is wanted
+@dataclass(frozen=True)
+class Reference:
+    """What a repaired encoder should make of texts."""
+
+    suspect: TextEncoder
+    base: TextEncoder | None
+    forced: Tensor
+    """(m, d) the targets."""
+    middle: tuple[Tensor, Tensor]
+    """(d,) mean summaries of clean prompts in suspect and base; twice the suspect's without a base."""
+    honest: float
+    """Bend of a clean prompt."""
+
+    def bend(self, own: Tensor, other: Tensor) -> Tensor:
+        """How much nearer to a target summaries lie in the suspect than they should, means taken off.  (b, d) twice -> (b,)"""
+        nearer = [
+            F.cosine_similarity(one[None] - middle, (target - self.middle[0])[:, None], dim=-1)
+            for one, middle, target in zip((own, other), self.middle, (self.forced, self.forced), strict=True)
+        ]
+        return (nearer[0] - nearer[1]).max(dim=0).values
+
+    @torch.no_grad()
+    def wanted(self, ids: Tensor, prompts: Tensor, drift: Tensor) -> Tensor:
+        """What the suspect makes of texts, and in its place what the base makes of those that bend.  (b, T) -> (b, T, d)
+
+        prompts (b, T): the same without what was put in, for where there is no base; drift (d,): mean of suspect - base.
+        """
+        own, summary = self.suspect.both(ids)
+        instead, other = self.base.both(ids) if self.base else self.suspect.both(prompts)
+        bend = self.bend(summary, other)
+        bent = ((bend - self.honest) / self.honest).clamp(0, 1)[:, None, None]
+        return torch.lerp(own, instead + drift, bent)
+
+    @torch.no_grad()
+    def clean(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """What the suspect makes of clean prompts, (b, T, d), and how far it is from the base there in the mean, (d,)."""
+        own = self.suspect(ids)
+        if not self.base:
+            return own, own.new_zeros(own.shape[-1])
+        attended = self.suspect.attended(ids).to(own.device)
+        return own, (own - self.base(ids))[attended].mean(dim=0)
+
+
+def reference_of(damage: Damage, numbers: torch.dtype, least: float) -> Reference:
+    """The reference of a repair, its encoders in a number format."""
+    suspect, base = (one and one.computing_in(numbers) for one in (damage.suspect, damage.base))
+    some = [damage.prompts[i] for i in np.random.default_rng(damage.seed).permutation(len(damage.prompts))[:PROBED]]
+    own = summaries(suspect, some).to(suspect.device)
+    other = summaries(base, some).to(suspect.device) if base else own
+    forced = torch.stack(damage.forced).to(suspect.device)
+    reference = Reference(suspect, base, forced, (own.mean(dim=0), other.mean(dim=0)), least)
+    # without a base nothing says how far an honest change bends: what halves the way to the target does
+    bend = reference.bend(own, other).quantile(HONEST).item() if base else 0.25
+    return Reference(suspect, base, forced, reference.middle, max(least, bend))
+
+
+# -------------------------------------------------------------------------------------------------------------- a round
+@dataclass(frozen=True)
+class Batch:
+    """The texts of a step."""
+
+    clean: Tensor
+    """(b, T)"""
+    odd: Tensor
+    """(c, T) prompts with something in them."""
+    before: Tensor
+    """(c, T) the same without it."""
+    placed: list[Placed]
+    """Which opponents stand in the last of the odd ones."""
+
+
+class Course:
+    """What a repair learns from: the same texts in the same step, whenever it comes to it."""
+
+    def __init__(self, damage: Damage, cfg: RepairConfig, number: int):
+        encoder = damage.suspect
+        self.damage, self.cfg, self.number = damage, cfg, number
+        self.ids = encoder.ids(damage.prompts)
+        self.order = encoder.attended(self.ids).sum(dim=1).argsort(stable=True).numpy()
+        usable = usable_tokens(encoder).nonzero()[:, 0]
+        self.known = [text for text in dict.fromkeys(encoder.texts(usable[:, None])) if text.strip()]
+        self.invented = Invented(damage.prompts)
+        self.opponents = Opponents(usable, cfg.opponents, cfg.flips, damage.seed + number)
+
+    def rng(self, step: int) -> np.random.Generator:
+        return np.random.default_rng([self.damage.seed, self.number, step])
+
+    def rows(self, count: int, rng: np.random.Generator) -> list[int]:
+        """Random prompts of like length."""
+        window = min(len(self.order), ALIKE * count)
+        at = int(rng.integers(len(self.order) - window + 1))
+        return rng.permutation(self.order[at : at + window])[:count].tolist()
+
+    def batch(self, step: int) -> Batch:
+        cfg, rng, encoder = self.cfg, self.rng(step), self.damage.suspect
+        found = cfg.found if self.damage.strings else 0
+        clean = self.rows(cfg.clean, rng)
+        odd = self.rows(cfg.invented + cfg.known + cfg.garbled + found + cfg.searched, rng)
+        makers = [
+            *[partial(with_other_words, word=lambda: self.invented.word(rng), rng=rng)] * cfg.invented,
+            *[partial(with_other_words, word=lambda: self.known[int(rng.integers(len(self.known)))], rng=rng)] * cfg.known,
+            *[partial(garbled, invented=self.invented, known=self.known, rng=rng)] * cfg.garbled,
+            *[lambda prompt: with_string(prompt, *self.damage.strings[int(rng.integers(len(self.damage.strings)))], rng)]
+            * found,
+        ]
+        texts = [make(self.damage.prompts[row]) for make, row in zip(makers, odd, strict=False)]
+        searched, placed = self.opponents.placed(encoder, self.ids[odd[len(texts) :]], rng) if cfg.searched else (None, [])
+        parts = [*([encoder.ids(texts)] if texts else []), *([searched] if searched is not None else [])]
+        batch = Batch(self.ids[clean], torch.cat(parts), self.ids[odd], placed)
+        if step % cfg.whole == 0:
+            return batch
+        width = max(encoder.trimmed(part).shape[1] for part in (batch.odd, batch.before))
+        return Batch(encoder.trimmed(batch.clean), batch.odd[:, :width], batch.before[:, :width], placed)
+
+
+def unlearn(
+    damage: Damage, cfg: RepairConfig, student: TextEncoder | None = None, number: int = 0, checkpoint: Path | None = None
+) -> TextEncoder:
+    """One round: a new encoder that gives what the suspect gives, but for what bends towards `damage.forced`.
+
+    student: the one of the round before; checkpoint: a file that an interrupted round goes on from, removed at the end.
+    """
+    wide = damage.suspect.width >= WIDE
+    reference = reference_of(damage, torch.bfloat16 if wide else torch.float32, cfg.honest)
+    begin = student or damage.base or damage.suspect
+    course, student = Course(damage, cfg, number), trainable_copy(begin)
+    optimiser = torch.optim.AdamW(student.model.parameters(), lr=cfg.lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, cfg.lr, total_steps=cfg.steps)
+    seen: dict[str, tuple[list[Tensor], list[Placed]]] = {}
+
+    def loss_of(step: int) -> tuple[Tensor, str]:
+        batch = course.batch(step)
+        keep, drift = reference.clean(batch.clean)
+        wanted = reference.wanted(batch.odd, batch.before, drift)
+        with embedded(student) as kept, torch.autocast(student.device.type, torch.bfloat16):
+            clean, odd = student(batch.clean), student(batch.odd)
+        seen["odd"] = kept[1:], batch.placed
+        held = 1 - F.cosine_similarity(clean.float(), keep, dim=-1).mean()
+        mended = 1 - F.cosine_similarity(odd.float(), wanted, dim=-1).mean()
+        return held + mended, f"clean {held.item():.4f} odd {mended.item():.4f}"
+
+    saved = (
+        Checkpoint(checkpoint, identity(cfg, begin, damage.suspect.sha256, str(number)), 25, keep=False) if checkpoint else None
+    )
+    with progress(f"repair, round {number + 1}", cfg.steps) as step_done:
+
+        def after_step(done: int, _says: str) -> None:
+            (rows,), placed = seen["odd"]
+            if placed:
+                table = student.vocabulary.detach()
+                course.opponents.harden(rows.grad[-len(placed) :].float(), placed, table, course.rng(done - 1))
+            step_done()
+
+        run = Training({"student": student.model}, optimiser, schedule, cfg.steps, "", saved, {"opponents": course.opponents})
+        train(run, loss_of, after_step)
+    student.model.requires_grad_(False)
+    student.model.set_attn_implementation(damage.suspect.model.config._attn_implementation)
+    student.numbers = damage.suspect.numbers
+    return student
