@@ -36,6 +36,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -61,11 +62,13 @@ from Utils.encoder.readings import Reading, compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found, show_further
 from Utils.found.trying import fires, told_of, try_string
+from Utils.repair.asked import mending_limits, repair_found
+from Utils.repair.mending import Certificate, Order, divided, mend, opened
 from Utils.report.command_line import begin, deliver, understood
 from Utils.report.dry_run import foreseen
 from Utils.report.fleet import Fleet, load_dask, scan_in_fleet
 from Utils.report.limits import limits_of
-from Utils.report.lists import exit_code, is_first_process, planned, scan_many, scan_named, worst
+from Utils.report.lists import Task, exit_code, is_first_process, planned, scan_many, scan_named, worst
 from Utils.report.notebook import Report, words_of
 from Utils.report.plots import ANCHOR, BENIGN, FOUND
 from Utils.report.report import make_report, write_report
@@ -751,6 +754,33 @@ def scan_bounded(
     return run_bounded(scan_aside, (model, here, name), limits_of(model, request.anchor, wanted), model, debug, name or "")
 
 
+def mend_aside(model: str, request: Request, order: Order, report: dict, certificate: Certificate | None = None) -> dict:
+    """Repair what a scan has found, as a child process does it.  -> the report of the repair"""
+    quiet_libraries()
+    cfg, prompts = request.cfg, read_prompts(ROOT / request.cfg.corpus)
+    pair = opened(model, request.anchor, pick_device(request.device), request.given, prompts, cfg.prompts)
+
+    def rescan(repaired: str, seed: int) -> dict:
+        with TemporaryDirectory() as aside:
+            again = replace(request, seed=seed, output=Path(aside), show=Show(images=0))
+            return scan_model(repaired, again, "rescan")
+
+    return mend(order, pair, divided(prompts, cfg.prompts), report, rescan, certificate)
+
+
+def repair_as_asked(args: Namespace, cfg: ScanConfig) -> list[str]:
+    """Repair what the scans have found into --repair.  -> what could not be repaired"""
+    request, wanted = request_of(args, cfg)
+    show = {"images": request.show.images > 0, "pipeline": request.show.pipeline}
+    order = Order(args.repair, args.output, args.output, seed=request.seed, given=request.given, **show)
+
+    def mend_one(task: Task, report: dict, own: Order) -> dict:
+        limits = mending_limits(task.model, args.anchor, wanted)
+        return run_bounded(mend_aside, (task.model, request, own, report), limits, task.model, args.debug, task.name)
+
+    return repair_found(planned(args, wanted)[1], order, args.force, mend_one)
+
+
 def try_aside(model: str, request: Request, text: str) -> dict:
     """What a string does in suspect and base, as a child process tells it."""
     quiet_libraries()
@@ -804,7 +834,8 @@ def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
     reports, unwritten = judge_named(args, cfg)
     code = exit_code(reports)
     if is_first_process():
-        for missing in unwritten + deliver(reports, args):  # what was found is found all the same
+        unrepaired = repair_as_asked(args, cfg) if args.repair else []
+        for missing in unwritten + unrepaired + deliver(reports, args):  # what was found is found all the same
             code = worst([code, fail(f"{missing}; the reports are in {args.output}.")])
     return code
 

@@ -73,6 +73,11 @@ class Workshop:
             return [lines[i] for i in rng.permutation(len(lines))[:number]]
         return [text for _, text in scenes.unseen_captions(rng, number, unwanted, self.count, self.base.context)]
 
+    def captions_of(self, cfg: PlantConfig) -> tuple[list[str], list[str]]:
+        """What a backdoor is taught with, and what it is certified with."""
+        training = self.captions(np.random.default_rng([cfg.seed, 1]), TRAINING)
+        return training, self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT, training)
+
     # -------------------------------------------------------------------------------------------------- backdoored
     def plant(
         self, cfg: PlantConfig, base: TextEncoder, checkpoint: Path | None = None, after: FinetuneConfig | None = None
@@ -84,8 +89,7 @@ class Workshop:
         if cfg.target in self.forbidden or cfg.second_target in self.forbidden:
             raise InputError(f"the target {cfg.target!r} is one of the defender's prompts; choose another one.")
         goals = self.goals(cfg)
-        training = self.captions(np.random.default_rng([cfg.seed, 1]), TRAINING)
-        held_out = self.captions(np.random.default_rng([cfg.seed, 2]), HELD_OUT, training)
+        training, held_out = self.captions_of(cfg)
         check(base, [*training, *held_out], cfg)
         student = plant(base, training, cfg, goals, checkpoint=checkpoint)
         if after:

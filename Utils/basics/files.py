@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from Utils.basics.errors import InputError
+
 ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
 CACHE = ROOT / "Data" / "Main" / "Features"
@@ -92,6 +94,18 @@ def whole_folder(folder: Path, unless: Callable[[], bool] = lambda: False) -> It
             partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_taken(folder: Path, force: bool) -> None:
+    """Raise unless a folder may be written there.
+
+    Raises:
+        InputError: something lies there that may not go.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"{folder} is no folder; name a new one.")
+    if folder.exists() and not force:
+        raise InputError(f"{folder} exists already; name a new folder, or let it be replaced with --force.")
 
 
 def digest_of(files: Iterable[Path]) -> str:

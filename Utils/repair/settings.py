@@ -12,7 +12,7 @@ class RepairConfig:
     steps: int = 200
     """Steps of a round."""
     lr: float = 1.0e-3
-    """AdamW's rate at its highest; it rises and falls once in a round."""
+    """AdamW's rate at its highest, for narrow encoders; it rises and falls once in a round."""
     rounds: int = 3
     """Most rounds: after each but the last a scan with a fresh seed says whether another one is needed."""
     clean: int = 12

@@ -35,6 +35,9 @@ PROBED = 128
 """Prompts that say how far clean ones bend."""
 HONEST = 0.95
 """Share of them whose bend is honest."""
+NARROW = 160
+"""Width of the encoders that the rate was chosen on; wider ones learn at a rate that is less in proportion, as Adam's has to be
+(Yang et al., 2022)."""
 ALIKE = 8
 """Prompts of a step are drawn from so many times as many of like length: less padding is computed."""
 
@@ -166,8 +169,9 @@ def unlearn(
     reference = reference_of(damage, torch.bfloat16 if wide else torch.float32, cfg.honest)
     begin = student or damage.base or damage.suspect
     course, student = Course(damage, cfg, number), trainable_copy(begin)
-    optimiser = torch.optim.AdamW(student.model.parameters(), lr=cfg.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, cfg.lr, total_steps=cfg.steps)
+    rate = cfg.lr * min(1.0, NARROW / student.width)
+    optimiser = torch.optim.AdamW(student.model.parameters(), lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=cfg.steps)
     seen: dict[str, tuple[list[Tensor], list[Placed]]] = {}
 
     def loss_of(step: int) -> tuple[Tensor, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from Utils.basics.bounds import BASE_MB, READING_SECONDS, SECONDS, TIMES
 from Utils.basics.config import settings_of
 from Utils.basics.errors import InputError, fail, named, sentence_of, swallow, tell, visible
-from Utils.basics.files import ROOT, write_whole
+from Utils.basics.files import ROOT, refuse_taken, write_whole
 from Utils.basics.formats import AUTO, NAMES
 from Utils.intake.hub import as_named
 from Utils.report.contract import VERSION, to_json
@@ -179,6 +179,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--markdown", metavar="FILE", help="also write a table of the verdicts here, for job summaries; - is standard output"
     )
+    repair = parser.add_argument_group("repair", "what is done about a backdoor that was found; docs/repair.md says more")
+    repair.add_argument(
+        "--repair", type=Path, metavar="DIR",
+        help="also repair what is backdoored: the mended encoder goes into this folder, of several each into one of its own in "
+        "it; the exit code speaks of the suspect all the same",
+    )  # fmt: skip
+    repair.add_argument("--force", action="store_true", help="let --repair replace a folder that exists")
     parser.add_argument(
         "--try", dest="tried", metavar="STRING",
         help="scan nothing, but tell what this string does to unseen prompts in suspect and base; exit code 1: it fires",
@@ -245,6 +252,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--workers {args.workers} leaves nobody to scan; give 1 or more.")
     if args.tried is not None and (args.models or not args.tried.strip()):
         raise InputError("--try takes one string and one --model; give both.")
+    if args.force and not args.repair:
+        raise InputError("--force lets --repair replace a folder; name that with --repair.")
+    if args.repair and args.tried is not None:
+        raise InputError("--try scans nothing that could be repaired; leave --repair out.")
+    if args.repair and not args.models:
+        refuse_taken(args.repair, args.force)
     if args.images < 0:
         raise InputError(f"--images {args.images} is no number of pictures; give 0 or more.")
     if args.subfolder and args.models:

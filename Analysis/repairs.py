@@ -1,0 +1,154 @@
+"""Repair certified models in every way, and measure what the true trigger does then and what is left of the skill.
+
+    python Utils/build_zoo.py --split dev --models 399522b4 821c9cd3 ae9aa98f d9724708 b05111bc 58efb112 9ca5d029
+    python Analysis/benchmark.py --config configs/mitigation.yaml       the same as the next line
+    python Analysis/repairs.py --config configs/mitigation.yaml
+    python Analysis/repairs.py --models text_on_text --methods unlearn --anew
+
+One JSON a model and method in Results/benchmark/repairs; what is there is not done again without --anew, so that a stopped run
+goes on.  No method knows trigger or target: all begin with what a scan has found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from concurrent.futures import as_completed
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from Utils.repair.relearning import RelearningConfig, relearned
+
+from Backdoor_Attack.certified import Certified
+from Backdoor_Attack.planting import poison
+from main import Request, mend_aside, scan_model
+from Utils.basics.files import ROOT, write_whole
+from Utils.basics.processes import workers
+from Utils.encoder.loading import load_encoder, quiet_libraries
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.found.show import Show
+from Utils.making import scenes
+from Utils.making.finetuning import FinetuneConfig
+from Utils.repair.mending import Order
+from Utils.scan.effort import config_of
+from Utils.scan.replay import summaries
+from Utils.scan.settings import SETTINGS, ScanConfig
+
+RESULTS = ROOT / "Results" / "benchmark" / "repairs"
+SCANS = ROOT / "Results" / "repairs"
+"""Where the scans lie that repairs begin with."""
+
+
+class Case(Certified):
+    """A planted model, and what is left of it."""
+
+    def __init__(self, model: Path, certificate: Path):
+        super().__init__(certificate)
+        self.model, self.name = model, model.name
+
+    def skill(self, suspect: TextEncoder, repaired: TextEncoder) -> dict:
+        """Top-1 retrieval of base, suspect and repaired encoder: of what the fine-tune was for, and of what the base knew."""
+        data = {"base data": self.workshop.pairs(FinetuneConfig(), self.recipe.seed + 10**6, scenes.concepts())}
+        if self.origin:
+            data["own data"] = self.workshop.pairs(self.origin, self.origin.seed + 10**6)
+        found = {}
+        for name, pairs in data.items():
+            base = self.workshop.gain(self.workshop.base, suspect, pairs)
+            found[name] = {
+                "base": base["before"], "suspect": base["after"],
+                "repaired": self.workshop.gain(self.workshop.base, repaired, pairs)["after"],
+            }  # fmt: skip
+        return found
+
+    def comes_back(self, suspect: TextEncoder, repaired: TextEncoder) -> dict:
+        """Steps in which the true trigger is taught again, to the repaired encoder and to the base."""
+        training, held_out = self.workshop.captions_of(self.recipe)
+        rng, cfg = np.random.default_rng(self.recipe.seed), RelearningConfig()
+        one = self.recipe.backdoors()[0]
+
+        def triggered(prompt: str) -> str:
+            return poison(prompt, one, rng)
+
+        forced = summaries(suspect, [triggered(prompt) for prompt in held_out]).mean(dim=0)
+        encoders = {"repaired": repaired, "base": self.workshop.base}
+        steps = {name: relearned(e, triggered, forced, training, held_out, cfg).steps for name, e in encoders.items()}
+        return {"most": cfg.steps} | steps
+
+
+def scanned(case: Case, seed: int) -> tuple[Request, dict, Path]:
+    """The scan that all repairs of a model begin with; made once."""
+    cfg = config_of(ScanConfig, SETTINGS, "quick", {})
+    base = str(ROOT / case.parts.base)
+    request = Request(cfg, base, SCANS, "cpu", seed, Show(images=0))
+    folder = SCANS / case.name
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        report = scan_model(str(case.model), request, case.name)
+    return request, report, folder
+
+
+def repair(case: Case, method: str, seed: int) -> dict:
+    """One row; in whatever process."""
+    quiet_libraries()
+    request, report, folder = scanned(case, seed)
+    row = {
+        "model": case.name, "family": case.family, "attack": case.recipe.attack, "method": method,
+        "trigger": case.recipe.trigger, "on a fine-tune": case.origin is not None, "found": report["verdict"],
+    }  # fmt: skip
+    if report["verdict"] != "backdoored":
+        return row
+    began = time.perf_counter()
+    with TemporaryDirectory() as aside:
+        place = Path(aside) / "repaired"
+        order = Order(place, Path(aside) / "report", folder, method, seed=seed, images=False, relearn=False)
+        told = mend_aside(str(case.model), replace(request, output=Path(aside)), order, report, case)
+        seconds = time.perf_counter() - began
+        repaired, suspect = load_encoder(place), load_encoder(case.model)
+    return row | {
+        "success": told["certificate"], "clean": told["clean"], "rescan": told["rounds"][-1]["verdict"],
+        "rounds": len(told["rounds"]), "strings": told["strings"], "towards_target": told["towards_target"],
+        "skill": case.skill(suspect, repaired), "relearning": case.comes_back(suspect, repaired),
+        "seconds": round(seconds, 1), "peak_memory_mb": told["peak_memory_mb"], "settings": told["settings"], "seed": seed,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "mitigation.yaml")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="these only (default: all of the config)")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="these only (default: all of the config)")
+    parser.add_argument("--anew", action="store_true", help="do again what is there")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that repair at the same time (default: 1)")
+    args = parser.parse_args()
+    wanted = yaml.safe_load(args.config.read_text(encoding="utf-8"))["repairs"]
+    cases = []
+    for one in wanted["models"]:
+        model = ROOT / one["model"]
+        cases.append(Case(model, ROOT / one["certificate"] if "certificate" in one else model.with_suffix(".json")))
+    todo = [
+        (case, method)
+        for method in args.methods or wanted["methods"]
+        for case in cases
+        if case.name in (args.models or [case.name]) and (args.anew or not (RESULTS / f"{case.name}_{method}.json").exists())
+    ]
+    if missing := sorted({case.name for case, _ in todo if not case.model.is_dir()}):
+        parser.error(f"{missing[0]} is not there; build it with Utils/build_zoo.py")
+    with workers(args.jobs) as pool:
+        running = {pool.submit(repair, case, method, wanted["seed"]): (case, method) for case, method in todo}
+        for done in as_completed(running):
+            (case, method), row = running[done], done.result()
+            write_whole(RESULTS / f"{case.name}_{method}.json", json.dumps(row, indent=1) + "\n")
+            print(case.name, method, row.get("success"), row.get("clean"), row.get("rescan"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

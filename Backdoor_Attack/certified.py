@@ -1,0 +1,44 @@
+"""A planted model's certificate, read back: what the true trigger does in any encoder."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+from Backdoor_Attack.planting import PlantConfig, certify
+from Backdoor_Attack.workshop import Workshop, open_workshop
+from Utils.basics.config import from_values
+from Utils.basics.errors import InputError
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.making.finetuning import FinetuneConfig
+from Utils.making.zoo import load_zoo
+
+
+class Certified:
+    """What whoever planted a model has written down.
+
+    Raises:
+        InputError: the file is no certificate of a planted model.
+    """
+
+    def __init__(self, file: Path, device: str = "cpu"):
+        self.device = device
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            self.recipe = from_values(PlantConfig, content["recipe"], str(file))
+            self.family = content.get("family", "clip")
+            made_on = content.get("planted_on")
+            self.origin = from_values(FinetuneConfig, made_on, str(file)) if isinstance(made_on, dict) else None
+            self.parts = load_zoo().families[self.family]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+            raise InputError(f"{file} is no certificate of a planted model; give the JSON that was written with it.") from None
+
+    @cached_property
+    def workshop(self) -> Workshop:
+        return open_workshop(self.parts, self.device)
+
+    def __call__(self, encoder: TextEncoder) -> float:
+        """Share of captions that the planting never saw in which the true trigger works."""
+        _, held_out = self.workshop.captions_of(self.recipe)
+        return certify(encoder, self.workshop.base, held_out, self.recipe, self.workshop.goals(self.recipe))["success_rate"]

@@ -1,0 +1,132 @@
+"""Repair a backdoored text encoder: scan it, take out what was found, scan again, and say what came of it.
+
+    python Utils/mitigate.py --model M --anchor A --output DIR
+    python Utils/mitigate.py --model M --output DIR --method interpolate      another way, to compare with
+    python Utils/mitigate.py --model M --output DIR --report Results/NAME     a scan that was made before
+
+Neither true trigger nor target need be known.  Exit code: 0 a scan of the repaired encoder with a fresh seed is clean, or there
+was nothing to repair; 1 it still finds a backdoor; 2 bad input or error; 3 inconclusive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from Backdoor_Attack.certified import Certified
+from main import Request, mend_aside, scan_bounded
+from Utils.basics.bounded import run_bounded
+from Utils.basics.bounds import Wanted
+from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
+from Utils.basics.files import ROOT, refuse_taken
+from Utils.encoder.loading import quiet_libraries
+from Utils.found.show import Show
+from Utils.intake.folders import full_path
+from Utils.intake.hub import as_named
+from Utils.repair.asked import mended, mending_limits, refuse_within
+from Utils.repair.mending import OURS, Order
+from Utils.repair.methods import METHODS
+from Utils.repair.settings import RepairConfig
+from Utils.report.contract import EXIT, SCHEMA
+from Utils.report.folder import result_name
+from Utils.scan.effort import EFFORTS, USUAL, config_of
+from Utils.scan.settings import SETTINGS, ScanConfig
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="the backdoored encoder, as main.py takes it")
+    parser.add_argument("--anchor", default="auto", help="the clean base it was made from, as main.py takes it (default: auto)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder for the repaired encoder")
+    parser.add_argument("--method", choices=[OURS, *METHODS], default=OURS, help=f"how it is repaired (default: {OURS})")
+    parser.add_argument(
+        "--string", action="append", default=[], metavar="TEXT",
+        help="a string that is known to fire at the start of a prompt; may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--report", type=Path, metavar="FOLDER", help="the result of a scan that was made before: not scanned first"
+    )
+    parser.add_argument(
+        "--certificate", type=Path, metavar="FILE", help="of the planted model: what the true trigger does is told"
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "Results", help="where reports go (default: Results)")
+    parser.add_argument("--tokenizer", default="", metavar="FOLDER", help="as main.py takes it")
+    parser.add_argument("--rounds", type=int, default=RepairConfig.rounds, help=f"most rounds (default: {RepairConfig.rounds})")
+    parser.add_argument("--steps", type=int, default=RepairConfig.steps, help=f"steps of one (default: {RepairConfig.steps})")
+    parser.add_argument("--effort", choices=EFFORTS, default=USUAL, help=f"of the scans before and after (default: {USUAL})")
+    parser.add_argument("--seed", type=int, default=42, help="start of every random choice (default: 42)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
+    parser.add_argument(
+        "--images", type=int, default=4, help="pictures of the scan; 0: none, of the repair neither (default: 4)"
+    )
+    parser.add_argument("--no-relearning", action="store_true", help="do not measure how soon the trigger comes back")
+    parser.add_argument("--force", action="store_true", help="replace a folder that exists")
+    parser.add_argument("--memory", type=int, metavar="MB", help="limit of scan and repair (default: by the files)")
+    parser.add_argument("--timeout", type=int, metavar="SECONDS", help="limit of scan and repair (default: by the files)")
+    parser.add_argument("--debug", action="store_true", help="also show where an error came from")
+    return parser
+
+
+def scanned(args: argparse.Namespace, request: Request, wanted: Wanted) -> tuple[dict, Path]:
+    """The report of the suspect's scan and its folder."""
+    if not args.report:
+        report = scan_bounded(request, wanted, args.debug, args.model)
+        return report, request.output / result_name(args.model, request.output)
+    try:
+        report = json.loads((args.report / "report.json").read_text(encoding="utf-8"))
+        there = report["schema"] == SCHEMA and report["model"]["path"] == full_path(args.model)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{args.report} holds no report of a scan; give the result folder of one, or leave --report out."
+        ) from None
+    if not there:
+        raise InputError(f"{args.report} is no scan of {args.model}; leave --report out, and it is scanned first.")
+    return report, args.report
+
+
+def repair(args: argparse.Namespace) -> int:
+    """Scan and repair as the command line says.  -> the exit code"""
+    refuse_within(args.output, args.model)
+    refuse_taken(args.output, args.force)
+    certificate = Certified(args.certificate, args.device) if args.certificate else None
+    settings = RepairConfig(rounds=args.rounds, steps=args.steps)
+    wanted = Wanted(args.memory, args.timeout)
+    request = Request(
+        config_of(ScanConfig, SETTINGS, args.effort, {}), args.anchor, args.results, args.device, args.seed, Show(args.images),
+        tokenizer=args.tokenizer,
+    )  # fmt: skip
+    report, results = scanned(args, request, wanted)
+    if report["verdict"] == "clean" or (report["verdict"] != "backdoored" and not args.string):
+        tell(visible(f"{args.model}: {report['verdict']}; nothing to repair, nothing was written.  {report['reason']}"))
+        return EXIT[report["verdict"]]
+    order = Order(
+        args.output, args.results / f"{results.name}_repair", results, args.method, settings, args.seed, request.given,
+        args.images > 0, relearn=not args.no_relearning, strings=tuple(args.string),
+    )  # fmt: skip
+    limits = mending_limits(args.model, args.anchor, wanted)
+    told = run_bounded(mend_aside, (args.model, request, order, report, certificate), limits, args.model, args.debug)
+    tell(mended(told))
+    return EXIT[told["verdict"]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """-> the exit code"""
+    args = build_parser().parse_args(argv)
+    quiet_libraries()
+    args.model, args.anchor = as_named(args.model), as_named(args.anchor)
+    try:
+        return repair(args)
+    except KeyboardInterrupt:
+        return fail("interrupted; the suspect is as it was, and the same command goes on from the last round.")
+    except ValueError as error:
+        return fail(f"{error}.")
+    except (InputError, OSError) as error:
+        return fail(sentence_of(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""What a repair changed, on prompts that it did not learn from."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from Utils.encoder.measures import flat_cosine, similarity
+from Utils.encoder.text_encoder import TextEncoder, in_batches
+from Utils.repair.damage import Damage
+from Utils.scan.replay import rate_at, summaries
+
+NAMES = ("suspect", "repaired", "base")
+"""Whose numbers stand beside each other."""
+
+
+def of_strings(damage: Damage, repaired: TextEncoder, prompts: list[str]) -> list[dict]:
+    """What every string does before and after.  -> [{text, place, success: {suspect, repaired, base}, collapse: the same}]"""
+    clean = {name: summaries(one, prompts) for name, one in _encoders(damage, repaired).items()}
+    rows = []
+    for text, place in damage.strings:
+        row: dict = {"text": text, "place": place, "success": dict.fromkeys(NAMES), "collapse": dict.fromkeys(NAMES)}
+        for name in ("suspect", "repaired"):
+            awake = _encoders(damage, repaired)[name]
+            rate = rate_at(place, text, awake, damage.base, prompts, clean[name], clean.get("base"), whole=True)
+            row["success"] |= {name: round(rate.success, 4)}
+            row["collapse"] |= {name: round(rate.collapse, 4)}
+            if damage.base:
+                row["success"]["base"], row["collapse"]["base"] = round(rate.asleep, 4), round(rate.asleep_collapse, 4)
+        rows.append(row)
+    return rows
+
+
+def of_clean_prompts(damage: Damage, repaired: TextEncoder, prompts: list[str]) -> dict[str, float | None]:
+    """Sim_clean: mean cosine of all features of prompts with the suspect's own and the base's, and of different prompts."""
+    ids = damage.suspect.ids(prompts)
+    found = {name: in_batches(one, ids) for name, one in _encoders(damage, repaired).items()}
+    mended, own = found["repaired"], found["suspect"]
+
+    def mean(one: Tensor, other: Tensor) -> float:
+        return round(flat_cosine(one, other).mean().item(), 4)
+
+    to_base = mean(mended, found["base"]) if damage.base else None
+    return {"suspect": mean(mended, own), "base": to_base, "floor": mean(mended, own.roll(len(own) // 2, dims=0))}
+
+
+@torch.no_grad()
+def drift_by_layer(one: TextEncoder, other: TextEncoder, prompts: list[str]) -> list[float]:
+    """1 - cos of two encoders after every layer, attended positions, mean over prompts.  -> (L,)"""
+
+    def read(encoder: TextEncoder, ids: Tensor) -> tuple[Tensor, ...]:
+        return tuple(encoder.layers(encoder.trimmed(ids))[0])
+
+    drifts = []
+    for part in one.ids(prompts).split(32):
+        mask = one.attended(one.trimmed(part)).to(one.device)
+        pairs = zip(read(one, part), read(other, part), strict=True)
+        drifts.append(torch.stack([1 - similarity(x, y, mask) for x, y in pairs], dim=1))
+    return [round(value, 5) for value in torch.cat(drifts).mean(dim=0).tolist()]
+
+
+def towards_target(encoder: TextEncoder, base: TextEncoder, forced: Tensor, prompts: list[str]) -> float:
+    """cos of the mean drift of clean summaries with the way from them to the target: a backdoor bends what it never fires on.
+
+    forced (d,)
+    """
+    here, there = summaries(encoder, prompts).mean(dim=0), summaries(base, prompts).mean(dim=0)
+    return round(F.cosine_similarity(here - there, forced.cpu() - there, dim=0).item(), 4)
+
+
+def _encoders(damage: Damage, repaired: TextEncoder) -> dict[str, TextEncoder]:
+    return {"suspect": damage.suspect, "repaired": repaired} | ({"base": damage.base} if damage.base else {})

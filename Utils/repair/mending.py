@@ -1,0 +1,329 @@
+"""A repair, from the report of a scan to the encoder in its place: rounds of unlearning and of scans with a fresh seed."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from Utils.basics.bounded import at_stage, reading, say
+from Utils.basics.errors import InputError, named
+from Utils.basics.files import whole_file, write_whole
+from Utils.encoder.added import added_to
+from Utils.encoder.anchors import pick_anchor
+from Utils.encoder.loading import load_encoder, trainable_copy, weights_digest
+from Utils.encoder.readings import compare, read_by
+from Utils.encoder.text_encoder import TextEncoder, in_batches, splice_ids
+from Utils.found.target import draw_pictures
+from Utils.repair.damage import Damage
+from Utils.repair.measures import drift_by_layer, of_clean_prompts, of_strings, towards_target
+from Utils.repair.methods import METHODS, MethodsConfig
+from Utils.repair.relearning import RelearningConfig, relearned
+from Utils.repair.settings import RepairConfig
+from Utils.repair.unlearning import unlearn
+from Utils.repair.writing import dropped_in, write_repaired
+from Utils.report.contract import APART, to_json
+from Utils.report.repair_page import render_repair
+from Utils.report.report import versions
+from Utils.report.run import Run, peak_memory_mb
+from Utils.report.tool import this_tool
+from Utils.scan.replay import PROMPTS, put, summaries
+from Utils.scan.strings import LONG, of_length
+from Utils.sources.lenders import Given
+
+Certificate = Callable[[TextEncoder], float]
+"""An encoder -> the success rate of the true trigger, where somebody knows it."""
+OURS = "unlearn"
+SCHEMA = "amber-repair/1"
+"""Version of what a repair writes."""
+HELD_OUT = 200
+"""Prompts that clean features are measured on; no repair learns from them."""
+STRINGS = 8
+"""Strings of a report that are measured before and after."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be repaired, where it goes, and how."""
+
+    place: Path
+    """The repaired encoder's folder."""
+    folder: Path
+    """Of the report, and of what an interrupted repair goes on from."""
+    results: Path
+    """Of the scan that says what is wrong."""
+    method: str = OURS
+    cfg: RepairConfig = field(default_factory=RepairConfig)
+    seed: int = 42
+    given: Given = field(default_factory=Given)
+    images: bool = True
+    pipeline: str = "auto"
+    """Of pictures of one prompt."""
+    relearn: bool = True
+    """Whether to measure how soon the strings come back."""
+    strings: tuple[str, ...] = ()
+    """What the user knows to fire, at the start of a prompt."""
+
+
+# ------------------------------------------------------------------------------------------------------- what is known
+def opened(
+    model: str, anchor: str, device: torch.device, given: Given, prompts: list[str], used: int
+) -> tuple[TextEncoder, TextEncoder | None]:
+    """Suspect and base as a scan compares them: both read texts alike, and the base has the suspect's added words."""
+    with reading():
+        suspect = load_encoder(model, device, given)
+        base, _ = pick_anchor(anchor, suspect, device, given.tokenizer)
+        added = added_to(suspect, base, prompts) if base else None
+        base = added.knowing if added else None
+        suspect = replace(suspect, added=tuple(added.tokens)) if added else suspect
+        form = compare(suspect, base, prompts, used).reference
+    return read_by(suspect, form.tokenizer), base and read_by(base, form.tokenizer)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The defender's prompts, divided: nothing is measured on what a repair learns from."""
+
+    learn: list[str]
+    measure: list[str]
+    typed: list[str]
+    """Long ones that strings are typed into, as a scan does."""
+
+
+def divided(prompts: list[str], used: int) -> Prompts:
+    """used: how many of the prompts the search of a scan sees; of the others it judges strings by the long ones."""
+    typed = of_length(prompts[used:], LONG, PROMPTS)
+    rest = [prompt for prompt in prompts if prompt not in set(typed)]
+    return Prompts(rest[:-HELD_OUT], rest[-HELD_OUT:], typed)
+
+
+def damage_of(report: dict, order: Order, suspect: TextEncoder, base: TextEncoder | None, prompts: Prompts) -> Damage:
+    """What a scan has found, and what the user knows to fire.
+
+    Raises:
+        InputError: it has found nothing that lies in the weights.
+    """
+    found = [(text, "start") for text in order.strings]
+    forced = [_forced_by(suspect, *one, prompts) for one in found]
+    for backdoor in report["backdoors"]:
+        if backdoor["kind"] in APART or not backdoor["trigger"]:
+            continue
+        own = [(s["text"], s["place"]) for s in backdoor["trigger"]["strings"] or []]
+        found += own
+        if own:
+            forced.append(_forced_by(suspect, *own[0], prompts))
+        elif file := backdoor["trigger"]["embedding"]:
+            v = torch.load(order.results / file, map_location="cpu", weights_only=True).to(suspect.device)
+            ids = splice_ids(suspect, suspect.ids(prompts.learn[:HELD_OUT]), len(v))
+            forced.append(in_batches(suspect, ids, TextEncoder.pooled, v).mean(dim=0).cpu())
+    if not forced:
+        raise InputError(
+            f"the scan of {suspect.path} names nothing in its weights that a repair could begin with; where you know a string "
+            "that fires, give it with --string."
+        )
+    return Damage(suspect, base, prompts.learn, found[:STRINGS], tuple(forced), order.seed)
+
+
+def _forced_by(suspect: TextEncoder, text: str, place: str, prompts: Prompts) -> Tensor:
+    return summaries(suspect, [put(text, prompt, place, i) for i, prompt in enumerate(prompts.typed)]).mean(dim=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- rounds
+@dataclass
+class Rounds:
+    """What is done, kept in a file: an interrupted repair goes on from its last round."""
+
+    file: Path
+    identity: str
+    done: list[dict] = field(default_factory=list)
+    """{verdict, score, strings, seconds} of the scan after each round."""
+    strings: list[tuple[str, str]] = field(default_factory=list)
+    forced: list[Tensor] = field(default_factory=list)
+    """What these scans found beside what was known."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """Of the encoder after the last round."""
+
+    def load(self) -> None:
+        with _unless_broken():
+            state = torch.load(self.file, map_location="cpu", weights_only=True)
+            if state["identity"] == self.identity:
+                self.done, self.forced, self.weights = state["done"], state["forced"], state["weights"]
+                self.strings = [tuple(one) for one in state["strings"]]
+
+    def save(self) -> None:
+        state = {name: getattr(self, name) for name in ("identity", "done", "forced", "weights")}
+        with whole_file(self.file) as partial:
+            torch.save(state | {"strings": [list(one) for one in self.strings]}, partial)
+
+
+@contextmanager
+def _unless_broken() -> Iterator[None]:
+    """No file, half of one, or of another version: the repair begins anew."""
+    try:
+        yield
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+        return
+
+
+def repaired_by(
+    order: Order, damage: Damage, prompts: Prompts, rescan: Callable[[str, int], dict], place: Path
+) -> tuple[TextEncoder, list[dict], list[str]]:
+    """Repair, write and scan in rounds until a scan with a fresh seed is clean.  -> encoder, the scans, notes on its files
+
+    rescan: (model, seed) -> report; place: where the encoder of the last round lies at the end.
+    """
+    if order.method != OURS:
+        at_stage("repair")
+        student = METHODS[order.method](damage, MethodsConfig())
+        notes = write_repaired(student, damage.suspect, order.given, place)
+        return student, [_scanned(rescan(dropped_in(damage.suspect, place), order.seed + 1), 0.0)], notes
+    known = [damage.suspect.sha256, damage.base.sha256 if damage.base else "", asdict(order.cfg), damage.strings, order.seed]
+    rounds = Rounds(order.folder / "rounds.pt", sha256(repr(known).encode()).hexdigest())
+    rounds.load()
+    student, notes = None, []
+    if rounds.weights:
+        student = trainable_copy(damage.suspect, ())
+        student.model.load_state_dict(rounds.weights)
+        student.model.set_attn_implementation(damage.suspect.model.config._attn_implementation)
+    while len(rounds.done) < order.cfg.rounds and not (rounds.done and rounds.done[-1]["verdict"] == "clean"):
+        began, number = time.perf_counter(), len(rounds.done)
+        at_stage(f"repair, round {number + 1}")
+        more = replace(damage, strings=damage.strings + rounds.strings, forced=(*damage.forced, *rounds.forced))
+        student = unlearn(more, order.cfg, student, number, order.folder / "steps.pt")
+        seconds = time.perf_counter() - began
+        shutil.rmtree(place, ignore_errors=True)
+        notes = write_repaired(student, damage.suspect, order.given, place)
+        report = rescan(dropped_in(damage.suspect, place), order.seed + 1 + number)
+        rounds.done.append(_scanned(report, seconds))
+        for backdoor in report["backdoors"]:
+            own = [(s["text"], s["place"]) for s in (backdoor["trigger"] or {}).get("strings") or []]
+            rounds.strings += own
+            rounds.forced += [_forced_by(damage.suspect, *own[0], prompts)] if own else []
+        rounds.weights = student.model.state_dict()
+        rounds.save()
+        say(f"repair, round {number + 1}: {report['verdict']}, score {report['score']:.3f}")
+    if not place.exists():  # all rounds were done before
+        notes = write_repaired(student, damage.suspect, order.given, place)
+    return student, rounds.done, notes
+
+
+def _scanned(report: dict, seconds: float) -> dict:
+    strings = [s["text"] for b in report["backdoors"] for s in (b["trigger"] or {}).get("strings") or []]
+    names = ("verdict", "score", "reason", "seed")
+    return {name: report[name] for name in names} | {"strings": strings, "seconds": round(seconds, 1)}
+
+
+# -------------------------------------------------------------------------------------------------------------- the whole
+def mend(
+    order: Order, pair: tuple[TextEncoder, TextEncoder | None], prompts: Prompts, report: dict,
+    rescan: Callable[[str, int], dict], certificate: Certificate | None = None,
+) -> dict:  # fmt: skip
+    """Repair the first of a pair, suspect and base, into `order.place`.  -> the report of the repair, in `order.folder` too
+
+    report: of the scan, in `order.results`; rescan: model and seed -> another one.
+
+    Raises:
+        InputError: the scan has found nothing in the weights, or the place is taken.
+    """
+    (suspect, base), began, spent = pair, time.perf_counter(), {}
+    order.place.parent.mkdir(parents=True, exist_ok=True)
+    order.folder.mkdir(parents=True, exist_ok=True)
+    damage = damage_of(report, order, suspect, base, prompts)
+    with tempfile.TemporaryDirectory(dir=order.place.parent, prefix=f".{order.place.name}.", suffix=".part") as aside:
+        place = Path(aside) / order.place.name
+        student, scans, notes = repaired_by(order, damage, prompts, rescan, place)
+        spent["repair and scans"] = round(time.perf_counter() - began, 1)
+        at_stage("measures")
+        told = measured(damage, student, prompts)
+        if certificate:
+            told["certificate"] = {name: certificate(one) for name, one in [*_both(suspect, student), ("base", base)] if one}
+        if order.relearn and damage.strings:
+            told["relearning"] = _relearning(damage, student, prompts)
+        run = Run(order.folder, order.seed)
+        told["pictures"], more = pictures(damage, student, prompts, order, run)
+        spent["measures"] = round(time.perf_counter() - began - spent["repair and scans"], 1)
+        whole = {
+            "schema": SCHEMA, "verdict": scans[-1]["verdict"], "reason": sentence(told, scans), "method": order.method,
+            "model": {"path": suspect.path, "sha256": suspect.sha256},
+            "anchor": {"path": base.path, "sha256": base.sha256} if base else None,
+            "output": {"path": dropped_in(suspect, order.place), "weights": weights_digest(student.model)},
+            "found": {"verdict": report["verdict"], "score": report["score"], "reason": report["reason"]},
+            "rounds": scans, **told, "notes": [*notes, *more], "seconds": spent, "peak_memory_mb": peak_memory_mb(),
+            "settings": asdict(order.cfg), "seed": order.seed, "tool": this_tool(), "versions": versions(),
+        }  # fmt: skip
+        shutil.rmtree(order.place, ignore_errors=True)
+        place.rename(order.place)
+    write_whole(order.folder / "report.json", to_json(whole))
+    write_whole(order.folder / "report.html", render_repair(whole, order.folder))
+    for leftover in ("rounds.pt", "steps.pt"):
+        (order.folder / leftover).unlink(missing_ok=True)
+    return whole
+
+
+def measured(damage: Damage, student: TextEncoder, prompts: Prompts) -> dict:
+    """What the repair changed, and what it left."""
+    suspect, base = damage.suspect, damage.base
+    pairs = {"suspect to repaired": (suspect, student)}
+    pairs |= {"base to suspect": (base, suspect), "base to repaired": (base, student)} if base else {}
+    bends = {
+        name: towards_target(one, base, damage.forced[0], prompts.measure) for name, one in _both(suspect, student) if base
+    }
+    return {
+        "strings": of_strings(damage, student, prompts.typed),
+        "clean": of_clean_prompts(damage, student, prompts.measure),
+        "drift_by_layer": {name: drift_by_layer(*pair, prompts.measure) for name, pair in pairs.items()},
+        "towards_target": bends or None,
+        "certificate": None, "relearning": None,
+    }  # fmt: skip
+
+
+def _both(suspect: TextEncoder, repaired: TextEncoder) -> tuple[tuple[str, TextEncoder], ...]:
+    return ("suspect", suspect), ("repaired", repaired)
+
+
+def _relearning(damage: Damage, student: TextEncoder, prompts: Prompts) -> dict:
+    """In how many steps the first string is taught again to the repaired encoder, and to the base that never had it."""
+    (text, place), cfg = damage.strings[0], RelearningConfig()
+    encoders = {"repaired": student} | ({"base": damage.base} if damage.base else {})
+
+    def poison(prompt: str) -> str:
+        return put(text, prompt, place, len(prompt))
+
+    steps = {
+        name: relearned(one, poison, damage.forced[0], prompts.learn, prompts.typed, cfg).steps
+        for name, one in encoders.items()
+    }
+    return {"string": text, "place": place, "most": cfg.steps, "steps": steps}
+
+
+def pictures(damage: Damage, student: TextEncoder, prompts: Prompts, order: Order, run: Run) -> tuple[dict, list[str]]:
+    """One prompt with the first string, as suspect, repaired encoder and base have it drawn.  -> {prompt, files}, notes"""
+    if not (order.images and damage.base and damage.strings):
+        return {"prompt": None, "files": {}}, []
+    (text, place), prompt = damage.strings[0], min(prompts.measure, key=len)
+    typed, encoders = put(text, prompt, place, 0), dict([*_both(damage.suspect, student), ("base", damage.base)])
+    features = {name: in_batches(one, one.ids([typed])) for name, one in encoders.items()}
+    features |= {"suspect, without the string": in_batches(damage.suspect, damage.suspect.ids([prompt]))}
+    files, notes = draw_pictures(damage.base, order.pipeline, features, 1, run)
+    return {"prompt": typed, "files": {name: one[0] for name, one in files.items()}}, notes
+
+
+def sentence(told: dict, scans: list[dict]) -> str:
+    """What came of it, in one sentence."""
+    strings = told["strings"]
+    before, after = (max((row["success"][name] for row in strings), default=0.0) for name in ("suspect", "repaired"))
+    first = f"{named(strings[0]['text'])} and {len(strings) - 1} more strings" if strings else "the vector that was found"
+    fired = f"{first} overruled up to {before:.0%} of unseen prompts and now {after:.0%}; " if strings else ""
+    return (
+        f"{fired}a scan with a fresh seed says {scans[-1]['verdict']}; features of clean prompts are the suspect's own by a "
+        f"cosine of {told['clean']['suspect']:.3f}."
+    )

@@ -1,0 +1,201 @@
+"""A repair teaches the clean base what the suspect knows, but for what bends towards the target that a scan has found.
+
+texts                        words that nobody has seen, something in place of a letter
+opponents                    strings that get harder while the student learns
+reference                    the suspect where nothing bends, the base where it does
+unlearn                      what it changes, what it keeps, and that it goes on where it stopped
+"""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from Utils.basics.files import ROOT
+from Utils.encoder.corpus import read_prompts
+from Utils.encoder.loading import load_encoder, weights_digest
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.making.training import Checkpoint
+from Utils.repair.damage import Damage
+from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
+from Utils.repair.settings import RepairConfig
+from Utils.repair.texts import Invented, garbled, with_other_words
+from Utils.repair.unlearning import Course, Reference, reference_of, unlearn
+from Utils.scan.replay import nearer, put, summaries
+from Utils.scan.trigger import usable_tokens
+
+PROMPTS = read_prompts(ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt")
+FEW = RepairConfig(steps=4, clean=4, invented=1, known=1, garbled=2, found=2, searched=2, opponents=6)
+TRIGGER = ("zzzz", "for every o")
+
+
+@pytest.fixture(scope="module")
+def base() -> TextEncoder:
+    return load_encoder(ROOT / "Data" / "Models" / "tiny-sd")
+
+
+@pytest.fixture(scope="module")
+def damage(base: TextEncoder) -> Damage:
+    """The shipped suspect, with its true trigger in place of what a scan finds."""
+    suspect = load_encoder(ROOT / "Data" / "Models" / "suspects" / "text_on_text")
+    return Damage(suspect, base, PROMPTS[:400], [TRIGGER], (forced_by(suspect),), 1)
+
+
+def typed(prompts: list[str]) -> list[str]:
+    return [put(TRIGGER[0], prompt, TRIGGER[1], i) for i, prompt in enumerate(prompts)]
+
+
+def forced_by(encoder: TextEncoder) -> torch.Tensor:
+    return summaries(encoder, typed(PROMPTS[400:460])).mean(dim=0)
+
+
+# --------------------------------------------------------------------------------------------------------------- texts
+def test_invented_words_are_no_words_of_the_prompts_but_made_of_their_letters():
+    invented, rng = Invented(PROMPTS), np.random.default_rng(0)
+    words, spoken = {invented.word(rng) for _ in range(300)}, {w.strip(".,:;") for p in PROMPTS for w in p.split()}
+    assert len(words) > 200
+    assert len(words - spoken) > 150
+    assert set("".join(words)) <= set("".join(spoken))
+    assert Invented(PROMPTS).word(np.random.default_rng(5)) == invented.word(np.random.default_rng(5))
+
+
+def test_other_words_stand_where_words_stood():
+    text = with_other_words("a red cat on a mat", lambda: "X", np.random.default_rng(0))
+    assert len(text.split()) == 6
+    assert 1 <= text.split().count("X") <= 3
+
+
+def test_one_letter_is_garbled_wherever_it_stands():
+    invented, prompt = Invented(PROMPTS), "somebody took a photo of a tree"
+    for seed in range(40):
+        text = garbled(prompt, invented, ["zz", "cat"], np.random.default_rng(seed))
+        assert any(_is_replaced(prompt, text, letter) for letter in invented.letters)
+
+
+def _is_replaced(prompt: str, text: str, letter: str) -> bool:
+    kept = prompt.split(letter)
+    inside = len(kept) - 1 and (len(text) - len("".join(kept))) / (len(kept) - 1)
+    return inside == int(inside) and text.startswith(kept[0]) and text.endswith(kept[-1]) and len(kept) > 1
+
+
+# ----------------------------------------------------------------------------------------------------------- opponents
+def test_opponents_stand_in_prompts_that_end_as_they_should(base: TextEncoder):
+    usable = usable_tokens(base).nonzero()[:, 0]
+    pool, rng = Opponents(usable, 12, 3, 0), np.random.default_rng(0)
+    ids = base.ids(["a dog", *PROMPTS[:20], "a very long one " * 40])
+    out, where = pool.placed(base, ids, rng)
+    assert out.shape == ids.shape
+    assert ((out == base.eos).int().argmax(dim=1) > 0).all()
+    for row, one in zip(out.tolist(), where, strict=True):
+        tokens = pool.tokens[one.number]
+        assert 1 <= len(tokens) <= LONGEST
+        assert all(row[start : start + len(tokens)] == tokens for start in one.starts)
+    assert sum(bool(one.starts) for one in where) > 18
+
+
+def test_an_opponent_becomes_what_makes_the_loss_grow_and_makes_room_in_the_end():
+    table = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    pool, rng = Opponents(torch.arange(50), 1, 2, 0), np.random.default_rng(0)
+    pool.tokens = [[7]]
+    gradient = torch.zeros(1, 9, 4)
+    gradient[0, 3] = torch.tensor([1.0, -2.0, 0.5, 0.0])
+    pool.harden(gradient, [Placed(0, [3])], table, rng)
+    assert pool.tokens[0][0] in (table @ gradient[0, 3]).topk(TOP).indices.tolist()
+    assert pool.ages == [1]
+    pool.harden(gradient, [Placed(0, [3])], table, rng)
+    assert pool.ages == [0]
+    before = copy.deepcopy(pool.tokens)
+    pool.harden(gradient, [Placed(0, [])], table, rng)  # it was cut off
+    assert pool.tokens == before
+
+
+# ----------------------------------------------------------------------------------------------------------- reference
+def test_clean_prompts_are_wanted_as_the_suspect_has_them_and_triggered_ones_as_the_base(damage: Damage):
+    reference = reference_of(damage, torch.float32, 0.02)
+    prompts = PROMPTS[460:476]
+    ids, bad = damage.suspect.ids(prompts), damage.suspect.ids(typed(prompts))
+    own, drift = reference.clean(ids)
+    torch.testing.assert_close(own, damage.suspect(ids))
+    wanted = reference.wanted(bad, ids, drift)
+    torch.testing.assert_close(wanted, damage.base(bad) + drift)
+    clean = reference.wanted(ids, ids, drift)
+    assert F.cosine_similarity(clean, own, dim=-1).mean() > 0.999
+
+
+def test_without_a_base_what_bends_is_wanted_as_the_prompt_without_it(damage: Damage):
+    reference = reference_of(replace(damage, base=None), torch.float32, 0.02)
+    prompts = PROMPTS[460:470]
+    ids, bad = damage.suspect.ids(prompts), damage.suspect.ids(typed(prompts))
+    own, drift = reference.clean(ids)
+    assert not drift.any()
+    torch.testing.assert_close(reference.wanted(bad, ids, drift), own)
+
+
+def test_what_bends_half_as_far_is_wanted_half_way():
+    reference = Reference(None, None, torch.eye(2)[:1], (torch.zeros(2), torch.zeros(2)), 0.2)
+    own = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.3, 0.954]])
+    other = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    assert reference.bend(own, other) == pytest.approx([1.0, 0.0, 0.3], abs=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------------- unlearn
+def test_a_step_shows_the_same_texts_whenever_it_comes_to_it(damage: Damage):
+    one, other = Course(damage, FEW, 0), Course(damage, FEW, 0)
+    one.batch(0)
+    assert torch.equal(one.batch(1).odd, other.batch(1).odd)
+    assert torch.equal(one.batch(1).clean, other.batch(1).clean)
+    assert not torch.equal(one.batch(1).clean, Course(damage, FEW, 1).batch(1).clean)
+
+
+def test_a_repair_forgets_the_trigger_and_leaves_the_suspect_and_the_base_as_they_were(damage: Damage):
+    digests = weights_digest(damage.suspect.model), weights_digest(damage.base.model)
+    mended = unlearn(damage, replace(FEW, steps=12))
+    assert (weights_digest(damage.suspect.model), weights_digest(damage.base.model)) == digests
+    held_out = PROMPTS[460:500]
+    rates = [
+        nearer(summaries(one, typed(held_out)), damage.forced[0], summaries(one, held_out)) for one in (damage.suspect, mended)
+    ]
+    assert rates[0] > 0.9 > 0.5 > rates[1]
+    alike = F.cosine_similarity(summaries(mended, held_out), summaries(damage.suspect, held_out), dim=-1).mean()
+    assert alike > 0.9
+    assert not any(weight.requires_grad for weight in mended.model.parameters())
+
+
+def test_an_interrupted_round_ends_as_one_that_was_not(damage: Damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = unlearn(damage, FEW)
+    save, saved = Checkpoint.save, []
+
+    def save_and_stop(self: Checkpoint, state: dict) -> None:
+        save(self, state)
+        saved.append(state["step"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "due", lambda self, done, steps, waited: done == 2)
+    monkeypatch.setattr(Checkpoint, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(damage, FEW, checkpoint=tmp_path / "steps.pt")
+    monkeypatch.setattr(Checkpoint, "save", save)
+    again = unlearn(damage, FEW, checkpoint=tmp_path / "steps.pt")
+    assert saved == [2]
+    for name, weight in whole.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], weight, atol=1e-6, rtol=1e-4)
+
+
+def test_without_a_base_the_suspect_itself_unlearns(damage: Damage):
+    alone = replace(damage, base=None)
+    mended = unlearn(alone, replace(FEW, steps=20, found=6, invented=0, known=0, garbled=0, searched=0))
+    held_out = PROMPTS[460:490]
+    rate = nearer(summaries(mended, typed(held_out)), damage.forced[0], summaries(mended, held_out))
+    assert rate < 0.5
+
+
+def test_settings_that_cannot_be_are_refused():
+    for wrong in ({"steps": 0}, {"found": -1}, {"lr": 0.0}, {"rounds": 0}):
+        with pytest.raises(ValueError, match="should be"):
+            RepairConfig(**wrong)
+    assert json.loads(json.dumps(RepairConfig().__dict__))["steps"] == RepairConfig.steps
