@@ -3,6 +3,7 @@
     python Utils/build_zoo.py --split acceptance
     python Analysis/benchmark.py --zoo Data/Zoo/acceptance
     python Analysis/benchmark.py --config configs/triggers.yaml        prints tables of committed results, and scans nothing
+    python Analysis/benchmark.py --config configs/mitigation.yaml      repairs models (Analysis/repairs.py)
 
 Writes Results/benchmark/<split>.json, <split>_<family>.json or <split>_some.json (--models), and prints a table; an
 inconclusive verdict counts as an error.
@@ -60,13 +61,17 @@ def judge_zoo(certificates: list[Path], request: Request, jobs: int) -> list[dic
     return sorted(rows, key=lambda row: row["name"])
 
 
-def tables_of(config: Path) -> list[str]:
-    """The tables that a config names in place of settings of a scan."""
+def command_of(config: Path) -> list[str]:
+    """The command that a config is for, where it holds no settings of a scan."""
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):  # for the scan's own reader to say
         return []
-    return list(map(str, content.get("tables", []))) if isinstance(content, dict) else []
+    if not isinstance(content, dict):
+        return []
+    if names := content.get("tables"):
+        return ["tables.py", "--print", *map(str, names)]
+    return ["repairs.py", "--config", str(config)] if "repairs" in content else []
 
 
 def main() -> None:
@@ -75,14 +80,17 @@ def main() -> None:
     parser.add_argument("--family", help="judge the models of this family only (default: all)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="judge these models only, by their names in the zoo")
     parser.add_argument("--anchor", default="auto")
-    parser.add_argument("--config", type=Path, default=SETTINGS, help="settings of the scan, or the names of tables to print")
+    parser.add_argument(
+        "--config", type=Path, default=SETTINGS, help="settings of the scan, names of tables to print, or repairs"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "Results")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--jobs", type=int, default=1, help="processes that scan at the same time (default: 1)")
     args = parser.parse_args()
-    if names := tables_of(args.config):
-        sys.exit(subprocess.run([sys.executable, str(ROOT / "Analysis" / "tables.py"), "--print", *names]).returncode)
+    if words := command_of(args.config):
+        script, *flags = words
+        sys.exit(subprocess.run([sys.executable, str(ROOT / "Analysis" / script), *flags]).returncode)
     if not args.zoo:
         parser.error("--zoo is required: a folder of models with certificates; build one with Utils/build_zoo.py")
     request = Request(load_config(ScanConfig, args.config), args.anchor, args.output, args.device, args.seed)

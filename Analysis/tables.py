@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import yaml
 from scipy.stats import binomtest
@@ -41,6 +42,8 @@ FURTHER = {
     "remapping": "remapping",
 }  # fmt: skip
 VERDICTS = ("backdoored", "inconclusive", "clean")
+GONE, GAINED = 0.05, 0.05
+"""A trigger is gone where it works in no more than this share of prompts beyond the base's; a gain in retrieval that counts."""
 WIDTH = 120
 """Longest line of a command."""
 
@@ -646,6 +649,70 @@ def speed_machine() -> str:
     return grid(["size", "processor", "threads", "matrix product, GFLOP/s", "vocabulary", "configs/paper.yaml"], rows)
 
 
+def repair_rows() -> list[dict]:
+    """Repairs of certified models, one a model and method."""
+    return [read(file) for file in sorted((BENCHMARK / "repairs").glob("*.json"))]
+
+
+def is_gone(row: dict) -> bool:
+    """Whether a repaired encoder does what the base does with the true trigger."""
+    return row["success"]["repaired"] <= row["success"]["base"] + GONE
+
+
+def gain_kept(row: dict) -> float | None:
+    """Share of what a fine-tune gained on its own data that is left; None where it gained less than `GAINED` or was none."""
+    own = row["skill"].get("own data")
+    gain = own["suspect"] - own["base"] if own else 0.0
+    return (own["repaired"] - own["base"]) / gain if own and gain >= GAINED else None
+
+
+def relearns(row: dict) -> float:
+    """Steps until the true trigger is back, as a share of those that the base takes."""
+    back = row["relearning"]
+    repaired, base = (back["most"] if back[name] is None else back[name] for name in ("repaired", "base"))
+    return repaired / base
+
+
+def repairs() -> str:
+    """Our repair, model by model."""
+    rows = []
+    for row in repair_rows():
+        if row["method"] != "unlearn":
+            continue
+        success, kept, old = row.get("success"), None, {}
+        if success:
+            kept, old = gain_kept(row), row["skill"]["base data"]
+        rows.append([
+            f"`{row['model']}`", FAMILIES[row["family"]], ATTACKS.get(row["attack"], row["attack"]), literal(row["trigger"]),
+            *([f"{success[name]:.2f}" for name in ("suspect", "repaired", "base")] if success else ["", "not found", ""]),
+            f"{row['clean']['suspect']:.3f}" if success else "", "" if kept is None else f"{100 * kept:.0f} %",
+            f"{100 * (old['suspect'] - old['repaired']):+.1f}" if success else "", row.get("rescan", ""), row.get("rounds", ""),
+            f"{relearns(row):.1f}" if success else "", f"{row['seconds']:.0f}" if success else "",
+        ])  # fmt: skip
+    head = ["model", "family", "attack", "trigger", "success before", "after", "in the base", "Sim_clean to the suspect"]
+    head += ["gain kept", "retrieval lost", "scanned again", "rounds", "relearns, 1 = as the base", "seconds"]
+    return f"{grid(head, rows)}\n\n{command('python Analysis/benchmark.py --config configs/mitigation.yaml')}"
+
+
+def repair_methods() -> str:
+    """All ways of repairing on the same models."""
+    rows, found = [], [row for row in repair_rows() if "success" in row]
+    for method in read(CONFIGS / "mitigation.yaml")["repairs"]["methods"]:
+        mine = [row for row in found if row["method"] == method]
+        if not mine:
+            continue
+        kept = [share for row in mine if (share := gain_kept(row)) is not None]
+        lost = [row["skill"]["base data"]["suspect"] - row["skill"]["base data"]["repaired"] for row in mine]
+        rows.append([
+            f"`{method}`", rate(sum(map(is_gone, mine)), len(mine)), span((row["clean"]["suspect"] for row in mine), 2),
+            f"{100 * median(kept):.0f} %" if kept else "", f"{100 * median(lost):+.1f}",
+            f"{sum(row['rescan'] == 'clean' for row in mine)} of {len(mine)}",
+            f"{sum(relearns(row) >= 0.5 for row in mine)} of {len(mine)}", f"{median(row['seconds'] for row in mine):.0f}",
+        ])  # fmt: skip
+    head = ["method", "true trigger gone", "Sim_clean to the suspect", "gain kept, median", "retrieval lost, median"]
+    return grid([*head, "clean when scanned again", "relearns no faster than half", "seconds, median"], rows)
+
+
 def usage() -> str:
     """What --help prints, in lines that a page can hold."""
     parser = build_parser()
@@ -659,6 +726,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
     "by_attack": by_attack, "misjudged": misjudged, "never_judged": never_judged,
+    "repairs": repairs, "repair_methods": repair_methods,
     "number_formats": number_formats, "efforts": efforts, "usage": usage,
     "left_out": left_out, "firing": firing, "fleet": fleet, "natural": natural,
     "speed": speed, "speed_short": speed_short, "speed_stages": speed_stages, "speed_machine": speed_machine,
