@@ -38,6 +38,10 @@ HONEST = 0.95
 NARROW = 160
 """Width of the encoders that the rate was chosen on; wider ones learn at a rate that is less in proportion, as Adam's has to be
 (Yang et al., 2022)."""
+BY_LETTERS, PIECES = 0.3, 5
+"""Share of new words that are made of letters, and most tokens of the others."""
+TAUGHT = 80
+"""Tokens that these are made of."""
 ALIKE = 8
 """Prompts of a step are drawn from so many times as many of like length: less padding is computed."""
 
@@ -125,7 +129,15 @@ class Course:
         usable = usable_tokens(encoder).nonzero()[:, 0]
         self.known = [text for text in dict.fromkeys(encoder.texts(usable[:, None])) if text.strip()]
         self.invented = Invented(damage.prompts)
+        self.taught = taught_tokens(damage, self.ids, usable) if damage.base else usable
         self.opponents = Opponents(usable, cfg.opponents, cfg.flips, damage.seed + number)
+
+    def new_word(self, rng: np.random.Generator) -> str:
+        """A word that the prompts do not have, by their letters or of tokens that the suspect was taught."""
+        if rng.random() < BY_LETTERS:
+            return self.invented.word(rng)
+        tokens = torch.from_numpy(rng.integers(len(self.taught), size=int(rng.integers(1, PIECES + 1))))
+        return self.damage.suspect.texts(self.taught[tokens][None])[0].replace(" ", "") or self.invented.word(rng)
 
     def rng(self, step: int) -> np.random.Generator:
         return np.random.default_rng([self.damage.seed, self.number, step])
@@ -142,7 +154,7 @@ class Course:
         clean = self.rows(cfg.clean, rng)
         odd = self.rows(cfg.invented + cfg.known + cfg.garbled + found + cfg.searched, rng)
         makers = [
-            *[partial(with_other_words, word=lambda: self.invented.word(rng), rng=rng)] * cfg.invented,
+            *[partial(with_other_words, word=lambda: self.new_word(rng), rng=rng)] * cfg.invented,
             *[partial(with_other_words, word=lambda: self.known[int(rng.integers(len(self.known)))], rng=rng)] * cfg.known,
             *[partial(garbled, invented=self.invented, known=self.known, rng=rng)] * cfg.garbled,
             *[lambda prompt: with_string(prompt, *self.damage.strings[int(rng.integers(len(self.damage.strings)))], rng)]
@@ -156,6 +168,15 @@ class Course:
             return batch
         width = max(encoder.trimmed(part).shape[1] for part in (batch.odd, batch.before))
         return Batch(encoder.trimmed(batch.clean), batch.odd[:, :width], batch.before[:, :width], placed)
+
+
+def taught_tokens(damage: Damage, ids: Tensor, usable: Tensor) -> Tensor:
+    """Tokens whose rows moved most for how seldom the prompts have them: what a fine-tune was for, or a trigger.  -> (n,)"""
+    shared = min(len(damage.suspect.vocabulary), len(damage.base.vocabulary))
+    moved = (damage.suspect.vocabulary[:shared] - damage.base.vocabulary[:shared]).norm(dim=-1).cpu()
+    count = torch.bincount(ids.flatten(), minlength=shared)[:shared]
+    usable = usable[usable < shared]
+    return usable[(moved / (1 + count))[usable].argsort(descending=True)[:TAUGHT]]
 
 
 def unlearn(
