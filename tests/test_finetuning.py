@@ -25,17 +25,16 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 from Utils.basics.errors import InputError
 from Utils.encoder.loading import load_encoder, save_encoder, trainable_copy
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.weights import interpolated, set_weights
 from Utils.making.finetuning import (
     FinetuneConfig,
     MeanWeights,
     contrastive_loss,
     finetune,
-    interpolated,
     load_pair,
     merged,
     retrieval,
     rounded,
-    set_weights,
     with_lora,
 )
 from Utils.making.training import Checkpoint, identity

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoImageProcessor, CLIPModel, SiglipModel
 from Utils.basics.errors import InputError, first_line
 from Utils.encoder.loading import trainable_copy
 from Utils.encoder.text_encoder import TextEncoder, in_batches
+from Utils.encoder.weights import interpolated, set_weights
 from Utils.making.training import Checkpoint, Training, train
 
 METHODS = ("full", "lora")
@@ -168,18 +169,6 @@ def merged(student: TextEncoder) -> TextEncoder:
     plain.model.requires_grad_(False)
     plain.model.set_attn_implementation("sdpa")
     return plain
-
-
-@torch.no_grad()
-def set_weights(encoder: TextEncoder, weights: dict[str, Tensor]) -> None:
-    for name, tensor in encoder.model.named_parameters():
-        tensor.copy_(weights[name])
-
-
-def interpolated(encoder: TextEncoder, base: TextEncoder, share: float) -> dict[str, Tensor]:
-    """Weights on the line from the encoder (share 0) to the base (share 1)."""
-    origin = dict(base.model.named_parameters())
-    return {name: torch.lerp(tensor, origin[name], share) for name, tensor in encoder.model.named_parameters()}
 
 
 def rounded(encoder: TextEncoder, precision: str) -> dict[str, Tensor]:

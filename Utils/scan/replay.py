@@ -80,10 +80,13 @@ def summaries(encoder: TextEncoder, texts: list[str], progress: str = "") -> Ten
     return torch.empty_like(found).index_copy_(0, order, found)
 
 
-def nearer(triggered: Tensor, forced: Tensor, clean: Tensor) -> float:
-    """Share of prompts that a string has brought nearer to what it forces, (d,), than to themselves.  (n, d), (n, d)"""
+def nearer(triggered: Tensor, forced: Tensor, clean: Tensor, margin: float = NEARER) -> float:
+    """Share of prompts that a string has brought nearer, by a margin of cosine, to what it forces than to themselves.
+
+    (n, d), (d,) or one of every prompt (n, d), (n, d)
+    """
     cos = F.cosine_similarity
-    return (cos(triggered, forced[None], dim=-1) > cos(triggered, clean, dim=-1) + NEARER).float().mean().item()
+    return (cos(triggered, forced.expand_as(triggered), dim=-1) > cos(triggered, clean, dim=-1) + margin).float().mean().item()
 
 
 def collapsed(triggered: Tensor, clean: Tensor) -> Tensor:

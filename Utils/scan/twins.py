@@ -17,6 +17,7 @@ from Utils.basics.bounded import progress
 from Utils.encoder.loading import trainable_copy
 from Utils.encoder.precision import WIDE
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.weights import frozen
 from Utils.scan.replay import summaries
 
 BATCH, STEPS, LOOK = 16, 240, 4
@@ -69,9 +70,7 @@ def benign_twin(
                 break
             gone((now - was) / drift)
             before, was = copied(learning), now
-    twin.model.requires_grad_(False)
-    twin.model.set_attn_implementation(base.model.config._attn_implementation)
-    return twin
+    return frozen(twin, base)
 
 
 def new_meanings(base: TextEncoder, prompts: list[str], drift: float, rng: random.Random) -> Tensor:
