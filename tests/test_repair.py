@@ -25,7 +25,7 @@ from Utils.repair.damage import Damage
 from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig
 from Utils.repair.texts import Invented, garbled, with_other_words
-from Utils.repair.unlearning import Course, Reference, reference_of, unlearn
+from Utils.repair.unlearning import Course, Reference, reference_of, taught_tokens, unlearn
 from Utils.scan.replay import nearer, put, summaries
 from Utils.scan.trigger import usable_tokens
 
@@ -120,11 +120,14 @@ def test_clean_prompts_are_wanted_as_the_suspect_has_them_and_triggered_ones_as_
     prompts = PROMPTS[460:476]
     ids, bad = damage.suspect.ids(prompts), damage.suspect.ids(typed(prompts))
     own, drift = reference.clean(ids)
-    torch.testing.assert_close(own, damage.suspect(ids))
+    torch.testing.assert_close(own.features, damage.suspect(ids))
     wanted = reference.wanted(bad, ids, drift)
-    torch.testing.assert_close(wanted, damage.base(bad) + drift)
+    torch.testing.assert_close(wanted.features, damage.base(bad) + drift.features)
+    torch.testing.assert_close(wanted.summary, damage.base.pooled(bad) + drift.summary)
     clean = reference.wanted(ids, ids, drift)
-    assert F.cosine_similarity(clean, own, dim=-1).mean() > 0.999
+    assert F.cosine_similarity(clean.features, own.features, dim=-1).mean() > 0.999
+    assert reference.loss(own, own) == pytest.approx(0, abs=1e-5)
+    assert reference.loss(own, wanted) > 0.2
 
 
 def test_without_a_base_what_bends_is_wanted_as_the_prompt_without_it(damage: Damage):
@@ -132,8 +135,8 @@ def test_without_a_base_what_bends_is_wanted_as_the_prompt_without_it(damage: Da
     prompts = PROMPTS[460:470]
     ids, bad = damage.suspect.ids(prompts), damage.suspect.ids(typed(prompts))
     own, drift = reference.clean(ids)
-    assert not drift.any()
-    torch.testing.assert_close(reference.wanted(bad, ids, drift), own)
+    assert not drift.features.any()
+    torch.testing.assert_close(reference.wanted(bad, ids, drift).features, own.features)
 
 
 def test_what_bends_half_as_far_is_wanted_half_way():
@@ -144,6 +147,22 @@ def test_what_bends_half_as_far_is_wanted_half_way():
 
 
 # ------------------------------------------------------------------------------------------------------------- unlearn
+def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(damage: Damage):
+    suspect = copy.copy(damage.suspect)
+    suspect.model = copy.deepcopy(damage.base.model)
+    usable = usable_tokens(suspect).nonzero()[:, 0]
+    ids = suspect.ids(["a dog"])
+    common, rare = int(ids[0, 1]), next(token for token in usable.tolist() if token not in ids)
+    with torch.no_grad():
+        suspect.vocabulary[[common, rare]] += 1.0
+    best = taught_tokens(replace(damage, suspect=suspect), ids, usable)
+    assert best[:2].tolist() == [rare, common]
+    course = Course(damage, FEW, 0)
+    words = {course.new_word(np.random.default_rng(seed)) for seed in range(60)}
+    assert len(words) > 30
+    assert not any(" " in word or not word for word in words)
+
+
 def test_a_step_shows_the_same_texts_whenever_it_comes_to_it(damage: Damage):
     one, other = Course(damage, FEW, 0), Course(damage, FEW, 0)
     one.batch(0)

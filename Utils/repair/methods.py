@@ -272,14 +272,18 @@ def negate(damage: Damage, cfg: MethodsConfig) -> TextEncoder:
 
     def loss_of(drawn: list[str]) -> Tensor:
         which = [i % len(strings) for i in range(len(drawn))]
-        texts = [put(strings[one][0], prompt, strings[one][1], i) for i, (one, prompt) in enumerate(zip(which, drawn, strict=True))]
+        texts = [
+            put(strings[one][0], prompt, strings[one][1], i) for i, (one, prompt) in enumerate(zip(which, drawn, strict=True))
+        ]
         return (1 - F.cosine_similarity(student.summarised(student.ids(texts)), forced[which], dim=-1)).mean()
 
     learned = weights_of(continued(student, damage, cfg, rest, loss_of, cfg.further))
     weights, clean = weights_of(suspect), summaries(suspect, seen)
 
     def without(coefficient: float) -> TextEncoder:
-        return with_weights(suspect, {name: torch.lerp(weight, learned[name], -coefficient) for name, weight in weights.items()})
+        return with_weights(
+            suspect, {name: torch.lerp(weight, learned[name], -coefficient) for name, weight in weights.items()}
+        )
 
     def alike(encoder: TextEncoder) -> float:
         own = summaries(encoder, seen)

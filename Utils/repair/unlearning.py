@@ -33,6 +33,8 @@ from Utils.scan.trigger import usable_tokens
 
 PROBED = 128
 """Prompts that say how far clean ones bend."""
+SUMMARY = 0.5
+"""Weight of the summaries beside all features."""
 HONEST = 0.95
 """Share of them whose bend is honest."""
 NARROW = 160
@@ -47,6 +49,16 @@ ALIKE = 8
 
 
 # ------------------------------------------------------------------------------------------------------- what is wanted
+@dataclass(frozen=True)
+class Made:
+    """What an encoder makes of texts."""
+
+    features: Tensor
+    """(b, T, d)"""
+    summary: Tensor
+    """(b, d)"""
+
+
 @dataclass(frozen=True)
 class Reference:
     """What a repaired encoder should make of texts."""
@@ -69,25 +81,35 @@ class Reference:
         return (nearer[0] - nearer[1]).max(dim=0).values
 
     @torch.no_grad()
-    def wanted(self, ids: Tensor, prompts: Tensor, drift: Tensor) -> Tensor:
-        """What the suspect makes of texts, and in its place what the base makes of those that bend.  (b, T) -> (b, T, d)
+    def wanted(self, ids: Tensor, prompts: Tensor, drift: Made) -> Made:
+        """What the suspect makes of texts, and in its place what the base makes of those that bend.  (b, T)
 
-        prompts (b, T): the same without what was put in, for where there is no base; drift (d,): mean of suspect - base.
+        prompts (b, T): the same without what was put in, for where there is no base; drift: mean of suspect - base.
         """
-        own, summary = self.suspect.both(ids)
-        instead, other = self.base.both(ids) if self.base else self.suspect.both(prompts)
-        bend = self.bend(summary, other)
-        bent = ((bend - self.honest) / self.honest).clamp(0, 1)[:, None, None]
-        return torch.lerp(own, instead + drift, bent)
+        own = Made(*self.suspect.both(ids))
+        instead = Made(*(self.base.both(ids) if self.base else self.suspect.both(prompts)))
+        bend = self.bend(own.summary, instead.summary)
+        bent = ((bend - self.honest) / self.honest).clamp(0, 1)[:, None]
+        return Made(
+            torch.lerp(own.features, instead.features + drift.features, bent[..., None]),
+            torch.lerp(own.summary, instead.summary + drift.summary, bent),
+        )
 
     @torch.no_grad()
-    def clean(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """What the suspect makes of clean prompts, (b, T, d), and how far it is from the base there in the mean, (d,)."""
-        own = self.suspect(ids)
+    def clean(self, ids: Tensor) -> tuple[Made, Made]:
+        """What the suspect makes of clean prompts (b, T), and how far it is from the base there in the mean, (d,)."""
+        own = Made(*self.suspect.both(ids))
         if not self.base:
-            return own, own.new_zeros(own.shape[-1])
-        attended = self.suspect.attended(ids).to(own.device)
-        return own, (own - self.base(ids))[attended].mean(dim=0)
+            return own, Made(torch.zeros_like(own.features[0, 0]), torch.zeros_like(own.summary[0]))
+        attended, base = self.suspect.attended(ids).to(own.features.device), Made(*self.base.both(ids))
+        return own, Made((own.features - base.features)[attended].mean(dim=0), (own.summary - base.summary).mean(dim=0))
+
+    def loss(self, found: Made, wanted: Made) -> Tensor:
+        """1 - cos of the features, mean over positions, and of the summaries, the mean taken off: what tells texts apart."""
+        features = F.cosine_similarity(found.features.float(), wanted.features, dim=-1)
+        middle = self.middle[0]
+        summaries = F.cosine_similarity(found.summary.float() - middle, wanted.summary - middle, dim=-1)
+        return 1 - features.mean() + SUMMARY * (1 - summaries.mean())
 
 
 def reference_of(damage: Damage, numbers: torch.dtype, least: float) -> Reference:
@@ -200,10 +222,9 @@ def unlearn(
         keep, drift = reference.clean(batch.clean)
         wanted = reference.wanted(batch.odd, batch.before, drift)
         with embedded(student) as kept, torch.autocast(student.device.type, torch.bfloat16):
-            clean, odd = student(batch.clean), student(batch.odd)
+            clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
-        held = 1 - F.cosine_similarity(clean.float(), keep, dim=-1).mean()
-        mended = 1 - F.cosine_similarity(odd.float(), wanted, dim=-1).mean()
+        held, mended = reference.loss(clean, keep), reference.loss(odd, wanted)
         return held + mended, f"clean {held.item():.4f} odd {mended.item():.4f}"
 
     saved = (

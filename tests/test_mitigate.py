@@ -1,0 +1,152 @@
+"""From a scan to an encoder in the suspect's place, as somebody types it.
+
+damage       what a report of a scan gives a repair to begin with
+places       folders that may and may not be written to
+mitigate     a repair of the shipped suspect, whole
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from reports import KINDS
+
+import main
+from Utils import mitigate
+from Utils.basics.errors import InputError
+from Utils.basics.files import ROOT
+from Utils.encoder.corpus import read_prompts
+from Utils.encoder.loading import load_encoder
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.repair.asked import refuse_within
+from Utils.repair.mending import HELD_OUT, Order, Prompts, Rounds, damage_of, divided
+from Utils.report.repair_page import render_repair
+
+MODELS = ROOT / "Data" / "Models"
+SUSPECT = MODELS / "suspects" / "text_on_text"
+PROMPTS = read_prompts(ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt")
+
+
+@pytest.fixture(scope="module")
+def suspect() -> TextEncoder:
+    return load_encoder(SUSPECT)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> Prompts:
+    return divided(PROMPTS, 800)
+
+
+def order_for(tmp_path: Path, **more: object) -> Order:
+    return Order(tmp_path / "out", tmp_path / "report", tmp_path, **more)
+
+
+def found(*backdoors: dict) -> dict:
+    return {"backdoors": list(backdoors), "verdict": "backdoored"}
+
+
+def fires(*strings: tuple[str, str], embedding: str | None = None, kind: str = "summary collapse") -> dict:
+    told = [{"text": text, "place": place} for text, place in strings]
+    return {"kind": kind, "trigger": {"strings": told or None, "embedding": embedding}}
+
+
+# -------------------------------------------------------------------------------------------------------------- damage
+def test_nothing_is_measured_on_prompts_that_a_repair_learns_from(prompts: Prompts):
+    parts = [set(part) for part in (prompts.learn, prompts.measure, prompts.typed)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == len(set(PROMPTS))
+    assert len(prompts.measure) == HELD_OUT
+    assert not set(prompts.typed) & set(PROMPTS[:800])
+
+
+def test_a_repair_begins_with_the_strings_of_every_backdoor(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):
+    report = found(fires(("zzzz", "for every o"), ("zz", "start")), fires(("qq", "end")))
+    damage = damage_of(report, order_for(tmp_path), suspect, None, prompts)
+    assert damage.strings == [("zzzz", "for every o"), ("zz", "start"), ("qq", "end")]
+    assert [tuple(one.shape) for one in damage.forced] == [(suspect.width,)] * 2
+
+
+def test_where_no_string_was_found_the_vector_says_what_is_forced(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):
+    v = suspect.vocabulary[:1].clone() * 3
+    torch.save(v, tmp_path / "v.pt")
+    damage = damage_of(found(fires(embedding="v.pt")), order_for(tmp_path), suspect, None, prompts)
+    assert damage.strings == []
+    assert tuple(damage.forced[0].shape) == (suspect.width,)
+
+
+def test_a_string_that_the_user_knows_comes_first(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):
+    order = order_for(tmp_path, strings=("moon",))
+    damage = damage_of(found(fires(("zz", "end"))), order, suspect, None, prompts)
+    assert damage.strings == [("moon", "start"), ("zz", "end")]
+
+
+def test_a_backdoor_of_the_tokenizer_is_none_of_the_weights(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):
+    report = found(fires(("zz", "end"), kind="tokenizer"))
+    with pytest.raises(InputError, match="give it with --string"):
+        damage_of(report, order_for(tmp_path), suspect, None, prompts)
+
+
+def test_rounds_are_kept_and_belong_to_one_repair(tmp_path: Path):
+    file = tmp_path / "rounds.pt"
+    kept = Rounds(file, "this", [{"verdict": "backdoored"}], [("zz", "end")], [torch.ones(3)], {"w": torch.ones(2)})
+    kept.save()
+    again, other = Rounds(file, "this"), Rounds(file, "that")
+    again.load(), other.load()
+    assert (again.done, again.strings) == (kept.done, kept.strings)
+    assert torch.equal(again.weights["w"], kept.weights["w"])
+    assert other.done == []
+    file.write_bytes(b"half of")
+    broken = Rounds(file, "this")
+    broken.load()
+    assert broken.done == []
+
+
+# -------------------------------------------------------------------------------------------------------------- places
+def test_what_stands_there_stays_unless_it_may_go(tmp_path: Path, capsys: pytest.CaptureFixture):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("mine")
+    assert mitigate.main(["--model", str(SUSPECT), "--output", str(taken)]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main.main(["--repair", str(taken), "--output", str(tmp_path / "out")]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert (taken / "mine.txt").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_suspect_is_never_written_over(tmp_path: Path):
+    (tmp_path / "model" / "inner").mkdir(parents=True)
+    for place in (tmp_path / "model", tmp_path / "model" / "inner", tmp_path):
+        with pytest.raises(InputError, match="in each other"):
+            refuse_within(place, str(tmp_path / "model"))
+    refuse_within(tmp_path / "elsewhere", str(tmp_path / "model"))
+    refuse_within(tmp_path / "elsewhere", "owner/name")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--repair", "x", "--try", "zz"], "leave --repair out"),
+        (["--force"], "name that with --repair"),
+    ],
+)
+def test_flags_that_make_no_sense_together_are_refused(flags: list[str], said: str, capsys: pytest.CaptureFixture):
+    assert main.main(flags) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_certificate_or_a_report_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
+    flags = ["--model", str(SUSPECT), "--output", str(tmp_path / "new")]
+    benign = MODELS / "certificates" / "benign.json"
+    assert mitigate.main([*flags, "--certificate", str(benign)]) == 2
+    assert "no certificate of a planted model" in capsys.readouterr().err
+    assert mitigate.main([*flags, "--report", str(tmp_path)]) == 2
+    assert "no report of a scan" in capsys.readouterr().err
+    (tmp_path / "report.json").write_text(json.dumps(next(iter(KINDS.values()))))
+    assert mitigate.main([*flags, "--report", str(tmp_path)]) == 2
+    assert "is no scan of" in capsys.readouterr().err
+    assert mitigate.main([*flags, "--steps", "0"]) == 2
+    assert "should be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
