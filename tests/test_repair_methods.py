@@ -9,6 +9,7 @@ Contents
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -219,14 +220,14 @@ def test_weight_decay_is_what_moves_clean_fine_tuning(damage: Damage):
     assert size(100.0) < 0.99 * size(0.0)
 
 
-def test_crow_makes_layers_agree_when_embeddings_are_pushed(damage: Damage):
+def test_crow_makes_layers_agree(damage: Damage):
     strong, none = (METHODS["crow"](damage, replace(FEW, steps=6, consistency=c)) for c in (5.5, 0.0))
     ids = damage.suspect.trimmed(damage.suspect.ids(damage.prompts[:16]))
 
     def agreement(encoder: TextEncoder) -> float:
         states, _ = encoder.layers(ids)
         mask = encoder.attended(ids)
-        pairs = zip(states, states[1:], strict=False)
+        pairs = pairwise(states)
         return torch.stack([torch.cosine_similarity(a, b, dim=-1)[mask].mean() for a, b in pairs]).mean().item()
 
     assert agreement(strong) > agreement(none) + 0.001
