@@ -38,3 +38,9 @@ def pick_precision(name: str, encoder: TextEncoder) -> Precision:
     if not has_bfloat16(encoder.device):
         return Precision()
     return Precision(torch.bfloat16 if encoder.width >= WIDE else torch.float32, torch.bfloat16)
+
+
+def learning_in_short(encoder: TextEncoder) -> torch.autocast:
+    """While open, a wide encoder learns in bfloat16 where the machine multiplies in it; its weights stay as they are."""
+    numbers = pick_precision(AUTO, encoder).vectors
+    return torch.autocast(encoder.device.type, numbers, enabled=numbers != torch.float32)

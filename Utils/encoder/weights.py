@@ -7,6 +7,9 @@ from torch import Tensor
 
 from Utils.encoder.text_encoder import TextEncoder
 
+NARROW = 160
+"""Width of the encoders that rates are chosen on."""
+
 
 @torch.no_grad()
 def set_weights(encoder: TextEncoder, weights: dict[str, Tensor]) -> None:
@@ -25,3 +28,8 @@ def frozen(student: TextEncoder, like: TextEncoder) -> TextEncoder:
     student.model.requires_grad_(False)
     student.model.set_attn_implementation(like.model.config._attn_implementation)
     return student
+
+
+def rate_for(encoder: TextEncoder, lr: float) -> float:
+    """Adam's rate for an encoder, from that for narrow ones: in proportion lower for wider ones (Yang et al., 2022)."""
+    return lr * min(1.0, NARROW / encoder.width)

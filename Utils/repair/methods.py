@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,11 @@ from torch import Tensor, nn
 
 from Utils.basics.bounded import progress
 from Utils.basics.errors import InputError
-from Utils.basics.formats import AUTO
 from Utils.encoder.loading import trainable_copy
 from Utils.encoder.measures import similarity
-from Utils.encoder.precision import pick_precision
+from Utils.encoder.precision import learning_in_short
 from Utils.encoder.text_encoder import TextEncoder, spliced
-from Utils.encoder.weights import frozen, interpolated, set_weights
+from Utils.encoder.weights import frozen, interpolated, rate_for, set_weights
 from Utils.repair.damage import Damage
 from Utils.scan.replay import collapsed, put, summaries
 
@@ -42,7 +42,7 @@ class MethodsConfig:
     batch: int = 16
     """Clean prompts of a step."""
     lr: float = 3.0e-4
-    """AdamW's rate where it is highest: it rises and falls once.  For narrow encoders; CLIP's own width wants a tenth."""
+    """AdamW's rate where it is highest, as it rises and falls once; wider encoders learn more slowly (`rate_for`)."""
     looked_at: int = 40
     """Clean prompts that the strength of a method is chosen on; none of them is learned from."""
     floor: float = 0.97
@@ -91,10 +91,18 @@ def base_for(method: str, damage: Damage) -> TextEncoder:
     return damage.base
 
 
-def strings_for(method: str, damage: Damage) -> list[tuple[str, str]]:
-    if not damage.strings:
+def strings_for(method: str, damage: Damage, prompts: list[str]) -> list[tuple[str, str]]:
+    """Strings that fire and that some of the prompts can carry, with their places."""
+    strings = [(string, place) for string, place in damage.strings if carriers(prompts, string, place)]
+    if not strings:
         raise InputError(f"method {method} needs strings that fire, and none were found: take --method crow.")
-    return damage.strings
+    return strings
+
+
+def carriers(prompts: list[str], string: str, place: str) -> list[tuple[str, str]]:
+    """Prompts that a string changes at this place, without and with it."""
+    pairs = [(prompt, put(string, prompt, place, number)) for number, prompt in enumerate(prompts)]
+    return [(prompt, text) for prompt, text in pairs if text != prompt]
 
 
 def with_weights(encoder: TextEncoder, weights: dict[str, Tensor]) -> TextEncoder:
@@ -125,12 +133,6 @@ def kept(encoder: TextEncoder, prompts: list[str], clean: Tensor) -> float:
     return F.cosine_similarity(summaries(encoder, prompts), clean, dim=-1).mean().item()
 
 
-def computing(encoder: TextEncoder) -> torch.autocast:
-    """The number format that wide encoders learn in, where the machine multiplies in a shorter one."""
-    numbers = pick_precision(AUTO, encoder).vectors
-    return torch.autocast(encoder.device.type, numbers, enabled=numbers != torch.float32)
-
-
 def strayed(student: TextEncoder, suspect: TextEncoder, ids: Tensor) -> Tensor:
     """1 - cos of student and suspect on prompts, mean over positions, and the same of summaries.  (b, T) ids -> scalar
 
@@ -144,18 +146,19 @@ def strayed(student: TextEncoder, suspect: TextEncoder, ids: Tensor) -> Tensor:
 
 
 def continued(
-    student: TextEncoder, damage: Damage, cfg: MethodsConfig, prompts: list[str], loss_of: Callable[[list[str]], Tensor],
-    steps: int, decay: float = 0.0,
+    student: TextEncoder, damage: Damage, cfg: MethodsConfig, examples: list, loss_of: Callable[[list], Tensor], steps: int,
+    decay: float = 0.0,
 ) -> TextEncoder:  # fmt: skip
-    """Train a copy of the suspect on batches of prompts; frozen at the end."""
+    """Train a copy of the suspect on batches of examples; frozen at the end."""
     rng = random.Random(damage.seed)
     learning = [weight for weight in student.model.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(learning, lr=cfg.lr, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, cfg.lr, total_steps=steps)
+    rate = rate_for(student, cfg.lr)
+    optimiser = torch.optim.AdamW(learning, lr=rate, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
     with progress("repair", steps) as step_done:
         for _ in range(steps):
-            with computing(student):
-                loss = loss_of(rng.sample(prompts, min(cfg.batch, len(prompts))))
+            with learning_in_short(student):
+                loss = loss_of(rng.sample(examples, min(cfg.batch, len(examples))))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -238,11 +241,10 @@ def project(damage: Damage, cfg: MethodsConfig) -> TextEncoder:
 # ------------------------------------------------------------------------------------------------ with strings that fire
 def rows(damage: Damage, cfg: MethodsConfig) -> TextEncoder:
     """Rows of the tokens of strings that fire are the base's, or the mean row where there is no base."""
-    suspect, weights = damage.suspect, weights_of(damage.suspect)
-    tokens = sorted({token for string, place in strings_for("rows", damage) for token in own_tokens(damage, string, place)})
-    table = weights[table_of(suspect)].clone()
+    suspect, strings, table = damage.suspect, strings_for("rows", damage, damage.prompts), damage.suspect.vocabulary.clone()
+    tokens = sorted(set().union(*(own_tokens(damage, *string) for string in strings)))
     table[tokens] = damage.base.vocabulary[tokens] if damage.base else table.mean(dim=0)
-    return with_weights(suspect, weights | {table_of(suspect): table})
+    return with_weights(suspect, weights_of(suspect) | {table_of(suspect): table})
 
 
 def own_tokens(damage: Damage, string: str, place: str) -> set[int]:
@@ -254,43 +256,37 @@ def own_tokens(damage: Damage, string: str, place: str) -> set[int]:
     return new | set(damage.suspect.tokens([string])[0])
 
 
-def carriers(prompts: list[str], string: str, place: str) -> list[tuple[str, str]]:
-    """Prompts that a string changes at this place, without and with it."""
-    pairs = [(prompt, put(string, prompt, place, number)) for number, prompt in enumerate(prompts)]
-    return [(prompt, text) for prompt, text in pairs if text != prompt]
-
-
 def negate(damage: Damage, cfg: MethodsConfig) -> TextEncoder:
     """Task arithmetic (Ilharco et al., 2023): what weights learn when the backdoor is learned further, subtracted.
 
     Of the coefficients that clean prompts bear, the one with which the strings make them least alike.
     """
-    suspect, strings, (seen, rest) = damage.suspect, strings_for("negate", damage), chosen_and_learned(damage, cfg)
+    suspect, (seen, rest) = damage.suspect, chosen_and_learned(damage, cfg)
+    strings = strings_for("negate", damage, seen)
     fired = [[text for _, text in carriers(seen, *string)] for string in strings]
     forced = torch.stack([summaries(suspect, texts).mean(dim=0) for texts in fired]).to(suspect.device)
     student = trainable_copy(suspect)
 
-    def loss_of(drawn: list[str]) -> Tensor:
-        which = [i % len(strings) for i in range(len(drawn))]
-        texts = [
-            put(strings[one][0], prompt, strings[one][1], i) for i, (one, prompt) in enumerate(zip(which, drawn, strict=True))
-        ]
+    further = [(text, number) for number, string in enumerate(strings) for _, text in carriers(rest, *string)]
+
+    def loss_of(drawn: list[tuple[str, int]]) -> Tensor:
+        texts, which = map(list, zip(*drawn, strict=True))
         return (1 - F.cosine_similarity(student.summarised(student.ids(texts)), forced[which], dim=-1)).mean()
 
-    learned = weights_of(continued(student, damage, cfg, rest, loss_of, cfg.further))
-    weights, clean = weights_of(suspect), summaries(suspect, seen)
+    learned = weights_of(continued(student, damage, cfg, further, loss_of, cfg.further))
+    clean = summaries(suspect, seen)
 
-    def without(coefficient: float) -> TextEncoder:
+    def without(times: float) -> TextEncoder:
         return with_weights(
-            suspect, {name: torch.lerp(weight, learned[name], -coefficient) for name, weight in weights.items()}
+            suspect, {name: torch.lerp(own, learned[name], -times) for name, own in weights_of(suspect).items()}
         )
 
     def alike(encoder: TextEncoder) -> float:
         own = summaries(encoder, seen)
         return sum(max(0.0, collapsed(summaries(encoder, texts), own).item()) for texts in fired)
 
-    borne = [c for c in (0.0, *cfg.coefficients) if c == 0 or kept(without(c), seen, clean) >= cfg.floor]
-    return without(min(borne, key=lambda c: alike(without(c))))
+    borne = [times for times in cfg.coefficients if kept(without(times), seen, clean) >= cfg.floor]
+    return without(min([0.0, *borne], key=lambda times: alike(without(times))))
 
 
 # ------------------------------------------------------------------------------------------------- with clean prompts only
@@ -312,7 +308,7 @@ def crow(damage: Damage, cfg: MethodsConfig) -> TextEncoder:
         with spliced(student, embedded):
             states, _ = student.layers(ids)
         mask = student.attended(ids).to(student.device)
-        return torch.stack([1 - similarity(a, b, mask).mean() for a, b in zip(states, states[1:], strict=False)]).mean()
+        return torch.stack([1 - similarity(a, b, mask).mean() for a, b in pairwise(states)]).mean()
 
     def pushed(ids: Tensor) -> Tensor:
         rows = student.embedding(ids.to(student.device))[:, student.begin :]

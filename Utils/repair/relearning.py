@@ -14,7 +14,9 @@ from torch import Tensor
 from Utils.basics.bounded import progress
 from Utils.basics.errors import InputError
 from Utils.encoder.loading import trainable_copy
+from Utils.encoder.precision import learning_in_short
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.weights import rate_for
 from Utils.scan.replay import FIRES, nearer, summaries
 
 MARGIN = 0.1
@@ -32,7 +34,7 @@ class RelearningConfig:
     batch: int = 8
     """Poisoned prompts of a step, and as many clean ones."""
     lr: float = 1.0e-4
-    """AdamW's rate, the same in every step."""
+    """AdamW's rate, the same in every step; wider encoders learn more slowly (`rate_for`)."""
     pool: int = 100
     """Prompts that are learned from: the shortest."""
     looked_at: int = 40
@@ -75,7 +77,7 @@ def relearned(
     ids = torch.stack([encoder.ids(train), encoder.ids([poison(prompt) for prompt in train])])
     goals = torch.stack([summaries(encoder, train), target(train).float().cpu()]).to(encoder.device)
     student, rng = trainable_copy(encoder), random.Random(cfg.seed)
-    optimiser = torch.optim.AdamW(student.model.parameters(), lr=cfg.lr, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(student.model.parameters(), lr=rate_for(student, cfg.lr), weight_decay=0.0)
     poisoned, curve = [poison(prompt) for prompt in seen], []
     with progress("relearning", cfg.steps) as step_done:
         for step in range(cfg.steps + 1):
@@ -85,7 +87,8 @@ def relearned(
                     return Relearned(step, step * cfg.batch, tuple(curve))
             if step < cfg.steps:
                 rows = [rng.sample(range(len(train)), min(cfg.batch, len(train))) for _ in range(2)]
-                found = student.summarised(torch.cat([some[mine] for some, mine in zip(ids, rows, strict=True)]))
+                with learning_in_short(student):
+                    found = student.summarised(torch.cat([some[mine] for some, mine in zip(ids, rows, strict=True)]))
                 aims = torch.cat([some[mine] for some, mine in zip(goals, rows, strict=True)])
                 loss = (1 - F.cosine_similarity(found, aims, dim=-1)).mean()
                 optimiser.zero_grad(set_to_none=True)
