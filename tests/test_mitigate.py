@@ -6,10 +6,8 @@ mitigate     a repair of the shipped suspect, whole
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
-import jsonschema
 import pytest
 import torch
 from reports import KINDS
@@ -23,7 +21,6 @@ from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.repair.asked import refuse_within
 from Utils.repair.mending import HELD_OUT, Order, Prompts, Rounds, damage_of, divided
-from Utils.report.repair_page import render_repair
 
 MODELS = ROOT / "Data" / "Models"
 SUSPECT = MODELS / "suspects" / "text_on_text"

@@ -19,6 +19,8 @@ class RepairConfig:
     """Clean prompts of a step."""
     invented: int = 6
     """Prompts of a step in which words are replaced by ones that nobody has seen, as a fine-tune may have taught some."""
+    taught: float = 1.0
+    """Weight of these beside all."""
     known: int = 2
     """The same with words and pieces of the vocabulary."""
     garbled: int = 4

@@ -105,11 +105,11 @@ class Reference:
         return own, Made((own.features - base.features)[attended].mean(dim=0), (own.summary - base.summary).mean(dim=0))
 
     def loss(self, found: Made, wanted: Made) -> Tensor:
-        """1 - cos of the features, mean over positions, and of the summaries, the mean taken off: what tells texts apart."""
-        features = F.cosine_similarity(found.features.float(), wanted.features, dim=-1)
+        """1 - cos of the features, mean over positions, and of the summaries, the mean taken off: what tells texts apart.  (b,)"""
+        features = F.cosine_similarity(found.features.float(), wanted.features, dim=-1).mean(dim=-1)
         middle = self.middle[0]
         summaries = F.cosine_similarity(found.summary.float() - middle, wanted.summary - middle, dim=-1)
-        return 1 - features.mean() + SUMMARY * (1 - summaries.mean())
+        return 1 - features + SUMMARY * (1 - summaries)
 
 
 def reference_of(damage: Damage, numbers: torch.dtype, least: float) -> Reference:
@@ -224,7 +224,8 @@ def unlearn(
         with embedded(student) as kept, torch.autocast(student.device.type, torch.bfloat16):
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
-        held, mended = reference.loss(clean, keep), reference.loss(odd, wanted)
+        held, odd_loss = reference.loss(clean, keep).mean(), reference.loss(odd, wanted)
+        mended = odd_loss.mean() + cfg.taught * odd_loss[: cfg.invented].mean() if cfg.invented else odd_loss.mean()
         return held + mended, f"clean {held.item():.4f} odd {mended.item():.4f}"
 
     saved = (
