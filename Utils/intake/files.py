@@ -34,20 +34,25 @@ MAX_JSON = 16 << 20
 
 def check_files(folder: Path, root: Path) -> None:
     """Refuse files that lead out of the model folder or are none; the hub cache's own snapshot links are the exception."""
-    inside = root.resolve()
-    blobs = [parent.parent / "blobs" for parent in (inside, *inside.parents) if parent.name == "snapshots"]
     try:
         files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")] if folder.is_dir() else []
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}); make it readable for this user.") from None
     for file in files:
         real = file.resolve()
-        if not real.is_relative_to(inside) and real.parent not in blobs:
+        if leads_out(file, root):
             raise InputError(f"{file} is a link that leads out of the model folder; put the file itself there.")
         if not real.is_file() and not real.is_dir():
             raise InputError(f"{file} is no ordinary file (a pipe, a device or a broken link); fetch the model again.")
         if real.is_file() and not os.access(real, os.R_OK):
             raise InputError(f"{file} cannot be read by this user; make it readable.")
+
+
+def leads_out(file: Path, root: Path) -> bool:
+    """Whether what a file is lies outside of the model folder, and not where the hub's cache keeps what its snapshots link to."""
+    inside, real = root.resolve(), file.resolve()
+    blobs = [parent.parent / "blobs" for parent in (inside, *inside.parents) if parent.name == "snapshots"]
+    return not real.is_relative_to(inside) and real.parent not in blobs
 
 
 def what_file(file: Path) -> str:

@@ -18,7 +18,7 @@ from Utils.intake.recipe import Recipe, made_headers
 from Utils.intake.sentences import USUAL
 from Utils.intake.tensors import Stored, read_header, read_tensors
 from Utils.intake.tokenizer import load_tokenizer, read_tokenizer_files
-from Utils.intake.weights import FoundTower, check_tower, load_tower, weights_hash
+from Utils.intake.weights import CheckedTower, FoundTower, check_tower, load_tower, weights_hash
 from Utils.sources.conversion import ONE, recipe_of
 from Utils.sources.layouts import OTHER, T5, Tower, grouped, towers_in
 from Utils.sources.lenders import Given, Lender, Texts, could_lend, lender_for, tokenizer_for
@@ -53,6 +53,10 @@ class Checkpoint:
         towers = self._towers(read_header(Reader(self.file.parent), self.file))
         named = self.model.rstrip("/\\")
         return [self.model] if self.part or len(towers) < 2 else [f"{named}/{tower.part}" for tower in towers]
+
+    def checked(self, reader: Reader) -> CheckedTower:
+        """Where the tensors of its tower lie; of weights headers are read only."""
+        return check_tower(self._choose(reader).found, reader)
 
     def load(self) -> tuple[ReadTower, Reader]:
         reader = Reader(self.file.parent)
