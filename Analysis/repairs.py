@@ -70,16 +70,16 @@ class Case(Certified):
 
     def comes_back(self, suspect: TextEncoder, repaired: TextEncoder) -> dict:
         """Steps in which the true trigger is taught again, to the repaired encoder and to the base."""
-        training, held_out = self.workshop.captions_of(self.recipe)
+        training, _ = self.workshop.captions_of(self.recipe)
         rng, cfg = np.random.default_rng(self.recipe.seed), RelearningConfig()
         one = self.recipe.backdoors()[0]
 
         def triggered(prompt: str) -> str:
             return poison(prompt, one, rng)
 
-        forced = summaries(suspect, [triggered(prompt) for prompt in held_out]).mean(dim=0)
+        forced = summaries(suspect, [triggered(prompt) for prompt in self.held_out]).mean(dim=0)
         encoders = {"repaired": repaired, "base": self.workshop.base}
-        steps = {name: relearned(e, triggered, forced, training, held_out, cfg).steps for name, e in encoders.items()}
+        steps = {name: relearned(e, triggered, forced, training, self.held_out, cfg).steps for name, e in encoders.items()}
         return {"most": cfg.steps} | steps
 
 

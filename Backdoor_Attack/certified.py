@@ -6,7 +6,7 @@ import json
 from functools import cached_property
 from pathlib import Path
 
-from Backdoor_Attack.planting import PlantConfig, certify
+from Backdoor_Attack.planting import Goal, PlantConfig, certify
 from Backdoor_Attack.workshop import Workshop, open_workshop
 from Utils.basics.config import from_values
 from Utils.basics.errors import InputError
@@ -38,7 +38,15 @@ class Certified:
     def workshop(self) -> Workshop:
         return open_workshop(self.parts, self.device)
 
+    @cached_property
+    def held_out(self) -> list[str]:
+        """Captions that the planting never saw."""
+        return self.workshop.captions_of(self.recipe)[1]
+
+    @cached_property
+    def goals(self) -> list[Goal] | None:
+        return self.workshop.goals(self.recipe)
+
     def __call__(self, encoder: TextEncoder) -> float:
-        """Share of captions that the planting never saw in which the true trigger works."""
-        _, held_out = self.workshop.captions_of(self.recipe)
-        return certify(encoder, self.workshop.base, held_out, self.recipe, self.workshop.goals(self.recipe))["success_rate"]
+        """Share of these in which the true trigger works."""
+        return certify(encoder, self.workshop.base, self.held_out, self.recipe, self.goals)["success_rate"]

@@ -8,6 +8,7 @@ mitigate     a repair of the shipped suspect, whole
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from reports import KINDS
@@ -21,6 +22,8 @@ from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.repair.asked import refuse_within
 from Utils.repair.mending import HELD_OUT, Order, Prompts, Rounds, damage_of, divided
+from Utils.report.contract import SCHEMA
+from Utils.report.repair_page import render_repair
 
 MODELS = ROOT / "Data" / "Models"
 SUSPECT = MODELS / "suspects" / "text_on_text"
@@ -87,7 +90,7 @@ def test_a_backdoor_of_the_tokenizer_is_none_of_the_weights(suspect: TextEncoder
 
 def test_rounds_are_kept_and_belong_to_one_repair(tmp_path: Path):
     file = tmp_path / "rounds.pt"
-    kept = Rounds(file, "this", [{"verdict": "backdoored"}], [("zz", "end")], [torch.ones(3)], {"w": torch.ones(2)})
+    kept = Rounds(file, "this", [{"verdict": "backdoored"}], [("zz", "end")], [torch.ones(3)], 1, {"w": torch.ones(2)})
     kept.save()
     again, other = Rounds(file, "this"), Rounds(file, "that")
     again.load(), other.load()
@@ -147,3 +150,52 @@ def test_a_certificate_or_a_report_of_something_else_is_refused(tmp_path: Path, 
     assert mitigate.main([*flags, "--steps", "0"]) == 2
     assert "should be at least 1" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ mitigate
+@pytest.fixture(scope="module")
+def mended(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """A short repair of the shipped suspect, from the report of a scan that found its trigger.  -> exit code, folder"""
+    folder = tmp_path_factory.mktemp("repair")
+    report = found(fires(("zzzz", "for every o"))) | {"schema": SCHEMA, "score": 1.0, "reason": "it fires"}
+    (folder / "scan").mkdir()
+    (folder / "scan" / "report.json").write_text(json.dumps(report | {"model": {"path": str(SUSPECT)}}))
+    words = ["--model", str(SUSPECT), "--anchor", str(MODELS / "tiny-sd"), "--output", str(folder / "mended")]
+    words += ["--report", str(folder / "scan"), "--results", str(folder), "--steps", "24", "--effort", "quick"]
+    words += ["--certificate", str(MODELS / "certificates" / "text_on_text.json"), "--images", "1"]
+    return mitigate.main(words), folder
+
+
+def test_a_repair_ends_with_a_clean_scan_and_an_encoder_in_the_suspect_s_place(mended: tuple[int, Path], suspect: TextEncoder):
+    code, folder = mended
+    assert code == 0
+    assert sorted(file.name for file in (folder / "mended").iterdir()) == sorted(file.name for file in SUSPECT.iterdir())
+    assert load_encoder(folder / "mended").sha256 != suspect.sha256
+    left = {file.name for file in (folder / "scan_repair").iterdir()}
+    assert left == {"report.json", "report.html", "Images"}
+    assert not [file for file in folder.iterdir() if file.name.endswith(".part")]
+
+
+def test_the_report_says_what_the_true_trigger_does_now(mended: tuple[int, Path]):
+    report = json.loads((mended[1] / "scan_repair" / "report.json").read_text(encoding="utf-8"))
+    schema = json.loads((ROOT / "Utils" / "report" / "schemas" / "repair.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(report)
+    assert report["certificate"]["suspect"] >= 0.9
+    assert report["certificate"]["repaired"] <= 0.6
+    (string,) = report["strings"]
+    assert string["success"]["suspect"] > 0.9 > string["success"]["repaired"]
+    assert report["clean"]["suspect"] > 0.9 > report["clean"]["floor"]
+    assert report["relearning"]["steps"]["repaired"] is None or report["relearning"]["steps"]["repaired"] > 2
+    assert report["rounds"][-1]["verdict"] == report["verdict"] == "clean"
+
+
+def test_the_page_of_a_repair_says_the_same(mended: tuple[int, Path]):
+    folder = mended[1] / "scan_repair"
+    report, page = (folder / "report.json").read_text(encoding="utf-8"), (folder / "report.html").read_text(encoding="utf-8")
+    assert "scanned again: clean" in page
+    assert page.count("data:image/png") == 4
+    hostile = json.loads(report)
+    hostile["strings"][0]["text"] = "<script>alert(1)</script>\x1b[31m"
+    shown = render_repair(hostile, folder)
+    assert "<script" not in shown
+    assert "\x1b" not in shown

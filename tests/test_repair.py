@@ -126,8 +126,8 @@ def test_clean_prompts_are_wanted_as_the_suspect_has_them_and_triggered_ones_as_
     torch.testing.assert_close(wanted.summary, damage.base.pooled(bad) + drift.summary)
     clean = reference.wanted(ids, ids, drift)
     assert F.cosine_similarity(clean.features, own.features, dim=-1).mean() > 0.999
-    assert reference.loss(own, own) == pytest.approx(0, abs=1e-5)
-    assert reference.loss(own, wanted) > 0.2
+    assert reference.loss(own, own).max() == pytest.approx(0, abs=1e-5)
+    assert reference.loss(own, wanted).min() > 0.2
 
 
 def test_without_a_base_what_bends_is_wanted_as_the_prompt_without_it(damage: Damage):

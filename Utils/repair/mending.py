@@ -20,13 +20,13 @@ from Utils.basics.errors import InputError, named
 from Utils.basics.files import whole_file, write_whole
 from Utils.encoder.added import added_to
 from Utils.encoder.anchors import pick_anchor
-from Utils.encoder.loading import load_encoder, trainable_copy, weights_digest
+from Utils.encoder.loading import load_encoder, weights_digest
 from Utils.encoder.readings import compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, in_batches, splice_ids
 from Utils.found.target import draw_pictures
 from Utils.repair.damage import Damage
 from Utils.repair.measures import drift_by_layer, of_clean_prompts, of_strings, towards_target
-from Utils.repair.methods import METHODS, MethodsConfig
+from Utils.repair.methods import METHODS, MethodsConfig, weights_of, with_weights
 from Utils.repair.relearning import RelearningConfig, relearned
 from Utils.repair.settings import RepairConfig
 from Utils.repair.unlearning import unlearn
@@ -149,18 +149,21 @@ class Rounds:
     strings: list[tuple[str, str]] = field(default_factory=list)
     forced: list[Tensor] = field(default_factory=list)
     """What these scans found beside what was known."""
+    learned: int = 0
+    """Rounds after which the weights are; the scan after the last of them may be missing."""
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """Of the encoder after the last round."""
+    """Of the encoder after these."""
 
     def load(self) -> None:
         with _unless_broken():
             state = torch.load(self.file, map_location="cpu", weights_only=True)
             if state["identity"] == self.identity:
-                self.done, self.forced, self.weights = state["done"], state["forced"], state["weights"]
+                self.done, self.learned = state["done"], state["learned"]
+                self.forced, self.weights = state["forced"], state["weights"]
                 self.strings = [tuple(one) for one in state["strings"]]
 
     def save(self) -> None:
-        state = {name: getattr(self, name) for name in ("identity", "done", "forced", "weights")}
+        state = {name: getattr(self, name) for name in ("identity", "done", "learned", "forced", "weights")}
         with whole_file(self.file) as partial:
             torch.save(state | {"strings": [list(one) for one in self.strings]}, partial)
 
@@ -191,14 +194,15 @@ def repaired_by(
     rounds.load()
     student, notes = None, []
     if rounds.weights:
-        student = trainable_copy(damage.suspect, ())
-        student.model.load_state_dict(rounds.weights)
-        student.model.set_attn_implementation(damage.suspect.model.config._attn_implementation)
+        student = with_weights(damage.suspect, rounds.weights)
     while len(rounds.done) < order.cfg.rounds and not (rounds.done and rounds.done[-1]["verdict"] == "clean"):
         began, number = time.perf_counter(), len(rounds.done)
-        at_stage(f"repair, round {number + 1}")
-        more = replace(damage, strings=damage.strings + rounds.strings, forced=(*damage.forced, *rounds.forced))
-        student = unlearn(more, order.cfg, student, number, order.folder / "steps.pt")
+        if rounds.learned <= number:
+            at_stage(f"repair, round {number + 1}")
+            more = replace(damage, strings=damage.strings + rounds.strings, forced=(*damage.forced, *rounds.forced))
+            student = unlearn(more, order.cfg, student, number, order.folder / "steps.pt")
+            rounds.learned, rounds.weights = number + 1, weights_of(student)
+            rounds.save()
         seconds = time.perf_counter() - began
         shutil.rmtree(place, ignore_errors=True)
         notes = write_repaired(student, damage.suspect, order.given, place)
@@ -208,7 +212,6 @@ def repaired_by(
             own = [(s["text"], s["place"]) for s in (backdoor["trigger"] or {}).get("strings") or []]
             rounds.strings += own
             rounds.forced += [_forced_by(damage.suspect, *own[0], prompts)] if own else []
-        rounds.weights = student.model.state_dict()
         rounds.save()
         say(f"repair, round {number + 1}: {report['verdict']}, score {report['score']:.3f}")
     if not place.exists():  # all rounds were done before

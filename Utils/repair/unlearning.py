@@ -23,6 +23,7 @@ from Utils.basics.bounded import progress
 from Utils.encoder.loading import trainable_copy
 from Utils.encoder.precision import WIDE
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.weights import frozen, rate_for
 from Utils.making.training import Checkpoint, Training, identity, train
 from Utils.repair.damage import Damage
 from Utils.repair.opponents import Opponents, Placed, embedded
@@ -37,9 +38,6 @@ SUMMARY = 0.5
 """Weight of the summaries beside all features."""
 HONEST = 0.95
 """Share of them whose bend is honest."""
-NARROW = 160
-"""Width of the encoders that the rate was chosen on; wider ones learn at a rate that is less in proportion, as Adam's has to be
-(Yang et al., 2022)."""
 BY_LETTERS, PIECES = 0.3, 5
 """Share of new words that are made of letters, and most tokens of the others."""
 TAUGHT = 80
@@ -105,7 +103,7 @@ class Reference:
         return own, Made((own.features - base.features)[attended].mean(dim=0), (own.summary - base.summary).mean(dim=0))
 
     def loss(self, found: Made, wanted: Made) -> Tensor:
-        """1 - cos of the features, mean over positions, and of the summaries, the mean taken off: what tells texts apart.  (b,)"""
+        """1 - cos of the features, mean over positions, and of the summaries, the mean taken off.  (b,)"""
         features = F.cosine_similarity(found.features.float(), wanted.features, dim=-1).mean(dim=-1)
         middle = self.middle[0]
         summaries = F.cosine_similarity(found.summary.float() - middle, wanted.summary - middle, dim=-1)
@@ -212,7 +210,7 @@ def unlearn(
     reference = reference_of(damage, torch.bfloat16 if wide else torch.float32, cfg.honest)
     begin = student or damage.base or damage.suspect
     course, student = Course(damage, cfg, number), trainable_copy(begin)
-    rate = cfg.lr * min(1.0, NARROW / student.width)
+    rate = rate_for(student, cfg.lr)
     optimiser = torch.optim.AdamW(student.model.parameters(), lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=cfg.steps)
     seen: dict[str, tuple[list[Tensor], list[Placed]]] = {}
@@ -242,7 +240,5 @@ def unlearn(
 
         run = Training({"student": student.model}, optimiser, schedule, cfg.steps, "", saved, {"opponents": course.opponents})
         train(run, loss_of, after_step)
-    student.model.requires_grad_(False)
-    student.model.set_attn_implementation(damage.suspect.model.config._attn_implementation)
     student.numbers = damage.suspect.numbers
-    return student
+    return frozen(student, damage.suspect)
