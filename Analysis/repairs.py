@@ -25,8 +25,6 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Utils.repair.relearning import RelearningConfig, relearned
-
 from Backdoor_Attack.certified import Certified
 from Backdoor_Attack.planting import poison
 from main import Request, mend_aside, scan_model
@@ -38,6 +36,7 @@ from Utils.found.show import Show
 from Utils.making import scenes
 from Utils.making.finetuning import FinetuneConfig
 from Utils.repair.mending import Order
+from Utils.repair.relearning import RelearningConfig, relearned
 from Utils.scan.effort import config_of
 from Utils.scan.replay import summaries
 from Utils.scan.settings import SETTINGS, ScanConfig
