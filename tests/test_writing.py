@@ -29,6 +29,7 @@ from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import load_encoder, trainable_copy
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.reader import Reader
+from Utils.intake.tensors import DTYPES
 from Utils.repair.patching import Spot, patch
 from Utils.repair.writing import check_written, dropped_in, write_repaired
 from Utils.sources.find import source_of
@@ -159,6 +160,13 @@ def test_a_scale_of_rows_and_numbers_beyond_the_format(tower: dict, base: Given,
 def test_half_precision_stays_half_precision(tower: dict, base: Given, tmp_path: Path, kind: torch.dtype):
     half = {name: tensor.to(kind) for name, tensor in named(tower, "").items()}
     repaired(write(half, tmp_path / "m.safetensors"), tmp_path / "out", base, loss=torch.finfo(kind).eps)
+
+
+@pytest.mark.parametrize("kind", ["F16", "F8_E4M3", "F8_E5M2"])
+def test_numbers_beyond_a_format_end_at_its_edge(kind: str):
+    spot = Spot(Path("m"), "x", slice(0, 2), (2,), kind, 0, None)
+    edge = torch.finfo(DTYPES[kind]).max
+    assert spot.read(torch.tensor([1e6, -1e6])).tolist() == [edge, -edge]
 
 
 def test_a_file_brings_what_was_read_beside_it(tower: dict, tiny_folder: Path, tmp_path: Path):
