@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import KINDS, letters
-from hub import cached, commit_for
+from hub import cached, commit_for, use_cache
 from layouts import SEVERAL, SINGLE, in_fp8, named, write
 from safetensors.torch import load_file, save_file
 from test_loading import LAYER, WEIGHTS, as_pipeline, rewrite
@@ -28,8 +28,11 @@ from Utils.basics.errors import InputError
 from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import load_encoder, trainable_copy
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.repair import patching
+from Utils.intake.reader import Reader
+from Utils.intake.tensors import DTYPES
+from Utils.repair.patching import Spot, patch
 from Utils.repair.writing import check_written, dropped_in, write_repaired
+from Utils.sources.find import source_of
 from Utils.sources.lenders import Given
 
 NONE = Given()
@@ -145,25 +148,25 @@ def test_a_scale_of_rows_and_numbers_beyond_the_format(tower: dict, base: Given,
     place = tmp_path / "out"
     place.mkdir()
     shutil.copy(tmp_path / "m.safetensors", place)
-    reader = patching.Reader(place)
-    checked = patching_of(place / "m.safetensors", base)
-    patching.patch(checked, student.model.state_dict(), reader)
+    reader = Reader(place)
+    patch(source_of(place / "m.safetensors", base).checked(reader), student.model.state_dict(), reader)
     written = load_file(place / "m.safetensors")[name].float()
     assert (written[7, 0], written[8, 0], written[9, 1]) == (448, -448, 2)
     assert torch.equal(written[10:], stored[name].float()[10:])
     assert not written[5].any()
 
 
-def patching_of(file: Path, given: Given):
-    from Utils.sources.find import source_of
-
-    return source_of(file, given).checked(patching.Reader(file.parent))
-
-
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_half_precision(tower: dict, base: Given, tmp_path: Path, kind: torch.dtype):
     half = {name: tensor.to(kind) for name, tensor in named(tower, "").items()}
     repaired(write(half, tmp_path / "m.safetensors"), tmp_path / "out", base, loss=torch.finfo(kind).eps)
+
+
+@pytest.mark.parametrize("kind", ["F16", "F8_E4M3", "F8_E5M2"])
+def test_numbers_beyond_a_format_end_at_its_edge(kind: str):
+    spot = Spot(Path("m"), "x", slice(0, 2), (2,), kind, 0, None)
+    edge = torch.finfo(DTYPES[kind]).max
+    assert spot.read(torch.tensor([1e6, -1e6])).tolist() == [edge, -edge]
 
 
 def test_a_file_brings_what_was_read_beside_it(tower: dict, tiny_folder: Path, tmp_path: Path):
@@ -279,8 +282,6 @@ def test_a_pipeline_stays_a_pipeline(pipeline: Path, tmp_path: Path):
 
 
 def test_links_of_the_hub_s_cache_become_files(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from hub import use_cache
-
     cache = use_cache(monkeypatch, tmp_path / "cache")
     snapshot = cached(cache, "org/name", pipeline)
     before = {file: file.read_bytes() for file in cache.rglob("*") if file.is_file()}
@@ -383,7 +384,7 @@ def test_a_failure_leaves_nothing(editable: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(RuntimeError, match=r"final_layer_norm\.bias holds NaN"):
         write_repaired(student, suspect, NONE, tmp_path / "out")
     other = learnt(suspect)
-    monkeypatch.setattr(patching.Spot, "stored", lambda self, rows: 1 / 0)  # in the middle of the files
+    monkeypatch.setattr(Spot, "stored", lambda self, rows: 1 / 0)  # in the middle of the files
     with pytest.raises(ZeroDivisionError):
         write_repaired(other, suspect, NONE, tmp_path / "out")
     assert files_in(tmp_path) == before

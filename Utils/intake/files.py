@@ -49,7 +49,7 @@ def check_files(folder: Path, root: Path) -> None:
 
 
 def leads_out(file: Path, root: Path) -> bool:
-    """Whether a file lies outside of the model folder, and not where the hub's cache keeps what its snapshots link to."""
+    """Whether a file lies outside of the model folder, links followed, and not where the hub's cache keeps what it links to."""
     inside, real = root.resolve(), file.resolve()
     blobs = [parent.parent / "blobs" for parent in (inside, *inside.parents) if parent.name == "snapshots"]
     return not real.is_relative_to(inside) and real.parent not in blobs

@@ -1,7 +1,7 @@
 """A repaired encoder in files, so that it drops in where the suspect stood: what was not learnt stays as it was, byte for byte.
 
-A pipeline stays a pipeline and a single file stays one of its layout.  What lies beside the suspect's weights and could be loaded
-in their place, with the backdoor still in it, does not come along.
+A pipeline stays a pipeline and a single file stays one of its layout.  What lies beside the suspect's weights and could be
+loaded in their place, with the backdoor still in it, does not come along.
 """
 
 from __future__ import annotations
