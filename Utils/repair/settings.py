@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class RepairConfig:
     """Chosen on models of the development split."""
 
-    steps: int = 200
+    steps: int = 250
     """Steps of a round."""
     lr: float = 1.0e-3
     """AdamW's rate at its highest, for narrow encoders; it rises and falls once in a round."""
@@ -17,11 +17,11 @@ class RepairConfig:
     """Most rounds: after each but the last a scan with a fresh seed says whether another one is needed."""
     clean: int = 12
     """Clean prompts of a step."""
-    invented: int = 6
+    invented: int = 9
     """Prompts of a step in which words are replaced by ones that nobody has seen, as a fine-tune may have taught some."""
-    taught: float = 1.0
+    taught: float = 2.0
     """Weight of these beside all."""
-    known: int = 2
+    known: int = 1
     """The same with words and pieces of the vocabulary."""
     garbled: int = 4
     """Prompts of a step in which something stands for a letter, as look-alike triggers do."""
