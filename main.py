@@ -62,7 +62,7 @@ from Utils.encoder.readings import Reading, compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found, show_further
 from Utils.found.trying import fires, told_of, try_string
-from Utils.repair.asked import mending_limits, repair_found
+from Utils.repair.asked import foreseen_repairs, mending_limits, repair_found
 from Utils.repair.mending import Certificate, Order, divided, mend, opened
 from Utils.report.command_line import begin, deliver, understood
 from Utils.report.dry_run import foreseen
@@ -823,7 +823,9 @@ def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
     quiet_libraries()
     request, wanted = request_of(args, cfg)
     if args.dry_run:
-        lines = foreseen(planned(args, wanted)[1], args.anchor, wanted, args.output)
+        tasks = planned(args, wanted)[1]
+        lines = foreseen(tasks, args.anchor, wanted, args.output)
+        lines += foreseen_repairs(tasks, args.repair, args.anchor, wanted) if args.repair else []
         print("\n".join([*args.rules.said(), *lines]), flush=True)
         return 0
     if args.tried is not None:

@@ -20,12 +20,16 @@ from Utils.basics.files import ROOT
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.repair.asked import refuse_within
-from Utils.repair.mending import HELD_OUT, Order, Prompts, Rounds, damage_of, divided
+from Utils.repair import mending
+from Utils.repair.asked import refuse_within, repair_found
+from Utils.repair.mending import HELD_OUT, Order, Prompts, Rounds, damage_of, divided, mend
+from Utils.repair.settings import RepairConfig
 from Utils.report.contract import SCHEMA
+from Utils.report.lists import Task
 from Utils.report.repair_page import render_repair
 
 MODELS = ROOT / "Data" / "Models"
+BASE = MODELS / "tiny-sd"
 SUSPECT = MODELS / "suspects" / "text_on_text"
 PROMPTS = read_prompts(ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt")
 
@@ -150,6 +154,73 @@ def test_a_certificate_or_a_report_of_something_else_is_refused(tmp_path: Path, 
     assert mitigate.main([*flags, "--steps", "0"]) == 2
     assert "should be at least 1" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_dry_run_says_where_a_repaired_encoder_would_go_and_what_it_costs(tmp_path: Path, capsys: pytest.CaptureFixture):
+    place = tmp_path / "mended"
+    assert main.main(["--repair", str(place), "--dry-run", "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert f"repaired into {place}, about" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_clean_or_was_not_judged_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
+    tasks = [Task(str(SUSPECT), "clean"), Task(str(SUSPECT), "missing")]
+    (tmp_path / "clean").mkdir()
+    (tmp_path / "clean" / "report.json").write_text(json.dumps(found() | {"verdict": "clean"}))
+
+    def never(*_: object) -> dict:
+        raise AssertionError("repaired")
+
+    assert repair_found(tasks, Order(tmp_path / "mended", tmp_path, tmp_path), False, never) == []
+    assert "nothing to repair" in capsys.readouterr().err
+    assert not (tmp_path / "mended").exists()
+
+
+def test_of_a_list_every_encoder_gets_a_folder_and_what_is_there_is_not_repaired_again(tmp_path: Path):
+    tasks = [Task(str(SUSPECT), name) for name in ("one", "two")]
+    for task in tasks:
+        (tmp_path / task.name).mkdir()
+        (tmp_path / task.name / "report.json").write_text(json.dumps(found()))
+    (tmp_path / "mended" / "one").mkdir(parents=True)
+    seen = []
+
+    def refused(task: Task, _report: dict, order: Order) -> dict:
+        seen.append((task.name, order.place, order.folder, order.results))
+        raise InputError("it cannot be.")
+
+    failed = repair_found(tasks, Order(tmp_path / "mended", tmp_path, tmp_path), False, refused)
+    assert seen == [("two", tmp_path / "mended" / "two", tmp_path / "two_repair", tmp_path / "two")]
+    assert failed == [f"{SUSPECT} was not repaired: it cannot be."]
+
+
+def test_an_interrupted_repair_leaves_no_folder_and_scans_only_again(
+    suspect: TextEncoder, prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cfg = RepairConfig(steps=2, rounds=1, clean=2, invented=1, known=0, garbled=0, found=1, searched=1, opponents=2)
+    order = order_for(tmp_path, cfg=cfg, images=False, relearn=False)
+    report, pair = found(fires(("zzzz", "for every o"))) | {"score": 1.0, "reason": "it fires"}, (suspect, load_encoder(BASE))
+    prompts = Prompts(prompts.learn[:200], prompts.measure[:20], prompts.typed[:20])
+
+    def interrupted(_model: str, _seed: int) -> dict:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mend(order, pair, prompts, report, interrupted)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report"]
+    monkeypatch.setattr(mending, "unlearn", None)  # is not done again
+    scans = []
+
+    def clean(model: str, seed: int) -> dict:
+        scans.append(seed)
+        load_encoder(model)
+        return found() | {"verdict": "clean", "score": 0.0, "reason": "nothing", "seed": seed}
+
+    told = mend(order, pair, prompts, report, clean)
+    assert scans == [order.seed + 1]
+    assert told["verdict"] == "clean"
+    assert load_encoder(order.place).path == str(order.place)
+    assert sorted(file.name for file in order.folder.iterdir()) == ["report.html", "report.json"]
 
 
 # ------------------------------------------------------------------------------------------------------------ mitigate

@@ -8,16 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from Utils.basics.bounds import Limits, Wanted
+from Utils.basics.course import duration
 from Utils.basics.errors import InputError, named, tell, visible
 from Utils.basics.files import refuse_taken
 from Utils.repair.mending import Order
+from Utils.report.dry_run import expected_seconds
 from Utils.report.limits import limits_of, sizes
 from Utils.report.lists import Task
 
 MEMORY_TIMES = 10
 """What learns is held in single precision, with its gradient and two moments: so many times the bytes of half precision."""
+LONGER = 2.5
+"""A repair of one round, its scan and its measures take so many times as long as a scan that ends clean."""
 ROUNDS = 4
-"""A repair and its scans take so much longer than one scan."""
+"""A repair and its scans may take so many times as long as one scan."""
 
 
 def refuse_within(place: Path, model: str) -> None:
@@ -36,6 +40,19 @@ def mending_limits(model: str, anchor: str, wanted: Wanted) -> Limits:
     limits, (weights, _) = limits_of(model, anchor, wanted), sizes(model)
     memory = wanted.memory_mb or limits.memory_mb + MEMORY_TIMES * (weights >> 20)
     return replace(limits, memory_mb=memory, seconds=wanted.seconds or ROUNDS * limits.seconds)
+
+
+def foreseen_repairs(tasks: list[Task], place: Path, anchor: str, wanted: Wanted) -> list[str]:
+    """What --dry-run tells of --repair: where encoders would go, how long one takes and within which limits."""
+    lines = []
+    for task in tasks:
+        limits, takes = mending_limits(task.model, anchor, wanted), LONGER * expected_seconds(task.model)
+        there = place / task.name if len(tasks) > 1 else place
+        lines.append(
+            f"{task.model}: if it is backdoored, repaired into {there}, about {duration(takes)} more on two cores, at most "
+            f"{limits.memory_mb} MB and {duration(limits.seconds)}"
+        )
+    return [visible(line) for line in lines]
 
 
 def mended(told: dict) -> str:

@@ -16,6 +16,11 @@ RATE = 2.9e-6
 87 s at 4 MB; planted encoders take less at 4 MB and twice as much at 240 MB."""
 
 
+def expected_seconds(model: str) -> float:
+    """What a scan takes on two cores if it ends clean."""
+    return (FIXED + sizes(model)[0]) * RATE
+
+
 def foreseen(tasks: list[Task], anchor: str, wanted: Wanted, output: Path) -> list[str]:
     """A line an encoder, and one on all of them."""
     if anchor not in ("auto", "none"):
@@ -23,7 +28,7 @@ def foreseen(tasks: list[Task], anchor: str, wanted: Wanted, output: Path) -> li
     lines, seconds = [], 0.0
     for task in tasks:
         weights, _ = sizes(task.model)
-        limits, takes = limits_of(task.model, anchor, wanted), (FIXED + weights) * RATE
+        limits, takes = limits_of(task.model, anchor, wanted), expected_seconds(task.model)
         seconds += takes
         there = "; a report is there" if (output / task.name / "report.json").is_file() else ""
         lines.append(
