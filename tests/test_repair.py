@@ -30,7 +30,7 @@ from Utils.scan.replay import nearer, put, summaries
 from Utils.scan.trigger import usable_tokens
 
 PROMPTS = read_prompts(ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt")
-FEW = RepairConfig(steps=4, clean=4, invented=1, known=1, garbled=2, found=2, searched=2, opponents=6)
+FEW = RepairConfig(steps=4, clean=4, invented=1, known=1, garbled=2, found=2, searched=2, opponents=2, flips=1)
 TRIGGER = ("zzzz", "for every o")
 
 

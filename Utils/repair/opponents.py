@@ -41,8 +41,8 @@ class Opponents:
     def __init__(self, usable: Tensor, count: int, flips: int, seed: int):
         """usable (n,): tokens that texts are made of; flips: after so many a string makes room for a new one."""
         self.usable, self.flips = usable, flips
-        self.rng = np.random.default_rng([seed, 1])
-        self.tokens = [self._fresh() for _ in range(count)]
+        rng = np.random.default_rng([seed, 1])
+        self.tokens = [self._fresh(rng) for _ in range(count)]
         self.ages = [0] * count
 
     def _fresh(self) -> list[int]:
@@ -91,7 +91,7 @@ class Opponents:
             tokens[at] = int(self.usable[int(best[int(rng.integers(len(best)))])])
             self.ages[one.number] += 1
             if self.ages[one.number] >= self.flips:
-                self.tokens[one.number], self.ages[one.number] = self._fresh(), 0
+                self.tokens[one.number], self.ages[one.number] = self._fresh(rng), 0
 
 
 def _places(length: int, rng: np.random.Generator) -> list[int]:

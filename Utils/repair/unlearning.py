@@ -227,7 +227,9 @@ def unlearn(
         return held + mended, f"clean {held.item():.4f} odd {mended.item():.4f}"
 
     saved = (
-        Checkpoint(checkpoint, identity(cfg, begin, damage.suspect.sha256, str(number)), 25, keep=False) if checkpoint else None
+        Checkpoint(checkpoint, identity(cfg, begin, damage.suspect.sha256, repr((number, damage.strings))), 25, keep=False)
+        if checkpoint
+        else None
     )
     with progress(f"repair, round {number + 1}", cfg.steps) as step_done:
 
