@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from Utils.report.page import data_uri, environment
+from Utils.report.tool import docs
 
 TITLES = {
     "suspect, without the string": "the suspect, without the string", "suspect": "the suspect",
@@ -17,4 +18,4 @@ def render_repair(report: dict, folder: Path) -> str:
     """report.html of a repair as text; pictures are read from its folder."""
     files = report["pictures"]["files"]
     drawn = [(title, data_uri(folder / files[name])) for name, title in TITLES.items() if name in files]
-    return environment().get_template("repair.html").render(report=report, drawn=drawn, tone=report["verdict"])
+    return environment().get_template("repair.html").render(report=report, drawn=drawn, page=docs("repair.md"))
