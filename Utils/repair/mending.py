@@ -36,7 +36,7 @@ from Utils.report.repair_page import render_repair
 from Utils.report.report import versions
 from Utils.report.run import Run, peak_memory_mb
 from Utils.report.tool import this_tool
-from Utils.scan.replay import PROMPTS, put, summaries
+from Utils.scan.replay import FIRES, PROMPTS, nearer, put, summaries
 from Utils.scan.strings import LONG, of_length
 from Utils.sources.lenders import Given
 
@@ -137,6 +137,13 @@ def _forced_by(suspect: TextEncoder, text: str, place: str, prompts: Prompts) ->
     return summaries(suspect, [put(text, prompt, place, i) for i, prompt in enumerate(prompts.typed)]).mean(dim=0)
 
 
+def _fires(damage: Damage, text: str, place: str, prompts: Prompts) -> bool:
+    """Whether a string that was found in a repaired encoder is one of the suspect's: else there is nothing that it forces."""
+    typed = [put(text, prompt, place, i) for i, prompt in enumerate(prompts.typed)]
+    triggered, clean = summaries(damage.suspect, typed), summaries(damage.suspect, prompts.typed)
+    return nearer(triggered, triggered.mean(dim=0), clean) >= FIRES
+
+
 # ------------------------------------------------------------------------------------------------------------- rounds
 @dataclass
 class Rounds:
@@ -211,7 +218,7 @@ def repaired_by(
         for backdoor in report["backdoors"]:
             own = [(s["text"], s["place"]) for s in (backdoor["trigger"] or {}).get("strings") or []]
             rounds.strings += own
-            rounds.forced += [_forced_by(damage.suspect, *own[0], prompts)] if own else []
+            rounds.forced += [_forced_by(damage.suspect, *one, prompts) for one in own[:1] if _fires(damage, *one, prompts)]
         rounds.save()
         say(f"repair, round {number + 1}: {report['verdict']}, score {report['score']:.3f}")
     if not place.exists():  # all rounds were done before
