@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=[OURS, *METHODS], default=OURS, help=f"how it is repaired (default: {OURS})")
     parser.add_argument(
         "--string", action="append", default=[], metavar="TEXT",
-        help="a string that is known to fire at the start of a prompt; may be given again",
+        help="a string that is known to fire; may be given again",
     )  # fmt: skip
     parser.add_argument(
         "--report", type=Path, metavar="FOLDER", help="the result of a scan that was made before: not scanned first"

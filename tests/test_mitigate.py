@@ -27,6 +27,7 @@ from Utils.repair.settings import RepairConfig
 from Utils.report.contract import SCHEMA
 from Utils.report.lists import Task
 from Utils.report.repair_page import render_repair
+from Utils.scan.replay import LETTERS
 
 MODELS = ROOT / "Data" / "Models"
 BASE = MODELS / "tiny-sd"
@@ -81,9 +82,10 @@ def test_where_no_string_was_found_the_vector_says_what_is_forced(suspect: TextE
 
 
 def test_a_string_that_the_user_knows_comes_first(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):
-    order = order_for(tmp_path, strings=("moon",))
+    order = order_for(tmp_path, strings=("zzzz",))
     damage = damage_of(found(fires(("zz", "end"))), order, suspect, None, prompts)
-    assert damage.strings == [("moon", "start"), ("zz", "end")]
+    assert [text for text, _ in damage.strings] == ["zzzz", "zz"]
+    assert damage.strings[0][1] in LETTERS  # where it does most
 
 
 def test_a_backdoor_of_the_tokenizer_is_none_of_the_weights(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):

@@ -37,7 +37,8 @@ from Utils.report.report import versions
 from Utils.report.run import Run, peak_memory_mb
 from Utils.report.tool import this_tool
 from Utils.scan.replay import FIRES, PROMPTS, nearer, put, summaries
-from Utils.scan.strings import LONG, of_length
+from Utils.scan.settings import TriggerConfig
+from Utils.scan.strings import LONG, of_length, trial_of
 from Utils.sources.lenders import Given
 
 Certificate = Callable[[TextEncoder], float]
@@ -71,7 +72,7 @@ class Order:
     relearn: bool = True
     """Whether to measure how soon the strings come back."""
     strings: tuple[str, ...] = ()
-    """What the user knows to fire, at the start of a prompt."""
+    """What the user knows to fire."""
 
 
 # ------------------------------------------------------------------------------------------------------- what is known
@@ -112,7 +113,8 @@ def damage_of(report: dict, order: Order, suspect: TextEncoder, base: TextEncode
     Raises:
         InputError: it has found nothing that lies in the weights.
     """
-    found = [(text, "start") for text in order.strings]
+    trial = trial_of(suspect, base, TriggerConfig(), prompts.typed)
+    found = [(text, trial.best(text).rate.place) for text in order.strings]
     forced = [_forced_by(suspect, *one, prompts) for one in found]
     for backdoor in report["backdoors"]:
         if backdoor["kind"] in APART or not backdoor["trigger"]:
@@ -202,7 +204,8 @@ def repaired_by(
     student, notes = None, []
     if rounds.weights:
         student = with_weights(damage.suspect, rounds.weights)
-    while len(rounds.done) < order.cfg.rounds and not (rounds.done and rounds.done[-1]["verdict"] == "clean"):
+    most = order.cfg.rounds if damage.base else 1  # without a base no scan finds anything to go on with
+    while len(rounds.done) < most and (not rounds.done or rounds.done[-1]["strings"]):
         began, number = time.perf_counter(), len(rounds.done)
         if rounds.learned <= number:
             at_stage(f"repair, round {number + 1}")

@@ -45,10 +45,8 @@ class Opponents:
         self.tokens = [self._fresh(rng) for _ in range(count)]
         self.ages = [0] * count
 
-    def _fresh(self) -> list[int]:
-        return self.usable[
-            torch.from_numpy(self.rng.integers(len(self.usable), size=self.rng.integers(1, LONGEST + 1)))
-        ].tolist()
+    def _fresh(self, rng: np.random.Generator) -> list[int]:
+        return self.usable[torch.from_numpy(rng.integers(len(self.usable), size=rng.integers(1, LONGEST + 1)))].tolist()
 
     def state_dict(self) -> dict:
         return {"tokens": self.tokens, "ages": self.ages}
