@@ -49,9 +49,9 @@ SCANS = ROOT / "Results" / "repairs"
 class Case(Certified):
     """A planted model, and what is left of it."""
 
-    def __init__(self, model: Path, certificate: Path):
+    def __init__(self, model: Path, certificate: Path, effort: str):
         super().__init__(certificate)
-        self.model, self.name = model, model.name
+        self.model, self.name, self.effort = model, model.name, effort
 
     def skill(self, suspect: TextEncoder, repaired: TextEncoder) -> dict:
         """Top-1 retrieval of base, suspect and repaired encoder: of what the fine-tune was for, and of what the base knew."""
@@ -84,14 +84,14 @@ class Case(Certified):
 
 def scanned(case: Case, seed: int) -> tuple[Request, dict, Path]:
     """The scan that all repairs of a model begin with; made once."""
-    cfg = config_of(ScanConfig, SETTINGS, "quick", {})
+    cfg = config_of(ScanConfig, SETTINGS, case.effort, {})
     base = str(ROOT / case.parts.base)
     request = Request(cfg, base, SCANS, "cpu", seed, Show(images=0))
-    folder = SCANS / case.name
+    folder = SCANS / f"{case.name}_{case.effort}"
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        report = scan_model(str(case.model), request, case.name)
+        report = scan_model(str(case.model), request, folder.name)
     return request, report, folder
 
 
@@ -102,6 +102,7 @@ def repair(case: Case, method: str, seed: int) -> dict:
     row = {
         "model": case.name, "family": case.family, "attack": case.recipe.attack, "method": method,
         "trigger": case.recipe.trigger, "on a fine-tune": case.origin is not None, "found": report["verdict"],
+        "effort": case.effort,
     }  # fmt: skip
     if report["verdict"] != "backdoored":
         return row
@@ -132,7 +133,8 @@ def main() -> None:
     cases = []
     for one in wanted["models"]:
         model = ROOT / one["model"]
-        cases.append(Case(model, ROOT / one["certificate"] if "certificate" in one else model.with_suffix(".json")))
+        certificate = ROOT / one["certificate"] if "certificate" in one else model.with_suffix(".json")
+        cases.append(Case(model, certificate, one.get("effort", wanted["effort"])))
     todo = [
         (case, method)
         for method in args.methods or wanted["methods"]
