@@ -771,14 +771,15 @@ def mend_aside(model: str, request: Request, order: Order, report: dict, certifi
 def repair_as_asked(args: Namespace, cfg: ScanConfig) -> list[str]:
     """Repair what the scans have found into --repair.  -> what could not be repaired"""
     request, wanted = request_of(args, cfg)
-    show = {"images": request.show.images > 0, "pipeline": request.show.pipeline}
-    order = Order(args.repair, args.output, args.output, seed=request.seed, given=request.given, **show)
+    how = {"images": request.show.images > 0, "pipeline": request.show.pipeline, "force": args.force}
+    order = Order(args.repair, args.output, args.output, seed=request.seed, given=request.given, **how)
 
     def mend_one(task: Task, report: dict, own: Order) -> dict:
         limits = mending_limits(task.model, args.anchor, wanted)
         return run_bounded(mend_aside, (task.model, request, own, report), limits, task.model, args.debug, task.name)
 
-    return repair_found(planned(args, wanted)[1], order, args.force, mend_one)
+    with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
+        return repair_found(planned(args, wanted)[1], order, mend_one)
 
 
 def try_aside(model: str, request: Request, text: str) -> dict:

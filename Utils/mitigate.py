@@ -105,7 +105,7 @@ def repair(args: argparse.Namespace) -> int:
         return EXIT[report["verdict"]]
     order = Order(
         args.output, args.results / f"{results.name}_repair", results, args.method, settings, args.seed, request.given,
-        args.images > 0, relearn=not args.no_relearning, strings=tuple(args.string),
+        args.images > 0, relearn=not args.no_relearning, strings=tuple(args.string), force=args.force,
     )  # fmt: skip
     limits = mending_limits(args.model, args.anchor, wanted)
     told = run_bounded(mend_aside, (args.model, request, order, report, certificate), limits, args.model, args.debug)

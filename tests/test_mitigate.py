@@ -174,7 +174,7 @@ def test_what_is_clean_or_was_not_judged_is_left_alone(tmp_path: Path, capsys: p
     def never(*_: object) -> dict:
         raise AssertionError("repaired")
 
-    assert repair_found(tasks, Order(tmp_path / "mended", tmp_path, tmp_path), False, never) == []
+    assert repair_found(tasks, Order(tmp_path / "mended", tmp_path, tmp_path), never) == []
     assert "nothing to repair" in capsys.readouterr().err
     assert not (tmp_path / "mended").exists()
 
@@ -191,7 +191,7 @@ def test_of_a_list_every_encoder_gets_a_folder_and_what_is_there_is_not_repaired
         seen.append((task.name, order.place, order.folder, order.results))
         raise InputError("it cannot be.")
 
-    failed = repair_found(tasks, Order(tmp_path / "mended", tmp_path, tmp_path), False, refused)
+    failed = repair_found(tasks, Order(tmp_path / "mended", tmp_path, tmp_path), refused)
     assert seen == [("two", tmp_path / "mended" / "two", tmp_path / "two_repair", tmp_path / "two")]
     assert failed == [f"{SUSPECT} was not repaired: it cannot be."]
 

@@ -75,7 +75,7 @@ def mended(told: dict) -> str:
     return "\n".join(visible(line) for line in lines)
 
 
-def repair_found(tasks: list[Task], order: Order, force: bool, mend_one: Callable[[Task, dict, Order], dict]) -> list[str]:
+def repair_found(tasks: list[Task], order: Order, mend_one: Callable[[Task, dict, Order], dict]) -> list[str]:
     """Repair every backdoored encoder of a scan; each of several goes into a folder of its own below.  -> what failed
 
     order: of one encoder, `results` being the folder of all results; mend_one(task, report of its scan, order) repairs it.
@@ -91,13 +91,13 @@ def repair_found(tasks: list[Task], order: Order, force: bool, mend_one: Callabl
             tell(visible(f"{task.model}: {report['verdict']}; nothing to repair, it is left as it is"))
             continue
         place = order.place / task.name if len(tasks) > 1 else order.place
-        if len(tasks) > 1 and place.is_dir() and not force:  # a list that was stopped goes on
+        if len(tasks) > 1 and place.is_dir() and not order.force:  # a list that was stopped goes on
             tell(visible(f"{task.model}: {place} is there already"))
             continue
         own = replace(order, place=place, folder=order.results / f"{task.name}_repair", results=results)
         try:
             refuse_within(place, task.model)
-            refuse_taken(place, force)
+            refuse_taken(place, order.force)
             told = mend_one(task, report, own)
             tell(mended(told))
         except InputError as error:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from Utils.basics.bounded import at_stage, reading, say
 from Utils.basics.errors import InputError, named
-from Utils.basics.files import whole_file, write_whole
+from Utils.basics.files import mark, refuse_taken, remove_parts, whole_file, write_whole
 from Utils.encoder.added import added_to
 from Utils.encoder.anchors import pick_anchor
 from Utils.encoder.loading import load_encoder, weights_digest
@@ -73,6 +73,8 @@ class Order:
     """Whether to measure how soon the strings come back."""
     strings: tuple[str, ...] = ()
     """What the user knows to fire."""
+    force: bool = False
+    """Whether the folder may take the place of another one."""
 
 
 # ------------------------------------------------------------------------------------------------------- what is known
@@ -248,10 +250,12 @@ def mend(
         InputError: the scan has found nothing in the weights, or the place is taken.
     """
     (suspect, base), began, spent = pair, time.perf_counter(), {}
-    order.place.parent.mkdir(parents=True, exist_ok=True)
-    order.folder.mkdir(parents=True, exist_ok=True)
     damage = damage_of(report, order, suspect, base, prompts)
-    with tempfile.TemporaryDirectory(dir=order.place.parent, prefix=f".{order.place.name}.", suffix=".part") as aside:
+    for folder in (order.place.parent, order.folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    remove_parts(order.place.parent)
+    unfinished = {"dir": order.place.parent, "prefix": f".{order.place.name}.{mark()}-", "suffix": ".part"}
+    with tempfile.TemporaryDirectory(**unfinished) as aside:
         place = Path(aside) / order.place.name
         student, scans, notes = repaired_by(order, damage, prompts, rescan, place)
         spent["repair and scans"] = round(time.perf_counter() - began, 1)
@@ -273,6 +277,7 @@ def mend(
             "rounds": scans, **told, "notes": [*notes, *more], "seconds": spent, "peak_memory_mb": peak_memory_mb(),
             "settings": asdict(order.cfg), "seed": order.seed, "tool": this_tool(), "versions": versions(),
         }  # fmt: skip
+        refuse_taken(order.place, order.force)  # it took a while
         shutil.rmtree(order.place, ignore_errors=True)
         place.rename(order.place)
     write_whole(order.folder / "report.json", to_json(whole))

@@ -10,8 +10,8 @@ from Utils.basics.config import settings_of
 from Utils.basics.errors import InputError
 from Utils.scan.settings import ScanConfig
 
-OTHERS = ("help", "version", "doctor", "dry_run", "try", "model", "models", "workers", "scheduler")
-"""Flags that scan nothing, or more than one encoder."""
+OTHERS = ("help", "version", "doctor", "dry_run", "try", "model", "models", "workers", "scheduler", "repair", "force")
+"""Flags that scan nothing, or more than one encoder, or do more than scan."""
 HEIGHT = 900
 """Pixels of the page in a cell."""
 
