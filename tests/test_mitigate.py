@@ -79,6 +79,10 @@ def test_where_no_string_was_found_the_vector_says_what_is_forced(suspect: TextE
     damage = damage_of(found(fires(embedding="v.pt")), order_for(tmp_path), suspect, None, prompts)
     assert damage.strings == []
     assert tuple(damage.forced[0].shape) == (suspect.width,)
+    for broken in (b"half of", None):
+        (tmp_path / "v.pt").write_bytes(broken) if broken else torch.save(v[:, :3], tmp_path / "v.pt")
+        with pytest.raises(InputError, match="scan it again"):
+            damage_of(found(fires(embedding="v.pt")), order_for(tmp_path), suspect, None, prompts)
 
 
 def test_a_string_that_the_user_knows_comes_first(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):

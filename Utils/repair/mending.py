@@ -126,7 +126,7 @@ def damage_of(report: dict, order: Order, suspect: TextEncoder, base: TextEncode
         if own:
             forced.append(_forced_by(suspect, *own[0], prompts))
         elif file := backdoor["trigger"]["embedding"]:
-            v = torch.load(order.results / file, map_location="cpu", weights_only=True).to(suspect.device)
+            v = _vector(order.results / file, suspect)
             ids = splice_ids(suspect, suspect.ids(prompts.learn[:HELD_OUT]), len(v))
             forced.append(in_batches(suspect, ids, TextEncoder.pooled, v).mean(dim=0).cpu())
     if not forced:
@@ -135,6 +135,15 @@ def damage_of(report: dict, order: Order, suspect: TextEncoder, base: TextEncode
             "that fires, give it with --string."
         )
     return Damage(suspect, base, prompts.learn, found[:STRINGS], tuple(forced), order.seed)
+
+
+def _vector(file: Path, suspect: TextEncoder) -> Tensor:
+    """The pseudo-trigger that a scan has left, (k, d)."""
+    with _unless_broken():
+        v = torch.load(file, map_location=suspect.device, weights_only=True)
+        if v.dim() == 2 and v.shape[1] == suspect.width:
+            return v
+    raise InputError(f"{file} holds no vector of a scan of this encoder; scan it again.")
 
 
 def _forced_by(suspect: TextEncoder, text: str, place: str, prompts: Prompts) -> Tensor:
@@ -181,10 +190,10 @@ class Rounds:
 
 @contextmanager
 def _unless_broken() -> Iterator[None]:
-    """No file, half of one, or of another version: the repair begins anew."""
+    """No file, half of one, or one of something else: what it should hold is not there."""
     try:
         yield
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError):
         return
 
 
