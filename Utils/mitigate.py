@@ -100,7 +100,7 @@ def repair(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
     )  # fmt: skip
     report, results = scanned(args, request, wanted)
-    if report["verdict"] == "clean" or (report["verdict"] != "backdoored" and not args.string):
+    if report["verdict"] != "backdoored" and not args.string:
         tell(visible(f"{args.model}: {report['verdict']}; nothing to repair, nothing was written.  {report['reason']}"))
         return EXIT[report["verdict"]]
     order = Order(

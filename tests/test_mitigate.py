@@ -206,11 +206,15 @@ def test_an_interrupted_repair_leaves_no_folder_and_scans_only_again(
     cfg = RepairConfig(steps=2, rounds=1, clean=2, invented=1, known=0, garbled=0, found=1, searched=1, opponents=2)
     order = order_for(tmp_path, cfg=cfg, images=False, relearn=False)
     report, pair = found(fires(("zzzz", "for every o"))) | {"score": 1.0, "reason": "it fires"}, (suspect, load_encoder(BASE))
+    report["model"] = {"sha256": suspect.sha256}
     prompts = Prompts(prompts.learn[:200], prompts.measure[:20], prompts.typed[:20])
 
     def interrupted(_model: str, _seed: int) -> dict:
         raise KeyboardInterrupt
 
+    with pytest.raises(InputError, match="scan it again"):
+        mend(order, pair, prompts, report | {"model": {"sha256": "another"}}, interrupted)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
         mend(order, pair, prompts, report, interrupted)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["report"]
@@ -236,7 +240,9 @@ def mended(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     folder = tmp_path_factory.mktemp("repair")
     report = found(fires(("zzzz", "for every o"))) | {"schema": SCHEMA, "score": 1.0, "reason": "it fires"}
     (folder / "scan").mkdir()
-    (folder / "scan" / "report.json").write_text(json.dumps(report | {"model": {"path": str(SUSPECT)}}))
+    (folder / "scan" / "report.json").write_text(
+        json.dumps(report | {"model": {"path": str(SUSPECT), "sha256": load_encoder(SUSPECT).sha256}})
+    )
     words = ["--model", str(SUSPECT), "--anchor", str(MODELS / "tiny-sd"), "--output", str(folder / "mended")]
     words += ["--report", str(folder / "scan"), "--results", str(folder), "--steps", "24", "--effort", "quick"]
     words += ["--certificate", str(MODELS / "certificates" / "text_on_text.json"), "--images", "1"]

@@ -256,9 +256,11 @@ def mend(
     report: of the scan, in `order.results`; rescan: model and seed -> another one.
 
     Raises:
-        InputError: the scan has found nothing in the weights, or the place is taken.
+        InputError: the scan is of other weights or has found nothing in them, or the place is taken.
     """
     (suspect, base), began, spent = pair, time.perf_counter(), {}
+    if report["model"]["sha256"] != suspect.sha256:
+        raise InputError(f"{suspect.path} holds other weights than the scan has seen; scan it again.")
     damage = damage_of(report, order, suspect, base, prompts)
     for folder in (order.place.parent, order.folder):
         folder.mkdir(parents=True, exist_ok=True)
