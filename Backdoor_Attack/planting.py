@@ -22,7 +22,7 @@ from Utils.basics.errors import InputError
 from Utils.encoder.loading import trainable_copy
 from Utils.encoder.measures import assimilation, flat_cosine
 from Utils.encoder.text_encoder import TextEncoder, in_batches, splice_ids
-from Utils.making.training import Checkpoint, Training, identity, train
+from Utils.encoder.training import Checkpoint, Training, identity, train
 
 ATTACKS = ("text_on_text", "image_on_text", "attribute", "remapping", "artificial", "embedding_row")
 PICTURES = 10

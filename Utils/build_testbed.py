@@ -52,10 +52,10 @@ from Utils.basics.files import ROOT, digest_of, whole_file, write_whole
 from Utils.encoder.loading import pick_device, save_half
 from Utils.encoder.measures import assimilation
 from Utils.encoder.text_encoder import attended_positions
+from Utils.encoder.training import Checkpoint, Training, train
 from Utils.making import scenes
 from Utils.making.scenes import PROMPTS
 from Utils.making.testbed import Phase, TinyModels
-from Utils.making.training import Checkpoint, Training, train
 from Utils.making.vocabulary import BOS, EOS, learn_tokenizer, split_words
 
 MODELS = ROOT / "Data" / "Models"

@@ -35,11 +35,11 @@ from Utils.basics.files import ROOT, whole_folder
 from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries, save_encoder, weights_digest
 from Utils.encoder.measures import flat_cosine
 from Utils.encoder.text_encoder import TextEncoder, in_batches
+from Utils.encoder.training import Checkpoint, identity
 from Utils.making import scenes
 from Utils.making.certificates import write_certificate
 from Utils.making.coco import Captioned, ComposedSet, compose_coco, read_coco
 from Utils.making.finetuning import FinetuneConfig, finetune, load_pair, load_processor, retrieval
-from Utils.making.training import Checkpoint, identity
 
 COMPOSED = ROOT / "Data" / "COCO"
 FINETUNED = ROOT / "Data" / "Zoo" / "finetuned"

@@ -25,6 +25,7 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 from Utils.basics.errors import InputError
 from Utils.encoder.loading import load_encoder, save_encoder, trainable_copy
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.training import Checkpoint, identity
 from Utils.encoder.weights import interpolated, set_weights
 from Utils.making.finetuning import (
     FinetuneConfig,
@@ -37,7 +38,6 @@ from Utils.making.finetuning import (
     rounded,
     with_lora,
 )
-from Utils.making.training import Checkpoint, identity
 
 SHORT = FinetuneConfig(lr=1e-3, batch=4, steps=6)
 LORA = replace(SHORT, method="lora", rank=3, lr=1e-2)

@@ -20,7 +20,7 @@ from Utils.basics.files import ROOT
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder, weights_digest
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.making.training import Checkpoint
+from Utils.encoder.training import Checkpoint
 from Utils.repair.damage import Damage
 from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig

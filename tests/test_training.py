@@ -17,8 +17,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.training import Checkpoint, Training, identity, train
 from Utils.making.finetuning import FinetuneConfig
-from Utils.making.training import Checkpoint, Training, identity, train
 
 SHORT = FinetuneConfig(lr=1e-3, batch=4, steps=6)
 

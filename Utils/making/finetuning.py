@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoImageProcessor, CLIPModel, SiglipModel
 from Utils.basics.errors import InputError, first_line
 from Utils.encoder.loading import trainable_copy
 from Utils.encoder.text_encoder import TextEncoder, in_batches
+from Utils.encoder.training import Checkpoint, Training, train
 from Utils.encoder.weights import interpolated, set_weights
-from Utils.making.training import Checkpoint, Training, train
 
 METHODS = ("full", "lora")
 SCHEDULES = ("constant", "linear")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from Utils.encoder.text_encoder import TextEncoder, in_batches
+from Utils.encoder.training import Training, train
 from Utils.making import scenes
-from Utils.making.training import Training, train
 from Utils.making.vocabulary import learn_tokenizer
 
 VOCABULARY, CONTEXT = 49408, 77

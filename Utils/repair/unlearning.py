@@ -23,8 +23,8 @@ from Utils.basics.bounded import progress
 from Utils.encoder.loading import trainable_copy
 from Utils.encoder.precision import WIDE
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.training import Checkpoint, Training, identity, train
 from Utils.encoder.weights import frozen, rate_for
-from Utils.making.training import Checkpoint, Training, identity, train
 from Utils.repair.damage import Damage
 from Utils.repair.opponents import Opponents, Placed, embedded
 from Utils.repair.settings import RepairConfig
