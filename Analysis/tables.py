@@ -670,7 +670,7 @@ def relearns(row: dict) -> float:
     """Steps until the true trigger is back, as a share of those that the base takes."""
     back = row["relearning"]
     repaired, base = (back["most"] if back[name] is None else back[name] for name in ("repaired", "base"))
-    return repaired / base
+    return repaired / max(1, base)
 
 
 def repairs() -> str:
