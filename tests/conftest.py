@@ -114,8 +114,8 @@ def reports_keep_to_their_schema(tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 SLOWEST_FIRST = (
-    "test_scan", "test_mitigate", "test_judging", "test_coco", "test_minilm", "test_trigger", "test_many", "test_inject", "test_fleet",
-    "test_readings", "test_fuzz", "test_real_encoder", "test_testbed", "test_convert",
+    "test_scan", "test_mitigate", "test_judging", "test_coco", "test_minilm", "test_trigger", "test_many", "test_inject",
+    "test_fleet", "test_readings", "test_fuzz", "test_real_encoder", "test_testbed", "test_convert",
 )  # fmt: skip
 """Files that are begun first where several processes share the tests, so that none of them comes last alone."""
 
