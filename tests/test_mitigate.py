@@ -21,6 +21,7 @@ from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.repair import mending
+from Utils.repair.asked import mended as told_of
 from Utils.repair.asked import refuse_within, repair_found
 from Utils.repair.mending import HELD_OUT, Order, Prompts, Rounds, damage_of, divided, mend
 from Utils.repair.settings import RepairConfig
@@ -282,3 +283,32 @@ def test_the_page_of_a_repair_says_the_same(mended: tuple[int, Path]):
     shown = render_repair(hostile, folder)
     assert "<script" not in shown
     assert "\x1b" not in shown
+
+
+def test_without_a_base_the_report_and_the_page_say_what_is_known(mended: tuple[int, Path]):
+    folder = mended[1] / "scan_repair"
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for part in (
+        report["certificate"],
+        report["clean"],
+        *(s[kind] for s in report["strings"] for kind in ("success", "collapse")),
+    ):
+        part["base"] = None
+    report |= {"anchor": None, "towards_target": None, "pictures": {"prompt": None, "files": {}}}
+    schema = json.loads((ROOT / "Utils" / "report" / "schemas" / "repair.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(report)
+    assert "– in the clean base" in render_repair(report, folder)
+    assert "the true trigger: suspect 100%, repaired" in told_of(report)
+
+
+def test_a_repair_without_a_base_ends_with_a_report(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):
+    cfg = RepairConfig(steps=2, clean=2, invented=1, known=0, garbled=0, found=1, searched=1, opponents=2)
+    order = order_for(tmp_path, cfg=cfg, relearn=False, strings=("zzzz",))
+    few = Prompts(prompts.learn[:200], prompts.measure[:20], prompts.typed[:20])
+    report = found() | {"verdict": "inconclusive", "score": 0.5, "reason": "no base", "model": {"sha256": suspect.sha256}}
+    told = mend(order, (suspect, None), few, report, lambda _, seed: report | {"seed": seed}, lambda _: 0.5)
+    assert told["verdict"] == "inconclusive"
+    assert told["certificate"] == {"suspect": 0.5, "repaired": 0.5, "base": None}
+    assert len(told["rounds"]) == 1
+    assert (order.folder / "report.html").is_file()
+    assert load_encoder(order.place).sha256 != suspect.sha256

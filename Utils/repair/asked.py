@@ -62,7 +62,7 @@ def mended(told: dict) -> str:
         before, after = one["success"]["suspect"], one["success"]["repaired"]
         lines.append(f"  {named(one['text'])}, {one['place']}: {before:.0%} of unseen prompts before, {after:.0%} after")
     if certificate := told["certificate"]:
-        said = ", ".join(f"{name} {rate:.0%}" for name, rate in certificate.items())
+        said = ", ".join(f"{name} {rate:.0%}" for name, rate in certificate.items() if rate is not None)
         lines.append(f"  the true trigger: {said}")
     if relearning := told["relearning"]:
         most = relearning["most"]

@@ -273,7 +273,8 @@ def mend(
         at_stage("measures")
         told = measured(damage, student, prompts)
         if certificate:
-            told["certificate"] = {name: certificate(one) for name, one in [*_both(suspect, student), ("base", base)] if one}
+            both = [*_both(suspect, student), ("base", base)]
+            told["certificate"] = {name: certificate(one) if one else None for name, one in both}
         if order.relearn and damage.strings:
             told["relearning"] = _relearning(damage, student, prompts)
         run = Run(order.folder, order.seed)
@@ -288,11 +289,12 @@ def mend(
             "rounds": scans, **told, "notes": [*notes, *more], "seconds": spent, "peak_memory_mb": peak_memory_mb(),
             "settings": asdict(order.cfg), "seed": order.seed, "tool": this_tool(), "versions": versions(),
         }  # fmt: skip
+        page = render_repair(whole, order.folder)
         refuse_taken(order.place, order.force)  # it took a while
         shutil.rmtree(order.place, ignore_errors=True)
         place.rename(order.place)
     write_whole(order.folder / "report.json", to_json(whole))
-    write_whole(order.folder / "report.html", render_repair(whole, order.folder))
+    write_whole(order.folder / "report.html", page)
     for leftover in ("rounds.pt", "steps.pt"):
         (order.folder / leftover).unlink(missing_ok=True)
     return whole
