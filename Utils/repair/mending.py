@@ -352,7 +352,8 @@ def sentence(told: dict, scans: list[dict]) -> str:
     """What came of it, in one sentence."""
     strings = told["strings"]
     before, after = (max((row["success"][name] for row in strings), default=0.0) for name in ("suspect", "repaired"))
-    first = f"{named(strings[0]['text'])} and {len(strings) - 1} more strings" if strings else "the vector that was found"
+    more = f" and {len(strings) - 1} more" if len(strings) > 1 else ""
+    first = f"{named(strings[0]['text'])}{more}" if strings else ""
     fired = f"{first} overruled up to {before:.0%} of unseen prompts and now {after:.0%}; " if strings else ""
     return (
         f"{fired}a scan with a fresh seed says {scans[-1]['verdict']}; features of clean prompts are the suspect's own by a "
