@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--images", type=int, default=4, help="pictures of the scan; 0: none, of the repair neither (default: 4)"
     )
     parser.add_argument("--no-relearning", action="store_true", help="do not measure how soon the trigger comes back")
-    parser.add_argument("--force", action="store_true", help="replace a folder that exists")
+    parser.add_argument("--force", action="store_true", help="take the place of a folder, which is kept beside it")
     parser.add_argument("--memory", type=int, metavar="MB", help="limit of scan and repair (default: by the files)")
     parser.add_argument("--timeout", type=int, metavar="SECONDS", help="limit of scan and repair (default: by the files)")
     parser.add_argument("--debug", action="store_true", help="also show where an error came from")

@@ -16,7 +16,7 @@ from reports import KINDS
 import main
 from Utils import mitigate
 from Utils.basics.errors import InputError
-from Utils.basics.files import ROOT
+from Utils.basics.files import ROOT, move_aside
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
@@ -134,6 +134,19 @@ def test_the_suspect_is_never_written_over(tmp_path: Path):
             refuse_within(place, str(tmp_path / "model"))
     refuse_within(tmp_path / "elsewhere", str(tmp_path / "model"))
     refuse_within(tmp_path / "elsewhere", "owner/name")
+    (tmp_path / "model" / "one.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="in each other"):
+        refuse_within(tmp_path / "model", str(tmp_path / "model" / "one.safetensors" / "text_encoder_2"))
+
+
+def test_what_a_repair_replaces_is_kept_beside_it(tmp_path: Path):
+    for said in ("first", "second"):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "note.txt").write_text(said)
+        move_aside(tmp_path / "mine")
+    move_aside(tmp_path / "mine")  # is not there
+    kept = {file.parent.name: file.read_text() for file in tmp_path.glob("*/note.txt")}
+    assert kept == {"mine.replaced": "first", "mine.replaced1": "second"}
 
 
 @pytest.mark.parametrize(

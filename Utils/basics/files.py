@@ -108,6 +108,13 @@ def refuse_taken(folder: Path, force: bool) -> None:
         raise InputError(f"{folder} exists already; name a new folder, or let it be replaced with --force.")
 
 
+def move_aside(folder: Path) -> None:
+    """Give a folder, if it is there, a name beside its own that is free: what is replaced is never lost."""
+    names = (folder.with_name(f"{folder.name}.replaced{number or ''}") for number in itertools.count())
+    if folder.exists():
+        folder.rename(next(name for name in names if not os.path.lexists(name)))
+
+
 def digest_of(files: Iterable[Path]) -> str:
     """SHA-256 of files, one after the other."""
     digest = hashlib.sha256()

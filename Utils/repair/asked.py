@@ -11,6 +11,7 @@ from Utils.basics.bounds import Limits, Wanted
 from Utils.basics.course import duration
 from Utils.basics.errors import InputError, named, tell, visible
 from Utils.basics.files import refuse_taken
+from Utils.intake.hub import file_and_part
 from Utils.repair.mending import Order
 from Utils.report.dry_run import expected_seconds
 from Utils.report.limits import limits_of, sizes
@@ -30,7 +31,7 @@ def refuse_within(place: Path, model: str) -> None:
     Raises:
         InputError: it would.
     """
-    suspect, there = Path(model), place.resolve()
+    suspect, there = Path(file_and_part(model)[0]), place.resolve()
     if suspect.exists() and (there.is_relative_to(suspect.resolve()) or suspect.resolve().is_relative_to(there)):
         raise InputError(f"{place} and {model} lie in each other; name a folder elsewhere, so that the suspect stays as it is.")
 

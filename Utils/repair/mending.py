@@ -17,7 +17,7 @@ from torch import Tensor
 
 from Utils.basics.bounded import at_stage, reading, say
 from Utils.basics.errors import InputError, named
-from Utils.basics.files import mark, refuse_taken, remove_parts, whole_file, write_whole
+from Utils.basics.files import mark, move_aside, refuse_taken, remove_parts, whole_file, write_whole
 from Utils.encoder.added import added_to
 from Utils.encoder.anchors import pick_anchor
 from Utils.encoder.loading import load_encoder, weights_digest
@@ -261,6 +261,7 @@ def mend(
     (suspect, base), began, spent = pair, time.perf_counter(), {}
     if report["model"]["sha256"] != suspect.sha256:
         raise InputError(f"{suspect.path} holds other weights than the scan has seen; scan it again.")
+    order = replace(order, place=order.place.resolve())  # of "." and ".." the last part is no name
     damage = damage_of(report, order, suspect, base, prompts)
     for folder in (order.place.parent, order.folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +292,7 @@ def mend(
         }  # fmt: skip
         page = render_repair(whole, order.folder)
         refuse_taken(order.place, order.force)  # it took a while
-        shutil.rmtree(order.place, ignore_errors=True)
+        move_aside(order.place)
         place.rename(order.place)
     write_whole(order.folder / "report.json", to_json(whole))
     write_whole(order.folder / "report.html", page)

@@ -185,7 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="also repair what is backdoored: the mended encoder goes into this folder, of several each into one of its own in "
         "it; the exit code speaks of the suspect all the same",
     )  # fmt: skip
-    repair.add_argument("--force", action="store_true", help="let --repair replace a folder that exists")
+    repair.add_argument("--force", action="store_true", help="let --repair take the place of a folder, which is kept beside it")
     parser.add_argument(
         "--try", dest="tried", metavar="STRING",
         help="scan nothing, but tell what this string does to unseen prompts in suspect and base; exit code 1: it fires",
