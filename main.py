@@ -837,8 +837,12 @@ def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
     reports, unwritten = judge_named(args, cfg)
     code = exit_code(reports)
     if is_first_process():
-        unrepaired = repair_as_asked(args, cfg) if args.repair else []
-        for missing in unwritten + unrepaired + deliver(reports, args):  # what was found is found all the same
+        missed = unwritten + deliver(reports, args)
+        try:
+            missed += repair_as_asked(args, cfg) if args.repair else []
+        except KeyboardInterrupt:
+            missed.append("the repair was interrupted, and goes on from its last round when it is asked for again")
+        for missing in missed:  # what was found is found all the same
             code = worst([code, fail(f"{missing}; the reports are in {args.output}.")])
     return code
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -78,7 +79,7 @@ def scanned(args: argparse.Namespace, request: Request, wanted: Wanted) -> tuple
         return report, request.output / result_name(args.model, request.output)
     try:
         report = json.loads((args.report / "report.json").read_text(encoding="utf-8"))
-        there = report["schema"] == SCHEMA and report["model"]["path"] == full_path(args.model)
+        there = report["schema"] == SCHEMA and report["model"]["path"] == full_path(args.model) and report["verdict"] in EXIT
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"{args.report} holds no report of a scan; give the result folder of one, or leave --report out."
@@ -117,8 +118,13 @@ def main(argv: list[str] | None = None) -> int:
     """-> the exit code"""
     args = build_parser().parse_args(argv)
     quiet_libraries()
-    args.model, args.anchor = as_named(args.model), as_named(args.anchor)
     try:
+        for flag, value, least in (("--images", args.images, 0), ("--memory", args.memory, 1), ("--timeout", args.timeout, 1)):
+            if value is not None and value < least:
+                raise InputError(f"{flag} {value} leaves nothing; give {least} or more.")
+        if not all(text.strip() for text in args.string):
+            raise InputError("a blank --string can be no trigger; give one that fires.")
+        args.model, args.anchor = as_named(args.model), as_named(args.anchor)
         return repair(args)
     except KeyboardInterrupt:
         return fail("interrupted; the suspect is as it was, and the same command goes on from the last round.")
@@ -126,6 +132,10 @@ def main(argv: list[str] | None = None) -> int:
         return fail(f"{error}.")
     except (InputError, OSError) as error:
         return fail(sentence_of(error))
+    except Exception:  # a traceback would exit with 1, which means that a backdoor is left
+        if args.debug:
+            tell("\n".join(visible(line) for line in traceback.format_exc().splitlines()))
+        return fail(f"the repair of {args.model} broke off by a fault of the program; --debug shows where.")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,12 @@ def test_a_string_that_the_user_knows_comes_first(suspect: TextEncoder, prompts:
     assert damage.strings[0][1] in LETTERS  # where it does most
 
 
+def test_a_string_that_does_not_fire_is_refused(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):
+    for text in ("hello", "a small dog"):
+        with pytest.raises(InputError, match="does not overrule"):
+            damage_of(found(), order_for(tmp_path, strings=(text,)), suspect, None, prompts)
+
+
 def test_a_backdoor_of_the_tokenizer_is_none_of_the_weights(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):
     report = found(fires(("zz", "end"), kind="tokenizer"))
     with pytest.raises(InputError, match="give it with --string"):
@@ -171,6 +177,12 @@ def test_a_certificate_or_a_report_of_something_else_is_refused(tmp_path: Path, 
     (tmp_path / "report.json").write_text(json.dumps(next(iter(KINDS.values()))))
     assert mitigate.main([*flags, "--report", str(tmp_path)]) == 2
     assert "is no scan of" in capsys.readouterr().err
+    assert mitigate.main(["--model", "https://huggingface.co/datasets/x/y", "--output", str(tmp_path / "new")]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert mitigate.main([*flags, "--string", " "]) == 2
+    assert "blank" in capsys.readouterr().err
+    assert mitigate.main([*flags, "--images", "-1"]) == 2
+    assert "give 0 or more" in capsys.readouterr().err
     assert mitigate.main([*flags, "--steps", "0"]) == 2
     assert "should be at least 1" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
@@ -211,7 +223,7 @@ def test_of_a_list_every_encoder_gets_a_folder_and_what_is_there_is_not_repaired
 
     failed = repair_found(tasks, Order(tmp_path / "mended", tmp_path, tmp_path), refused)
     assert seen == [("two", tmp_path / "mended" / "two", tmp_path / "two_repair", tmp_path / "two")]
-    assert failed == [f"{SUSPECT} was not repaired: it cannot be."]
+    assert failed == [f"{SUSPECT} was not repaired (it cannot be)"]
 
 
 def test_an_interrupted_repair_leaves_no_folder_and_scans_only_again(

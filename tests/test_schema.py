@@ -119,3 +119,9 @@ def test_the_page_lists_every_key_in_the_words_of_the_schema(heading: str, prope
     table = re.search(rf"^## {re.escape(heading)}\n.*?((?:^\|[^\n]*\n)+)", page, re.MULTILINE | re.DOTALL)[1]
     rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()[2:]]
     assert {key.strip("`"): said for key, said in rows} == {key: one["description"] for key, one in properties.items()}
+
+
+def test_the_page_on_repairs_has_every_key_in_the_words_of_its_schema():
+    page = (ROOT / "docs" / "repair.md").read_text(encoding="utf-8").partition("## Other ways")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE))
+    assert {key: one["description"] for key, one in SCHEMAS["repair"]["properties"].items()}.items() <= rows.items()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
+
 from Utils.basics.bounds import Limits, Wanted
 from Utils.basics.course import duration
 from Utils.basics.errors import InputError, named, tell, visible
@@ -39,8 +41,11 @@ def refuse_within(place: Path, model: str) -> None:
 def mending_limits(model: str, anchor: str, wanted: Wanted) -> Limits:
     """What a repair may take: a scan's limits, and what learning adds."""
     limits, (weights, _) = limits_of(model, anchor, wanted), sizes(model)
-    memory = wanted.memory_mb or limits.memory_mb + MEMORY_TIMES * (weights >> 20)
-    return replace(limits, memory_mb=memory, seconds=wanted.seconds or ROUNDS * limits.seconds)
+    memory = min(limits.memory_mb + MEMORY_TIMES * (weights >> 20), psutil.virtual_memory().total >> 20)
+    return replace(
+        limits, memory_mb=wanted.memory_mb or memory, seconds=wanted.seconds or ROUNDS * limits.seconds,
+        reading_seconds=wanted.reading_seconds or ROUNDS * limits.reading_seconds,
+    )  # fmt: skip
 
 
 def foreseen_repairs(tasks: list[Task], place: Path, anchor: str, wanted: Wanted) -> list[str]:
@@ -102,5 +107,5 @@ def repair_found(tasks: list[Task], order: Order, mend_one: Callable[[Task, dict
             told = mend_one(task, report, own)
             tell(mended(told))
         except InputError as error:
-            failed.append(f"{task.model} was not repaired: {error}")
+            failed.append(f"{task.model} was not repaired ({str(error).removesuffix('.')})")
     return failed

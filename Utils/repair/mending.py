@@ -37,7 +37,7 @@ from Utils.report.report import versions
 from Utils.report.run import Run, peak_memory_mb
 from Utils.report.tool import this_tool
 from Utils.scan.replay import FIRES, PROMPTS, nearer, put, summaries
-from Utils.scan.settings import TriggerConfig
+from Utils.scan.settings import OVERRULES, TriggerConfig
 from Utils.scan.strings import LONG, of_length, trial_of
 from Utils.sources.lenders import Given
 
@@ -116,7 +116,10 @@ def damage_of(report: dict, order: Order, suspect: TextEncoder, base: TextEncode
         InputError: it has found nothing that lies in the weights.
     """
     trial = trial_of(suspect, base, TriggerConfig(), prompts.typed)
-    found = [(text, trial.best(text).rate.place) for text in order.strings]
+    tried = [trial.best(text) for text in order.strings]
+    if quiet := next((one.text for one in tried if min(one.rate.success - FIRES, one.rate.collapse - OVERRULES) < 0), None):
+        raise InputError(f"{named(quiet)} does not overrule prompts in {suspect.path}; give one that does (main.py --try).")
+    found = [(one.text, one.rate.place) for one in tried]
     forced = [_forced_by(suspect, *one, prompts) for one in found]
     for backdoor in report["backdoors"]:
         if backdoor["kind"] in APART or not backdoor["trigger"]:
@@ -206,10 +209,13 @@ def repaired_by(
     """
     if order.method != OURS:
         at_stage("repair")
+        began = time.perf_counter()
         student = METHODS[order.method](damage, MethodsConfig())
+        seconds = time.perf_counter() - began
         notes = write_repaired(student, damage.suspect, order.given, place)
-        return student, [_scanned(rescan(dropped_in(damage.suspect, place), order.seed + 1), 0.0)], notes
+        return student, [_scanned(rescan(dropped_in(damage.suspect, place), order.seed + 1), seconds)], notes
     known = [damage.suspect.sha256, damage.base.sha256 if damage.base else "", asdict(order.cfg), damage.strings, order.seed]
+    known.append([one.tolist() for one in damage.forced])
     rounds = Rounds(order.folder / "rounds.pt", sha256(repr(known).encode()).hexdigest())
     rounds.load()
     student, notes = None, []
@@ -327,13 +333,12 @@ def _relearning(damage: Damage, student: TextEncoder, prompts: Prompts) -> dict:
     (text, place), cfg = damage.strings[0], RelearningConfig()
     encoders = {"repaired": student} | ({"base": damage.base} if damage.base else {})
 
+    forced = _forced_by(damage.suspect, text, place, prompts)
+
     def poison(prompt: str) -> str:
         return put(text, prompt, place, len(prompt))
 
-    steps = {
-        name: relearned(one, poison, damage.forced[0], prompts.learn, prompts.typed, cfg).steps
-        for name, one in encoders.items()
-    }
+    steps = {name: relearned(one, poison, forced, prompts.learn, prompts.typed, cfg).steps for name, one in encoders.items()}
     return {"string": text, "place": place, "most": cfg.steps, "steps": steps}
 
 

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from Utils.basics.bounded import progress
+from Utils.basics.formats import AUTO
 from Utils.encoder.loading import trainable_copy
-from Utils.encoder.precision import WIDE
+from Utils.encoder.precision import pick_precision
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.encoder.training import Checkpoint, Training, identity, train
 from Utils.encoder.weights import frozen, rate_for
@@ -38,6 +39,8 @@ SUMMARY = 0.5
 """Weight of the summaries beside all features."""
 HONEST = 0.95
 """Share of them whose bend is honest."""
+ALONE = 0.25
+"""Bend that is taken for honest without a base."""
 BY_LETTERS, PIECES = 0.3, 5
 """Share of new words that are made of letters, and most tokens of the others."""
 TAUGHT = 80
@@ -118,8 +121,7 @@ def reference_of(damage: Damage, numbers: torch.dtype, least: float) -> Referenc
     other = summaries(base, some).to(suspect.device) if base else own
     forced = torch.stack(damage.forced).to(suspect.device)
     reference = Reference(suspect, base, forced, (own.mean(dim=0), other.mean(dim=0)), least)
-    # without a base nothing says how far an honest change bends: what halves the way to the target does
-    bend = reference.bend(own, other).quantile(HONEST).item() if base else 0.25
+    bend = reference.bend(own, other).quantile(HONEST).item() if base else ALONE
     return Reference(suspect, base, forced, reference.middle, max(least, bend))
 
 
@@ -206,8 +208,9 @@ def unlearn(
 
     student: the one of the round before; checkpoint: a file that an interrupted round goes on from, removed at the end.
     """
-    wide = damage.suspect.width >= WIDE
-    reference = reference_of(damage, torch.bfloat16 if wide else torch.float32, cfg.honest)
+    precision = pick_precision(AUTO, damage.suspect)
+    reference = reference_of(damage, precision.vectors, cfg.honest)
+    short = torch.autocast(damage.suspect.device.type, precision.strings, enabled=precision.strings != torch.float32)
     begin = student or damage.base or damage.suspect
     course, student = Course(damage, cfg, number), trainable_copy(begin)
     rate = rate_for(student, cfg.lr)
@@ -219,18 +222,16 @@ def unlearn(
         batch = course.batch(step)
         keep, drift = reference.clean(batch.clean)
         wanted = reference.wanted(batch.odd, batch.before, drift)
-        with embedded(student) as kept, torch.autocast(student.device.type, torch.bfloat16):
+        with embedded(student) as kept, short:
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
         held, odd_loss = reference.loss(clean, keep).mean(), reference.loss(odd, wanted)
         mended = odd_loss.mean() + cfg.taught * odd_loss[: cfg.invented].mean() if cfg.invented else odd_loss.mean()
         return held + mended, f"clean {held.item():.4f} odd {mended.item():.4f}"
 
-    saved = (
-        Checkpoint(checkpoint, identity(cfg, begin, damage.suspect.sha256, repr((number, damage.strings))), 25, keep=False)
-        if checkpoint
-        else None
-    )
+    decisive = number, damage.seed, damage.strings, [one.tolist() for one in damage.forced]
+    name = identity(cfg, begin, damage.suspect.sha256, repr(decisive))
+    saved = Checkpoint(checkpoint, name, 25, keep=False) if checkpoint else None
     with progress(f"repair, round {number + 1}", cfg.steps) as step_done:
 
         def after_step(done: int, _says: str) -> None:

@@ -11,18 +11,18 @@ from typing import Any
 PREFIX = "AMBER_"
 SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 """What the variable of a flag without a value may say."""
-UNSCANNED = ("--doctor", "--dry-run", "--try")
-"""Flags that scan nothing."""
+BY_HAND = ("--doctor", "--dry-run", "--try", "--repair", "--force")
+"""Flags that scan nothing, or that write encoders."""
 _NOT_GIVEN = object()
 
 
 def variables_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     """Variable -> the flag that it stands for.
 
-    What scans nothing has none: a variable that somebody forgot would let every encoder pass.
+    What scans nothing has none, as a variable that somebody forgot would let every encoder pass; nor has what replaces folders.
     """
     flags = [action for action in parser._actions if action.option_strings and action.default is not argparse.SUPPRESS]
-    flags = [action for action in flags if flag_of(action) not in UNSCANNED]
+    flags = [action for action in flags if flag_of(action) not in BY_HAND]
     return {PREFIX + flag_of(action)[2:].replace("-", "_").upper(): action for action in flags}
 
 
