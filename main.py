@@ -36,7 +36,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -62,7 +61,7 @@ from Utils.encoder.readings import Reading, compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_spliced, splice_ids
 from Utils.found.show import Show, show_found, show_further
 from Utils.found.trying import fires, told_of, try_string
-from Utils.repair.asked import foreseen_repairs, mending_limits, repair_found
+from Utils.repair.asked import foreseen_repairs, mending_limits, refuse_places, repair_found
 from Utils.repair.mending import Certificate, Order, divided, mend, opened
 from Utils.report.command_line import begin, deliver, understood
 from Utils.report.dry_run import foreseen
@@ -759,27 +758,47 @@ def mend_aside(model: str, request: Request, order: Order, report: dict, certifi
     quiet_libraries()
     cfg, prompts = request.cfg, read_prompts(ROOT / request.cfg.corpus)
     pair = opened(model, request.anchor, pick_device(request.device), request.given, prompts, cfg.prompts)
+    order = replace(order, scans=repr(cfg))
 
     def rescan(repaired: str, seed: int) -> dict:
-        with TemporaryDirectory() as aside:
+        with order.aside() as aside:
             again = replace(request, seed=seed, output=Path(aside), show=Show(images=0))
             return scan_model(repaired, again, "rescan")
 
     return mend(order, pair, divided(prompts, cfg.prompts), report, rescan, certificate)
 
 
-def repair_as_asked(args: Namespace, cfg: ScanConfig) -> list[str]:
+def mend_bounded(
+    order: Order, request: Request, wanted: Wanted, debug: bool, model: str, report: dict, *more: object, name: str = ""
+) -> dict:
+    """`mend_aside` in a child process with limits; what it leaves half done when it is ended goes.  name: of one of many"""
+    limits = mending_limits(model, request.anchor, wanted)
+    try:
+        return run_bounded(mend_aside, (model, request, order, report, *more), limits, model, debug, name)
+    finally:
+        remove_parts(order.place.parent)
+
+
+def order_of(args: Namespace, request: Request) -> Order:
+    """What the flags say of repairs, for all encoders that they name."""
+    how = {"images": request.show.images > 0, "pipeline": request.show.pipeline, "force": args.force}
+    return Order(args.repair, args.output, args.output, seed=request.seed, given=request.given, **how)
+
+
+def repair_as_asked(args: Namespace, cfg: ScanConfig, tasks: list[Task], reports: list[dict]) -> list[str]:
     """Repair what the scans have found into --repair.  -> what could not be repaired"""
     request, wanted = request_of(args, cfg)
-    how = {"images": request.show.images > 0, "pipeline": request.show.pipeline, "force": args.force}
-    order = Order(args.repair, args.output, args.output, seed=request.seed, given=request.given, **how)
 
     def mend_one(task: Task, report: dict, own: Order) -> dict:
-        limits = mending_limits(task.model, args.anchor, wanted)
-        return run_bounded(mend_aside, (task.model, request, own, report), limits, task.model, args.debug, task.name)
+        return mend_bounded(own, request, wanted, args.debug, task.model, report, name=task.name)
 
     with redirect_stderr(io.StringIO()) if args.quiet else nullcontext():
-        return repair_found(planned(args, wanted)[1], order, mend_one)
+        return repair_found(tasks, reports, order_of(args, request), goes_apart(args, tasks), mend_one)
+
+
+def goes_apart(args: Namespace, tasks: list[Task]) -> bool:
+    """Whether repaired encoders go into folders of their own below --repair: those of a list and of a pipeline of several."""
+    return bool(args.models) or len(tasks) > 1
 
 
 def try_aside(model: str, request: Request, text: str) -> dict:
@@ -823,10 +842,13 @@ def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
     """Do what the command line says.  -> the exit code"""
     quiet_libraries()
     request, wanted = request_of(args, cfg)
+    tasks = planned(args, wanted)[1] if args.dry_run or args.repair else []
+    if args.repair:
+        order = order_of(args, request)
+        refuse_places(tasks, order, goes_apart(args, tasks))
     if args.dry_run:
-        tasks = planned(args, wanted)[1]
         lines = foreseen(tasks, args.anchor, wanted, args.output)
-        lines += foreseen_repairs(tasks, args.repair, args.anchor, wanted) if args.repair else []
+        lines += foreseen_repairs(tasks, order, goes_apart(args, tasks), args.anchor, wanted) if args.repair else []
         print("\n".join([*args.rules.said(), *lines]), flush=True)
         return 0
     if args.tried is not None:
@@ -839,7 +861,7 @@ def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
     if is_first_process():
         missed = unwritten + deliver(reports, args)
         try:
-            missed += repair_as_asked(args, cfg) if args.repair else []
+            missed += repair_as_asked(args, cfg, tasks, reports) if args.repair else []
         except KeyboardInterrupt:
             missed.append("the repair was interrupted, and goes on from its last round when it is asked for again")
         for missing in missed:  # what was found is found all the same

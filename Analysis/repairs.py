@@ -1,6 +1,9 @@
 """Repair certified models in every way, and measure what the true trigger does then and what is left of the skill.
 
     python Utils/build_zoo.py --split dev --models 399522b4 821c9cd3 ae9aa98f d9724708 b05111bc 58efb112 9ca5d029
+    python Utils/build_zoo.py --split repairs
+    python Utils/build_zoo.py --split stress --models attribute two_triggers hidden embedding_row against_sweep
+    python Analysis/real_encoder.py --models letters word
     python Analysis/benchmark.py --config configs/mitigation.yaml       the same as the next line
     python Analysis/repairs.py --config configs/mitigation.yaml
     python Analysis/repairs.py --models text_on_text --methods unlearn --anew
@@ -28,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Backdoor_Attack.certified import Certified
 from Backdoor_Attack.planting import poison
 from main import Request, mend_aside, scan_model
+from Utils.basics.errors import InputError, fail
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.loading import load_encoder, quiet_libraries
@@ -35,26 +39,41 @@ from Utils.encoder.text_encoder import TextEncoder
 from Utils.found.show import Show
 from Utils.making import scenes
 from Utils.making.finetuning import FinetuneConfig
-from Utils.repair.mending import Order
+from Utils.making.packages import weights_of
+from Utils.making.zoo import Family
+from Utils.repair.mending import OURS, Order
 from Utils.repair.relearning import RelearningConfig, relearned
 from Utils.scan.effort import config_of
 from Utils.scan.replay import summaries
 from Utils.scan.settings import SETTINGS, ScanConfig
 
 RESULTS = ROOT / "Results" / "benchmark" / "repairs"
+PAPER = ("text_on_text", "image_on_text")
+"""The attacks of the paper; those of the zoo's split stress go beyond it even where they have these names."""
 SCANS = ROOT / "Results" / "repairs"
 """Where the scans lie that repairs begin with."""
+
+
+def row_of(model: str, method: str) -> Path:
+    return RESULTS / f"{model}_{method}.json"
 
 
 class Case(Certified):
     """A planted model, and what is left of it."""
 
-    def __init__(self, model: Path, certificate: Path, effort: str):
-        super().__init__(certificate)
+    def __init__(self, model: Path, certificate: Path, effort: str, base: Path | None):
+        super().__init__(certificate, parts=Family(str(base)) if base else None)
+        self.sees = base is None
         self.model, self.name, self.effort = model, model.name, effort
+        self.further = model.parent.name == "stress" or self.recipe.attack not in PAPER
 
     def skill(self, suspect: TextEncoder, repaired: TextEncoder) -> dict:
-        """Top-1 retrieval of base, suspect and repaired encoder: of what the fine-tune was for, and of what the base knew."""
+        """Top-1 retrieval of base, suspect and repaired encoder: of what the fine-tune was for, and of what the base knew.
+
+        Nothing where no image tower belongs to the encoder.
+        """
+        if not self.sees:
+            return {}
         data = {"base data": self.workshop.pairs(FinetuneConfig(), self.recipe.seed + 10**6, scenes.concepts())}
         if self.origin:
             data["own data"] = self.workshop.pairs(self.origin, self.origin.seed + 10**6)
@@ -78,7 +97,7 @@ class Case(Certified):
 
         forced = summaries(suspect, [triggered(prompt) for prompt in self.held_out]).mean(dim=0)
         encoders = {"repaired": repaired, "base": self.workshop.base}
-        steps = {name: relearned(e, triggered, forced, training, self.held_out, cfg).steps for name, e in encoders.items()}
+        steps = {name: relearned(e, triggered, forced, training, self.held_out, cfg) for name, e in encoders.items()}
         return {"most": cfg.steps} | steps
 
 
@@ -101,7 +120,8 @@ def repair(case: Case, method: str, seed: int) -> dict:
     request, report, folder = scanned(case, seed)
     row = {
         "model": case.name, "family": case.family, "attack": case.recipe.attack, "method": method,
-        "trigger": case.recipe.trigger, "on a fine-tune": case.origin is not None, "found": report["verdict"],
+        "further": case.further, "trigger": case.recipe.trigger, "on a fine-tune": case.origin is not None,
+        "found": report["verdict"],
         "effort": case.effort,
     }  # fmt: skip
     if report["verdict"] != "backdoored":
@@ -121,7 +141,24 @@ def repair(case: Case, method: str, seed: int) -> dict:
     }  # fmt: skip
 
 
-def main() -> None:
+def case_of(one: dict, effort: str) -> Case:
+    """A model of the config.
+
+    Raises:
+        InputError: it is not there.
+    """
+    model = ROOT / one["model"]
+    base = weights_of(one["package"]) if "package" in one else None
+    if "package" in one and not base:
+        raise InputError(f"{one['package']} is not installed; Analysis/real_encoder.py says how to get it.")
+    if not model.is_dir():
+        raise InputError(f"{one['model']} is not there; the commands that Analysis/repairs.py begins with build it.")
+    certificate = ROOT / one["certificate"] if "certificate" in one else model.with_suffix(".json")
+    return Case(model, certificate, one.get("effort", effort), base)
+
+
+def main() -> int:
+    """-> the exit code"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "mitigation.yaml")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="these only (default: all of the config)")
@@ -130,26 +167,25 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes that repair at the same time (default: 1)")
     args = parser.parse_args()
     wanted = yaml.safe_load(args.config.read_text(encoding="utf-8"))["repairs"]
-    cases = []
-    for one in wanted["models"]:
-        model = ROOT / one["model"]
-        certificate = ROOT / one["certificate"] if "certificate" in one else model.with_suffix(".json")
-        cases.append(Case(model, certificate, one.get("effort", wanted["effort"])))
-    todo = [
-        (case, method)
-        for method in args.methods or wanted["methods"]
-        for case in cases
-        if case.name in (args.models or [case.name]) and (args.anew or not (RESULTS / f"{case.name}_{method}.json").exists())
-    ]
-    if missing := sorted({case.name for case, _ in todo if not case.model.is_dir()}):
-        parser.error(f"{missing[0]} is not there; build it with Utils/build_zoo.py")
+    named = {Path(one["model"]).name: one for one in wanted["models"]}
+    pairs = [
+        (name, method) for method in args.methods or wanted["methods"] for name in args.models or named
+        if (method == OURS or name in wanted["compared_on"]) and (args.anew or not row_of(name, method).exists())
+    ]  # fmt: skip
+    try:
+        cases = {name: case_of(named[name], wanted["effort"]) for name, _ in pairs}
+    except KeyError as error:
+        return fail(f"{error.args[0]} is no model of {args.config}.", "repairs")
+    except InputError as error:
+        return fail(str(error), "repairs")
     with workers(args.jobs) as pool:
-        running = {pool.submit(repair, case, method, wanted["seed"]): (case, method) for case, method in todo}
+        running = {pool.submit(repair, cases[name], method, wanted["seed"]): (name, method) for name, method in pairs}
         for done in as_completed(running):
-            (case, method), row = running[done], done.result()
-            write_whole(RESULTS / f"{case.name}_{method}.json", json.dumps(row, indent=1) + "\n")
-            print(case.name, method, row.get("success"), row.get("clean"), row.get("rescan"), flush=True)
+            (name, method), row = running[done], done.result()
+            write_whole(row_of(name, method), json.dumps(row, indent=1) + "\n")
+            print(name, method, row.get("success"), row.get("clean"), row.get("rescan"), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

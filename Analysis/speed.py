@@ -3,7 +3,7 @@
     python Analysis/speed.py                                  the shipped suspects and encoders of CLIP-L's size
     python Analysis/speed.py --shapes vit-h bigg --tokenizer FOLDER
     python Analysis/speed.py --shapes tiny --paper 1.0        the published procedure to its end
-    python Analysis/speed.py --shapes bigg --effort quick --paper 0
+    python Analysis/speed.py --shapes bigg --effort quick --paper 0 --scans "planted, empty cache"
 
 Encoders of full size are made here, with random weights and a backdoor or an honest change in their last layers
 (Utils/making/shaped.py), and kept in Data/Zoo/shaped.  The first scan of each size begins with an empty cache, the second
@@ -45,6 +45,8 @@ STAGE = re.compile(r"\S+ \S+ (\w+): ([\d.]+) s, ([\d.]+) GFLOP, [\d.]+ GFLOP/s$"
 """A line of log.txt (Utils/report/run.py)."""
 SHAPED, VOCABULARY = ROOT / "Data" / "Zoo" / "shaped", "vocabulary.txt"
 """Where encoders that are made here are kept, and the file that says what they read with."""
+SCANS = ("planted, empty cache", "benign, base cached")
+"""What is measured of every size, in this order."""
 GROWING = ("corpus", "search")
 """Stages of the published procedure that grow with the prompts."""
 PAPER = ROOT / "configs" / "paper.yaml"
@@ -115,15 +117,13 @@ def measure(shape: str, args: argparse.Namespace, commit: str) -> dict:
     """All scans of one size."""
     folders, effort = pair_of(shape, args.tokenizer), ("--effort", args.effort)
     shutil.rmtree(CACHE, ignore_errors=True)
-    rows = {
-        "planted, empty cache": scan(folders["planted"], folders["base"], args.device, *effort),
-        "benign, base cached": scan(folders["benign"], folders["base"], args.device, *effort),
-    }
+    rows = {name: scan(folders[name.split(",")[0]], folders["base"], args.device, *effort) for name in args.scans}
     if args.paper:
         rows["published"] = published(folders["planted"], folders["base"], args.device, args.paper)
     told = SHAPED / shape / VOCABULARY
     vocabulary = told.read_text(encoding="utf-8") if shape != "tiny" else "its own"
     more = " --tokenizer FOLDER" * (vocabulary == "given") + f" --effort {args.effort}" * (args.effort != USUAL)
+    more += f' --scans "{args.scans[0]}"' * (len(args.scans) == 1)
     return {
         "command": f"python Analysis/speed.py --shapes {shape} --paper {args.paper}{more}", "vocabulary": vocabulary,
         "commit": commit, "machine": about_machine(pick_device(args.device)), "scans": rows,
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="", help="a folder with CLIP's vocabulary (default: one is invented)")
     parser.add_argument("--paper", type=float, default=0.02, help="share of the published procedure; 0: none (default: 0.02)")
     parser.add_argument("--effort", choices=EFFORTS, default=USUAL, help="of our scans; rows of other ones are kept beside it")
+    parser.add_argument("--scans", nargs="+", choices=SCANS, default=SCANS, help="of ours; the second needs the first's cache")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     if not 0 <= args.paper <= 1:

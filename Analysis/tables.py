@@ -613,10 +613,12 @@ def speed() -> str:
 
 
 def speed_short() -> str:
-    """`speed` in one line a size."""
+    """`speed` in one line a size, at the usual effort."""
     rows = []
     for shape, one in read(BENCHMARK / "speed.json")["shapes"].items():
         published, scans = one["scans"].get("published"), {n: s for n, s in one["scans"].items() if n != "published"}
+        if "," in shape:
+            continue
         whole = f"{published['whole_seconds']:.0f}" if published else ""
         rows.append([shape, *(f"{scan['seconds']:.0f}" for scan in scans.values()), whole, one["machine"]["threads"]])
     return grid(["size", "planted, empty cache", "benign, base cached", "configs/paper.yaml", "cores"], rows)
@@ -673,36 +675,67 @@ def relearns(row: dict) -> float:
     return repaired / max(1, base)
 
 
-def repairs() -> str:
+def ours(further: bool) -> list[dict]:
+    """Our repairs of models under the paper's attacks as the paper has them, or under further ones."""
+    return [row for row in repair_rows() if row["method"] == "unlearn" and row["further"] == further]
+
+
+def repair_row(row: dict) -> list[str]:
+    """A line of `repairs`."""
+    said = [
+        f"`{row['model']}`", FAMILIES[row["family"]], ATTACKS.get(row["attack"], FURTHER.get(row["attack"], row["attack"])),
+        literal(row["trigger"]), "yes" if row["on a fine-tune"] else "",
+    ]  # fmt: skip
+    if "success" not in row:
+        return [*said, "", "not found", *[""] * 8]
+    success, old, kept = row["success"], row["skill"].get("base data"), gain_kept(row)
+    return [
+        *said, *(f"{success[name]:.2f}" for name in ("suspect", "repaired", "base")), f"{row['clean']['suspect']:.3f}",
+        "" if kept is None else f"{100 * kept:.0f} %", f"{100 * (old['suspect'] - old['repaired']):+.1f}" if old else "",
+        row["rescan"], row["rounds"], f"{relearns(row):.1f}", f"{row['seconds']:.0f}",
+    ]  # fmt: skip
+
+
+def repairs(further: bool = False) -> str:
     """Our repair, model by model."""
-    rows = []
-    for row in repair_rows():
-        if row["method"] != "unlearn":
-            continue
-        success, kept, old = row.get("success"), None, {}
-        if success:
-            kept, old = gain_kept(row), row["skill"]["base data"]
-        rows.append([
-            f"`{row['model']}`", FAMILIES[row["family"]], ATTACKS.get(row["attack"], row["attack"]), literal(row["trigger"]),
-            *([f"{success[name]:.2f}" for name in ("suspect", "repaired", "base")] if success else ["", "not found", ""]),
-            f"{row['clean']['suspect']:.3f}" if success else "", "" if kept is None else f"{100 * kept:.0f} %",
-            f"{100 * (old['suspect'] - old['repaired']):+.1f}" if success else "", row.get("rescan", ""), row.get("rounds", ""),
-            f"{relearns(row):.1f}" if success else "", f"{row['seconds']:.0f}" if success else "",
-        ])  # fmt: skip
-    head = ["model", "family", "attack", "trigger", "success before", "after", "in the base", "Sim_clean to the suspect"]
-    head += ["gain kept", "retrieval lost", "scanned again", "rounds", "relearns, 1 = as the base", "seconds"]
-    return f"{grid(head, rows)}\n\n{command('python Analysis/benchmark.py --config configs/mitigation.yaml')}"
+    head = ["model", "family", "attack", "trigger", "on a fine-tune", "success before", "after", "in the base"]
+    head += ["Sim_clean to the suspect", "gain kept", "retrieval lost", "scanned again", "rounds"]
+    table = grid([*head, "relearns, 1 = as the base", "seconds"], map(repair_row, ours(further)))
+    return f"{table}\n\n{command('python Analysis/benchmark.py --config configs/mitigation.yaml')}"
+
+
+def repairs_in_short() -> str:
+    """What our repairs of the paper's attacks come to, beside the bars."""
+    rows = ours(further=False)
+    done = [row for row in rows if "success" in row]
+    kept = [share for row in done if (share := gain_kept(row)) is not None]
+    old = [row["skill"]["base data"] for row in done if row["skill"]]
+    clean, lost = min(row["clean"]["suspect"] for row in done), max(one["suspect"] - one["repaired"] for one in old)
+    floor = max(row["clean"]["floor"] for row in done)
+    return grid(["what", "bar", "measured"], [
+        ["planted models that the scan found", "", rate(len(done), len(rows))],
+        ["true trigger at most 0.05 above the base", "90 %", rate(sum(map(is_gone, done)), len(done))],
+        ["Sim_clean to the suspect, lowest", "0.97", f"{clean:.3f} (different prompts: up to {floor:.2f})"],
+        ["gain of the fine-tune kept, median", "80 %", f"{100 * median(kept):.0f} %, of {len(kept)} that gained 5 points"],
+        ["the same, lowest and highest", "", f"{100 * min(kept):.0f} and {100 * max(kept):.0f} %"],
+        ["retrieval lost, most, points", "2", f"{100 * lost:+.1f}"],
+        ["clean when scanned again with a fresh seed", "all", rate(sum(row["rescan"] == "clean" for row in done), len(done))],
+        ["relearns in half of the base's steps or more", "70 %", rate(sum(relearns(row) >= 0.5 for row in done), len(done))],
+        ["seconds, median, one core beside another repair", "", f"{median(row['seconds'] for row in done):.0f}"],
+    ])  # fmt: skip
 
 
 def repair_methods() -> str:
-    """All ways of repairing on the same models."""
-    rows, found = [], [row for row in repair_rows() if "success" in row]
+    """All ways of repairing on the same models: those that every way was tried on."""
+    found = [row for row in repair_rows() if "success" in row and not row["further"]]
+    others = {row["model"] for row in found if row["method"] != "unlearn"}
+    rows, found = [], [row for row in found if row["model"] in others]
     for method in read(CONFIGS / "mitigation.yaml")["repairs"]["methods"]:
         mine = [row for row in found if row["method"] == method]
         if not mine:
             continue
         kept = [share for row in mine if (share := gain_kept(row)) is not None]
-        lost = [row["skill"]["base data"]["suspect"] - row["skill"]["base data"]["repaired"] for row in mine]
+        lost = [row["skill"]["base data"]["suspect"] - row["skill"]["base data"]["repaired"] for row in mine if row["skill"]]
         rows.append([
             f"`{method}`", rate(sum(map(is_gone, mine)), len(mine)), span((row["clean"]["suspect"] for row in mine), 2),
             f"{100 * median(kept):.0f} %" if kept else "", f"{100 * median(lost):+.1f}",
@@ -726,7 +759,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
     "by_attack": by_attack, "misjudged": misjudged, "never_judged": never_judged,
-    "repairs": repairs, "repair_methods": repair_methods,
+    "repairs": repairs, "repairs_further": partial(repairs, further=True), "repairs_in_short": repairs_in_short,
+    "repair_methods": repair_methods,
     "number_formats": number_formats, "efforts": efforts, "usage": usage,
     "left_out": left_out, "firing": firing, "fleet": fleet, "natural": natural,
     "speed": speed, "speed_short": speed_short, "speed_stages": speed_stages, "speed_machine": speed_machine,

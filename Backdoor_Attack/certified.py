@@ -12,17 +12,19 @@ from Utils.basics.config import from_values
 from Utils.basics.errors import InputError
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.making.finetuning import FinetuneConfig
-from Utils.making.zoo import load_zoo
+from Utils.making.zoo import Family, load_zoo
 
 
 class Certified:
     """What whoever planted a model has written down.
 
+    parts: what it is made from, where no family of the zoo is.
+
     Raises:
         InputError: the file is no certificate of a planted model.
     """
 
-    def __init__(self, file: Path, device: str = "cpu"):
+    def __init__(self, file: Path, device: str = "cpu", parts: Family | None = None):
         self.device = device
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -30,7 +32,7 @@ class Certified:
             self.family = content.get("family", "clip")
             made_on = content.get("planted_on")
             self.origin = from_values(FinetuneConfig, made_on, str(file)) if isinstance(made_on, dict) else None
-            self.parts = load_zoo().families[self.family]
+            self.parts = parts or load_zoo().families[self.family]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
             raise InputError(f"{file} is no certificate of a planted model; give the JSON that was written with it.") from None
 
@@ -48,5 +50,6 @@ class Certified:
         return self.workshop.goals(self.recipe)
 
     def __call__(self, encoder: TextEncoder) -> float:
-        """Share of these in which the true trigger works."""
-        return certify(encoder, self.workshop.base, self.held_out, self.recipe, self.goals)["success_rate"]
+        """Share of these in which the true trigger works; of two triggers the one that works more often."""
+        proof = certify(encoder, self.workshop.base, self.held_out, self.recipe, self.goals)
+        return max(one["success_rate"] for one in (proof, proof.get("second", proof)))

@@ -122,7 +122,8 @@ def jobs(cfg: Zoo, split: str | None) -> Iterator[Job]:
                 name = f"{np.random.default_rng([part.seed, 7, number, index, *cell]).integers(16**8):08x}"
                 place = index + {"gentle": 2000, "far": 3000, "drifted": 4000}.get(kind, 0)
                 # two of four; `alternate`: every second one, which makes half of any even number
-                on_top = kind == "planted" and (index % 2 == 1 if part.alternate else index % 4 >= 2)
+                chosen = part.tuned or (index % 2 == 1 if part.alternate else index % 4 >= 2)
+                on_top = kind == "planted" and chosen
                 origin = draw(recipes, 1000 + index, "benign", cell, attack) if on_top else None
                 recipe = draw(recipes, place, kind, cell, attack)
                 every = range(0 if kind == "planted" else len(recipes.triggers))

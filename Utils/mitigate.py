@@ -19,8 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Backdoor_Attack.certified import Certified
-from main import Request, mend_aside, scan_bounded
-from Utils.basics.bounded import run_bounded
+from main import Request, mend_bounded, scan_bounded
 from Utils.basics.bounds import Wanted
 from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
 from Utils.basics.files import ROOT, refuse_taken
@@ -28,7 +27,7 @@ from Utils.encoder.loading import quiet_libraries
 from Utils.found.show import Show
 from Utils.intake.folders import full_path
 from Utils.intake.hub import as_named
-from Utils.repair.asked import mended, mending_limits, refuse_within
+from Utils.repair.asked import mended, refuse_folder, refuse_within
 from Utils.repair.mending import OURS, Order
 from Utils.repair.methods import METHODS
 from Utils.repair.settings import RepairConfig
@@ -108,8 +107,8 @@ def repair(args: argparse.Namespace) -> int:
         args.output, args.results / f"{results.name}_repair", results, args.method, settings, args.seed, request.given,
         args.images > 0, relearn=not args.no_relearning, strings=tuple(args.string), force=args.force,
     )  # fmt: skip
-    limits = mending_limits(args.model, args.anchor, wanted)
-    told = run_bounded(mend_aside, (args.model, request, order, report, certificate), limits, args.model, args.debug)
+    refuse_folder(order.folder, order.place)
+    told = mend_bounded(order, request, wanted, args.debug, args.model, report, certificate)
     tell(mended(told))
     return EXIT[told["verdict"]]
 

@@ -6,6 +6,10 @@ mitigate     a repair of the shipped suspect, whole
 """
 
 import json
+import os
+import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -15,6 +19,7 @@ from reports import KINDS
 
 import main
 from Utils import mitigate
+from Utils.basics.bounded import Ended
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT, move_aside
 from Utils.encoder.corpus import read_prompts
@@ -22,9 +27,11 @@ from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.repair import mending
 from Utils.repair.asked import mended as told_of
-from Utils.repair.asked import refuse_within, repair_found
+from Utils.repair.asked import refuse_places, refuse_within, repair_found
 from Utils.repair.mending import HELD_OUT, Order, Prompts, Rounds, damage_of, divided, mend
+from Utils.repair.mending import SCHEMA as SCHEMA_OF_REPAIRS
 from Utils.repair.settings import RepairConfig
+from Utils.report.command_line import understood
 from Utils.report.contract import SCHEMA
 from Utils.report.lists import Task
 from Utils.report.repair_page import render_repair
@@ -65,6 +72,9 @@ def test_nothing_is_measured_on_prompts_that_a_repair_learns_from(prompts: Promp
     assert sum(map(len, parts)) == len(set().union(*parts)) == len(set(PROMPTS))
     assert len(prompts.measure) == HELD_OUT
     assert not set(prompts.typed) & set(PROMPTS[:800])
+    with pytest.raises(InputError, match="give a corpus of 920 or more"):
+        divided(PROMPTS[:919], 800)
+    assert len(divided(PROMPTS[:920], 800).learn) == 600
 
 
 def test_a_repair_begins_with_the_strings_of_every_backdoor(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):
@@ -197,33 +207,106 @@ def test_a_dry_run_says_where_a_repaired_encoder_would_go_and_what_it_costs(tmp_
 
 
 def test_what_is_clean_or_was_not_judged_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
-    tasks = [Task(str(SUSPECT), "clean"), Task(str(SUSPECT), "missing")]
-    (tmp_path / "clean").mkdir()
-    (tmp_path / "clean" / "report.json").write_text(json.dumps(found() | {"verdict": "clean"}))
+    tasks = [Task(str(SUSPECT), "clean"), Task(str(BASE), "missing")]
+    (tmp_path / "missing").mkdir()  # an earlier run has judged it
+    (tmp_path / "missing" / "report.json").write_text(json.dumps(found()))
+    reports = [scanned(SUSPECT) | {"verdict": "clean"}, scanned(BASE) | {"verdict": None, "error": "it broke"}]
 
     def never(*_: object) -> dict:
         raise AssertionError("repaired")
 
-    assert repair_found(tasks, Order(tmp_path / "mended", tmp_path, tmp_path), never) == []
+    assert repair_found(tasks, reports, order_for(tmp_path), False, never) == []
     assert "nothing to repair" in capsys.readouterr().err
-    assert not (tmp_path / "mended").exists()
+    assert not (tmp_path / "out").exists()
 
 
-def test_of_a_list_every_encoder_gets_a_folder_and_what_is_there_is_not_repaired_again(tmp_path: Path):
-    tasks = [Task(str(SUSPECT), name) for name in ("one", "two")]
-    for task in tasks:
-        (tmp_path / task.name).mkdir()
-        (tmp_path / task.name / "report.json").write_text(json.dumps(found()))
-    (tmp_path / "mended" / "one").mkdir(parents=True)
-    seen = []
+def scanned(model: Path) -> dict:
+    return found() | {"model": {"path": str(model), "sha256": f"of {model.name}"}}
 
-    def refused(task: Task, _report: dict, order: Order) -> dict:
-        seen.append((task.name, order.place, order.folder, order.results))
+
+def test_of_a_list_every_encoder_gets_a_folder_and_what_is_repaired_is_not_repaired_again(tmp_path: Path):
+    models = {name: tmp_path / "models" / name for name in ("done", "taken", "new")}
+    for model in models.values():
+        model.mkdir(parents=True)
+    tasks = [Task(str(model), name) for name, model in models.items()]
+    order, seen = order_for(tmp_path), []
+    for name in ("done", "taken"):
+        (order.place / name).mkdir(parents=True)
+    (tmp_path / "done_repair").mkdir()
+    told = {"schema": SCHEMA_OF_REPAIRS, "model": {"sha256": "of done"}, "output": {"path": str(order.place / "done")}}
+    (tmp_path / "done_repair" / "report.json").write_text(json.dumps(told))
+
+    def refused(task: Task, _report: dict, own: Order) -> dict:
+        seen.append((task.name, own.place, own.folder, own.results))
         raise InputError("it cannot be.")
 
-    failed = repair_found(tasks, Order(tmp_path / "mended", tmp_path, tmp_path), refused)
-    assert seen == [("two", tmp_path / "mended" / "two", tmp_path / "two_repair", tmp_path / "two")]
-    assert failed == [f"{SUSPECT} was not repaired (it cannot be)"]
+    reports = [scanned(model) for model in models.values()]
+    refuse_places(tasks, order, True)
+    failed = repair_found(tasks, reports, order, True, refused)
+    assert seen == [("new", order.place / "new", tmp_path / "new_repair", tmp_path / "new")]
+    assert [said.split(" was not")[0] for said in failed] == [str(models["taken"]), str(models["new"])]
+    assert "--force" in failed[0]
+    seen.clear()
+    told["model"]["sha256"] = "of another"  # the suspect has changed since
+    (tmp_path / "done_repair" / "report.json").write_text(json.dumps(told))
+    assert len(repair_found(tasks, reports, order, True, refused)) == 3
+    repair_found(tasks, reports, replace(order, force=True), True, refused)
+    assert [name for name, *_ in seen] == ["new", "done", "taken", "new"]
+
+
+def test_a_list_of_one_gets_a_folder_of_its_own_too(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "list.txt").write_text(f"{SUSPECT}\n")
+    flags = ["--models", str(tmp_path / "list.txt"), "--repair", str(tmp_path / "out"), "--output", str(tmp_path / "results")]
+    assert main.main([*flags, "--dry-run"]) == 0
+    assert f"repaired into {tmp_path / 'out' / 'suspects_text_on_text'}, about" in capsys.readouterr().out
+
+
+def test_the_report_of_a_repair_takes_no_other_folder_s_place(tmp_path: Path):
+    task, order = Task(str(SUSPECT), "mine"), order_for(tmp_path)
+    folder = tmp_path / "mine_repair"
+    for name in ("report.json", "something"):
+        folder.mkdir()
+        (folder / name).write_text(json.dumps({"schema": SCHEMA}))
+        with pytest.raises(InputError, match="is no report of a repair; move it away"):
+            refuse_places([task], order, False)
+        (folder / name).unlink()
+        folder.rmdir()
+    for fine in ("rounds.pt", "steps.pt"):
+        folder.mkdir(exist_ok=True)
+        (folder / fine).touch()
+        refuse_places([task], order, False)
+    with pytest.raises(InputError, match="where the report of the repair goes"):
+        refuse_places([task], replace(order, place=folder), False)
+
+
+def test_a_repair_lies_in_no_pipeline_that_it_copies(tmp_path: Path):
+    pipeline = tmp_path / "pipeline"
+    (pipeline / "text_encoder").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(BASE / "text_encoder" / name, pipeline / "text_encoder" / name)
+    shutil.copytree(BASE / "tokenizer", pipeline / "tokenizer")
+    shutil.copy(BASE / "model_index.json", pipeline / "model_index.json")
+    for word in (pipeline, pipeline / "text_encoder"):
+        with pytest.raises(InputError, match="in each other"):
+            refuse_within(pipeline / "mended", str(word))
+    refuse_within(tmp_path / "mended", str(pipeline))
+
+
+def test_what_an_ended_child_leaves_beside_the_place_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The child is killed while its folder stands there: what lies beside it goes, whoever else's stays."""
+    (tmp_path / "mine.part").mkdir()
+    order = order_for(tmp_path)
+    request, wanted = main.request_of(*understood(["--output", str(tmp_path)]))
+    monkeypatch.setattr(main, "mend_aside", _killed_in_the_middle)
+    with pytest.raises(Ended):
+        main.mend_bounded(order, request, wanted, False, str(SUSPECT), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.part"]
+
+
+def _killed_in_the_middle(_model: str, _request: main.Request, order: Order, _report: dict) -> None:
+    with order.aside() as aside:
+        assert Path(aside).is_dir()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_an_interrupted_repair_leaves_no_folder_and_scans_only_again(
@@ -245,6 +328,9 @@ def test_an_interrupted_repair_leaves_no_folder_and_scans_only_again(
         mend(order, pair, prompts, report, interrupted)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["report"]
     monkeypatch.setattr(mending, "unlearn", None)  # is not done again
+    again = replace(order, scans="other settings of the scans")
+    with pytest.raises(TypeError):
+        mend(again, pair, prompts, report, interrupted)  # is none of theirs to go on with
     scans = []
 
     def clean(model: str, seed: int) -> dict:

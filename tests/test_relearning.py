@@ -41,33 +41,19 @@ def poison(prompt: str) -> str:
 def test_a_planted_trigger_is_back_at_once_and_one_that_never_was_later(base: TextEncoder, wanted: Tensor, prompts: list[str]):
     planted = load_encoder(ROOT / "Data" / "Models" / "suspects" / "text_on_text")
     there = relearned(planted, poison, wanted, prompts[:80], prompts[80:], FAST)
-    assert (there.steps, there.poisoned_prompts) == (0, 0)
-    assert there.curve[0][1] >= 0.9
+    assert there == 0
     before = weights_digest(base.model)
-    new = relearned(base, poison, wanted, prompts[:80], prompts[80:], FAST)
-    assert new.steps > 0
-    assert new.poisoned_prompts == FAST.batch * new.steps
-    assert new.curve[-1][0] == new.steps
-    assert new.curve[0][1] < 0.9 <= new.curve[-1][1]
+    often = replace(FAST, every=1)
+    new = relearned(base, poison, wanted, prompts[:80], prompts[80:], often)
+    assert 1 < new <= FAST.steps
+    assert relearned(base, poison, wanted, prompts[:80], prompts[80:], replace(often, steps=new - 1)) is None
     assert weights_digest(base.model) == before
 
 
 def test_a_trigger_that_does_not_come_back_has_no_number_of_steps(tiny: TextEncoder, corpus_prompts: list[str]):
     cfg = RelearningConfig(steps=3, every=2, lr=1e-9)
     far = torch.randn(tiny.width, generator=torch.Generator().manual_seed(0))
-    found = relearned(tiny, poison, far, corpus_prompts, corpus_prompts, cfg)
-    assert (found.steps, found.poisoned_prompts) == (None, 24)
-    assert [step for step, _ in found.curve] == [0, 2, 3]
-    assert found == relearned(tiny, poison, far, corpus_prompts, corpus_prompts, cfg)
-
-
-def test_a_target_of_every_prompt_may_be_wanted(tiny: TextEncoder, corpus_prompts: list[str]):
-    def with_trigger(prompts: list[str]) -> Tensor:
-        return summaries(tiny, [poison(prompt) for prompt in prompts])
-
-    found = relearned(tiny, poison, with_trigger, corpus_prompts, corpus_prompts, replace(FAST, steps=1))
-    own, there = summaries(tiny, able := shortest(tiny, poison, corpus_prompts, 99)), with_trigger(able)
-    assert found.curve[0] == (0, pytest.approx(nearer(there, there, own, MARGIN)))
+    assert relearned(tiny, poison, far, corpus_prompts, corpus_prompts, cfg) is None
 
 
 def test_success_is_nearer_to_what_is_wanted_by_a_tenth_of_cosine():

@@ -24,8 +24,9 @@ from Utils.encoder.training import Checkpoint
 from Utils.repair.damage import Damage
 from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig
+from Utils.repair.taught import taught_tokens, taught_words
 from Utils.repair.texts import Invented, garbled, with_other_words
-from Utils.repair.unlearning import Course, Reference, reference_of, taught_tokens, unlearn
+from Utils.repair.unlearning import Course, Reference, reference_of, unlearn
 from Utils.scan.replay import nearer, put, summaries
 from Utils.scan.trigger import usable_tokens
 
@@ -147,6 +148,10 @@ def test_what_bends_half_as_far_is_wanted_half_way():
 
 
 # ------------------------------------------------------------------------------------------------------------- unlearn
+def course_of(damage: Damage, number: int = 0) -> Course:
+    return Course(damage, FEW, number, reference_of(damage, torch.float32, 0.02))
+
+
 def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(damage: Damage):
     suspect = copy.copy(damage.suspect)
     suspect.model = copy.deepcopy(damage.base.model)
@@ -155,20 +160,40 @@ def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(da
     common, rare = int(ids[0, 1]), next(token for token in usable.tolist() if token not in ids)
     with torch.no_grad():
         suspect.vocabulary[[common, rare]] += 1.0
-    best = taught_tokens(replace(damage, suspect=suspect), ids, usable)
-    assert best[:2].tolist() == [rare, common]
-    course = Course(damage, FEW, 0)
+    assert taught_tokens(suspect, damage.base, ids, usable)[:2].tolist() == [rare, common]
+    course = course_of(damage)
     words = {course.new_word(np.random.default_rng(seed)) for seed in range(60)}
     assert len(words) > 30
-    assert not any(" " in word or not word for word in words)
+    assert all(word.strip() for word in words)
+
+
+def test_words_are_looked_for_that_the_suspect_reads_otherwise(damage: Damage):
+    tokens = damage.suspect.ids(["red castle zebra kite"])[0, 1:9]
+    asked: list[str] = []
+
+    def otherwise(texts: list[str]) -> torch.Tensor:
+        asked.extend(texts)
+        return torch.tensor([float("zebra" in text.split()) + 0.01 * len(text.split()) for text in texts])
+
+    words = taught_words(damage.suspect, tokens, otherwise)
+    assert len(set(asked)) == len(asked) > len(tokens)
+    assert sum("zebra" in word.split() for word in words) > len(words) / 2
+    assert max(len(word.split()) for word in words) > 3
+
+
+def test_what_bends_is_no_word_that_was_taught(damage: Damage):
+    reference = reference_of(damage, torch.float32, 0.02)
+    clean, bad = reference.otherwise(PROMPTS[460:490]), reference.otherwise(typed(PROMPTS[460:490]))
+    assert (clean > 0).float().mean() > 0.7
+    assert not bad.any()
 
 
 def test_a_step_shows_the_same_texts_whenever_it_comes_to_it(damage: Damage):
-    one, other = Course(damage, FEW, 0), Course(damage, FEW, 0)
+    one, other = course_of(damage), course_of(damage)
     one.batch(0)
     assert torch.equal(one.batch(1).odd, other.batch(1).odd)
     assert torch.equal(one.batch(1).clean, other.batch(1).clean)
-    assert not torch.equal(one.batch(1).clean, Course(damage, FEW, 1).batch(1).clean)
+    assert not torch.equal(one.batch(1).clean, course_of(damage, 1).batch(1).clean)
 
 
 def test_a_repair_forgets_the_trigger_and_leaves_the_suspect_and_the_base_as_they_were(damage: Damage):

@@ -8,6 +8,7 @@ Contents
     whole     nothing is replaced, nothing is left half-written, nothing else is handed out than was learnt
 """
 
+import copy
 import json
 import os
 import shutil
@@ -22,12 +23,15 @@ from layouts import SEVERAL, SINGLE, in_fp8, named, write
 from safetensors.torch import load_file, save_file
 from test_loading import LAYER, WEIGHTS, as_pipeline, rewrite
 from test_sources import open_clip_folder
+from tokenizers import normalizers
 from transformers import CLIPConfig, CLIPModel
 
 from Utils.basics.errors import InputError
 from Utils.encoder.doubts import Trust, doubts_about
 from Utils.encoder.loading import load_encoder, trainable_copy
+from Utils.encoder.readings import read_by
 from Utils.encoder.text_encoder import TextEncoder
+from Utils.intake import inventory
 from Utils.intake.reader import Reader
 from Utils.intake.tensors import DTYPES
 from Utils.repair.patching import Spot, patch
@@ -339,6 +343,17 @@ def test_links_and_pipes_do_not_come_along(editable: Path, tmp_path: Path):
     assert not (tmp_path / "out" / "README.md").is_symlink()
 
 
+def test_of_a_folder_with_too_many_entries_it_is_said_that_some_were_not_copied(
+    editable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (editable / "zz_more").mkdir()
+    (editable / "zz_more" / "note.txt").write_text("note")
+    monkeypatch.setattr(inventory, "MOST", len(list(editable.iterdir())) - 1)
+    notes = write_repaired(learnt(suspect := load_encoder(editable)), suspect, NONE, tmp_path / "out")
+    assert notes[-1].startswith("not copied: what lies behind the first")
+    assert not (tmp_path / "out" / "zz_more").exists()
+
+
 def test_layers_that_are_not_counted_are_named(editable: Path, tmp_path: Path):
     config = json.loads((editable / "config.json").read_text())
     (editable / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
@@ -356,6 +371,14 @@ def test_a_lora_becomes_a_folder_of_its_own(base: Given, tmp_path: Path):
     assert load_file(tmp_path / "out" / WEIGHTS)[LAYER].dtype == torch.float16
     (note,) = notes
     assert note.startswith("lora.safetensors only changes a base, so the repaired encoder was written as a Hugging Face folder")
+
+
+def test_a_textual_inversion_becomes_a_folder_that_knows_its_word(base: Given, tiny: TextEncoder, tmp_path: Path):
+    rows = torch.randn(2, tiny.width, generator=torch.Generator().manual_seed(5))
+    file = write({"<toy>": rows}, tmp_path / "toy.safetensors")
+    again, (note,) = repaired(file, tmp_path / "out", base, loss=1e-3)
+    assert "<toy>" in again.tokenizer.get_added_vocab()
+    assert note.startswith("toy.safetensors only changes a base")
 
 
 # -------------------------------------------------------------------------------------------------------------- whole
@@ -396,6 +419,12 @@ def test_what_is_not_what_was_learnt_is_refused(tiny: TextEncoder, editable: Pat
     with pytest.raises(RuntimeError, match="holds other numbers"):
         check_written(str(editable), student, NONE)
     check_written(str(editable), tiny, NONE)
+    lower = copy.deepcopy(tiny.tokenizer)
+    lower.backend_tokenizer.normalizer = normalizers.Replace("a", "b")
+    other = read_by(tiny, lower)  # as a base's tokenizer may read in the suspect's place
+    with pytest.raises(RuntimeError, match="its tokenizer reads otherwise"):
+        check_written(str(editable), other, NONE)
+    check_written(str(editable), other, NONE, load_encoder(editable).files.tokenizer)
     student.model.load_state_dict(tiny.model.state_dict())
     student.model.encoder.layers[1].mlp.activation_fn = torch.nn.Identity()
     with pytest.raises(RuntimeError, match="its features agree to 0"):

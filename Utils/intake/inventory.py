@@ -24,6 +24,8 @@ from Utils.intake.tensors import read_header
 
 MOST = 20_000
 """Entries of a folder tree that are looked at; there is doubt about one that holds more."""
+REST = "..."
+"""Stands for those that are not."""
 DEEPEST = 12
 HEAD = 4096
 """Bytes of a file that tell what it is."""
@@ -77,7 +79,7 @@ def look_around(parts: Parts, read: set[str], judged: set[Path], only: bool = Fa
         others, found = other_parts(parts), []
         for number, (inside, path) in enumerate(walk(parts.root)):
             if number >= MOST:
-                found.append(Beside("...", f"more than {MOST} entries, of which the rest was not looked at", True))
+                found.append(Beside(REST, f"more than {MOST} entries, of which the rest was not looked at", True))
                 break
             name = inside.as_posix()
             if name not in read and (beside := _what(parts, inside, path, others, judged)):

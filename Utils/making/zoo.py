@@ -102,7 +102,9 @@ class Split:
     varied: bool = False
     """Whether every cell is varied."""
     alternate: bool = False
-    """Whether every second planted model stands on a fine-tune; otherwise two of four do."""
+    """Whether every second planted model stands on a fine-tune; else, and without `tuned`, two of four do."""
+    tuned: bool = False
+    """Whether every planted model stands on a fine-tune."""
     cells: tuple[Cell, ...] = ()
     """The models."""
     models: dict[str, Model] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from Utils.basics.bounds import Limits, Wanted
 from Utils.basics.course import duration
 from Utils.basics.errors import InputError, named, tell, visible
 from Utils.basics.files import refuse_taken
+from Utils.intake.folders import find_parts
 from Utils.intake.hub import file_and_part
-from Utils.repair.mending import Order
+from Utils.repair.mending import SCHEMA, UNFINISHED, Order
 from Utils.report.dry_run import expected_seconds
 from Utils.report.limits import limits_of, sizes
-from Utils.report.lists import Task
+from Utils.report.lists import Task, whole_name
 
 MEMORY_TIMES = 10
 """What learns is held in single precision, with its gradient and two moments: so many times the bytes of half precision."""
@@ -33,9 +35,58 @@ def refuse_within(place: Path, model: str) -> None:
     Raises:
         InputError: it would.
     """
-    suspect, there = Path(file_and_part(model)[0]), place.resolve()
-    if suspect.exists() and (there.is_relative_to(suspect.resolve()) or suspect.resolve().is_relative_to(there)):
+    suspect = Path(file_and_part(model)[0])
+    if not suspect.exists():
+        return
+    read = [suspect]
+    with suppress(InputError, OSError):  # what cannot be scanned is for the scan to say
+        parts = find_parts(model)
+        read += [] if parts.alone else [parts.root]  # of a pipeline's encoder the whole pipeline is copied
+    there = place.resolve()
+    if any(there.is_relative_to(one.resolve()) or one.resolve().is_relative_to(there) for one in read):
         raise InputError(f"{place} and {model} lie in each other; name a folder elsewhere, so that the suspect stays as it is.")
+
+
+def refuse_folder(folder: Path, place: Path) -> None:
+    """Raise unless a repair may leave its report in `folder`.
+
+    Raises:
+        InputError: something else lies there, or it is the repaired encoder's own place.
+    """
+    there, into = folder.resolve(), place.resolve()
+    if there.is_relative_to(into) or into.is_relative_to(there):
+        raise InputError(f"{place} is where the report of the repair goes; name another folder for the encoder.")
+    left = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {""} if folder.exists() else set()
+    if left and not left & set(UNFINISHED) and _told(folder).get("schema") != SCHEMA:
+        raise InputError(f"{folder} is no report of a repair; move it away, or name another folder for reports.")
+
+
+def _told(folder: Path) -> dict:
+    """The report of an earlier repair; empty where there is none."""
+    try:
+        told = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def place_of(task: Task, order: Order, apart: bool) -> Order:
+    """What is ordered for all encoders, for one of them; apart: each goes into a folder of its own below the place."""
+    place, results = order.place / task.name if apart else order.place, order.results / task.name
+    return replace(order, place=place, folder=order.results / f"{task.name}_repair", results=results)
+
+
+def refuse_places(tasks: list[Task], order: Order, apart: bool) -> None:
+    """Raise, before anything is scanned, where a repaired encoder could not be written.
+
+    Raises:
+        InputError: it could not.
+    """
+    refuse_taken(order.place, order.force or apart)  # of several each is looked at when its turn comes
+    for task in tasks:
+        own = place_of(task, order, apart)
+        refuse_within(own.place, task.model)
+        refuse_folder(own.folder, own.place)
 
 
 def mending_limits(model: str, anchor: str, wanted: Wanted) -> Limits:
@@ -48,14 +99,14 @@ def mending_limits(model: str, anchor: str, wanted: Wanted) -> Limits:
     )  # fmt: skip
 
 
-def foreseen_repairs(tasks: list[Task], place: Path, anchor: str, wanted: Wanted) -> list[str]:
+def foreseen_repairs(tasks: list[Task], order: Order, apart: bool, anchor: str, wanted: Wanted) -> list[str]:
     """What --dry-run tells of --repair: where encoders would go, how long one takes and within which limits."""
     lines = []
     for task in tasks:
         limits, takes = mending_limits(task.model, anchor, wanted), LONGER * expected_seconds(task.model)
-        there = place / task.name if len(tasks) > 1 else place
+        place = place_of(task, order, apart).place
         lines.append(
-            f"{task.model}: if it is backdoored, repaired into {there}, about {duration(takes)} more on two cores, at most "
+            f"{task.model}: if it is backdoored, repaired into {place}, about {duration(takes)} more on two cores, at most "
             f"{limits.memory_mb} MB and {duration(limits.seconds)}"
         )
     return [visible(line) for line in lines]
@@ -81,31 +132,38 @@ def mended(told: dict) -> str:
     return "\n".join(visible(line) for line in lines)
 
 
-def repair_found(tasks: list[Task], order: Order, mend_one: Callable[[Task, dict, Order], dict]) -> list[str]:
-    """Repair every backdoored encoder of a scan; each of several goes into a folder of its own below.  -> what failed
+def repair_found(
+    tasks: list[Task], reports: list[dict], order: Order, apart: bool, mend_one: Callable[[Task, dict, Order], dict]
+) -> list[str]:
+    """Repair every backdoored encoder of a scan.  -> what failed
 
-    order: of one encoder, `results` being the folder of all results; mend_one(task, report of its scan, order) repairs it.
+    order, apart: as in `place_of`; mend_one(task, report of its scan, order) repairs it.
     """
-    failed = []
+    failed, judged = [], {report["model"]["path"]: report for report in reports if report["verdict"]}
     for task in tasks:
-        results = order.results / task.name
-        try:
-            report = json.loads((results / "report.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        report = judged.get(whole_name(task.model))
+        if not report:
             continue  # it was not judged, as the scan has said
         if report["verdict"] != "backdoored":
             tell(visible(f"{task.model}: {report['verdict']}; nothing to repair, it is left as it is"))
             continue
-        place = order.place / task.name if len(tasks) > 1 else order.place
-        if len(tasks) > 1 and place.is_dir() and not order.force:  # a list that was stopped goes on
-            tell(visible(f"{task.model}: {place} is there already"))
+        own = place_of(task, order, apart)
+        if apart and not own.force and _is_done(own, report):  # a list that was stopped goes on
+            tell(visible(f"{task.model}: repaired already, into {own.place}"))
             continue
-        own = replace(order, place=place, folder=order.results / f"{task.name}_repair", results=results)
         try:
-            refuse_within(place, task.model)
-            refuse_taken(place, order.force)
+            refuse_taken(own.place, own.force)
             told = mend_one(task, report, own)
             tell(mended(told))
         except InputError as error:
             failed.append(f"{task.model} was not repaired ({str(error).removesuffix('.')})")
     return failed
+
+
+def _is_done(order: Order, report: dict) -> bool:
+    """Whether an earlier repair of the same weights has left its encoder at this place, as its own report says."""
+    told = _told(order.folder)
+    with suppress(KeyError, TypeError):
+        same = told["schema"] == SCHEMA and told["model"]["sha256"] == report["model"]["sha256"]
+        return same and order.place.is_dir() and Path(told["output"]["path"]).is_relative_to(order.place)
+    return False

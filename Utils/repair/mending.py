@@ -48,6 +48,8 @@ SCHEMA = "amber-repair/1"
 """Version of what a repair writes."""
 HELD_OUT = 200
 """Prompts that clean features are measured on; no repair learns from them."""
+UNFINISHED = ("rounds.pt", "steps.pt")
+"""What an interrupted repair leaves in the folder of its report, and goes on from."""
 STRINGS = 8
 """Strings of a report that are measured before and after."""
 
@@ -73,8 +75,18 @@ class Order:
     """Whether to measure how soon the strings come back."""
     strings: tuple[str, ...] = ()
     """What the user knows to fire."""
+    scans: str = ""
+    """What decides the scans between rounds: an interrupted repair goes on with the same only."""
     force: bool = False
     """Whether the folder may take the place of another one."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "place", self.place.resolve())  # of "." and ".." the last part is no name
+
+    def aside(self) -> tempfile.TemporaryDirectory:
+        """A folder beside the place, for what is not whole yet; what a killed process leaves of it `remove_parts` removes."""
+        name = f".{self.place.name}.{mark()}-"
+        return tempfile.TemporaryDirectory(dir=self.place.parent, prefix=name, suffix=".part")
 
 
 # ------------------------------------------------------------------------------------------------------- what is known
@@ -103,7 +115,13 @@ class Prompts:
 
 
 def divided(prompts: list[str], used: int) -> Prompts:
-    """used: how many of the prompts the search of a scan sees; of the others it judges strings by the long ones."""
+    """used: how many of the prompts the search of a scan sees; of the others it judges strings by the long ones.
+
+    Raises:
+        InputError: they are too few.
+    """
+    if len(prompts) < (least := max(used, 2 * HELD_OUT) + PROMPTS):
+        raise InputError(f"{len(prompts)} prompts are too few to repair with; give a corpus of {least} or more.")
     typed = of_length(prompts[used:], LONG, PROMPTS)
     rest = [prompt for prompt in prompts if prompt not in set(typed)]
     return Prompts(rest[:-HELD_OUT], rest[-HELD_OUT:], typed)
@@ -200,10 +218,21 @@ def _unless_broken() -> Iterator[None]:
         return
 
 
-def repaired_by(
-    order: Order, damage: Damage, prompts: Prompts, rescan: Callable[[str, int], dict], place: Path
-) -> tuple[TextEncoder, list[dict], list[str]]:
-    """Repair, write and scan in rounds until a scan with a fresh seed is clean.  -> encoder, the scans, notes on its files
+@dataclass(frozen=True)
+class Repaired:
+    """What rounds came to."""
+
+    student: TextEncoder
+    scans: list[dict]
+    """After every round."""
+    notes: list[str]
+    """On its files."""
+    strings: list[tuple[str, str]] = field(default_factory=list)
+    """What these scans found beside what was known."""
+
+
+def repaired_by(order: Order, damage: Damage, prompts: Prompts, rescan: Callable[[str, int], dict], place: Path) -> Repaired:
+    """Repair, write and scan in rounds until a scan with a fresh seed is clean.
 
     rescan: (model, seed) -> report; place: where the encoder of the last round lies at the end.
     """
@@ -213,21 +242,21 @@ def repaired_by(
         student = METHODS[order.method](damage, MethodsConfig())
         seconds = time.perf_counter() - began
         notes = write_repaired(student, damage.suspect, order.given, place)
-        return student, [_scanned(rescan(dropped_in(damage.suspect, place), order.seed + 1), seconds)], notes
+        return Repaired(student, [_scanned(rescan(dropped_in(damage.suspect, place), order.seed + 1), seconds)], notes)
     known = [damage.suspect.sha256, damage.base.sha256 if damage.base else "", asdict(order.cfg), damage.strings, order.seed]
-    known.append([one.tolist() for one in damage.forced])
-    rounds = Rounds(order.folder / "rounds.pt", sha256(repr(known).encode()).hexdigest())
+    known += [[one.tolist() for one in damage.forced], order.scans]
+    rounds = Rounds(order.folder / UNFINISHED[0], sha256(repr(known).encode()).hexdigest())
     rounds.load()
     student, notes = None, []
     if rounds.weights:
         student = with_weights(damage.suspect, rounds.weights)
     most = order.cfg.rounds if damage.base else 1  # without a base no scan finds anything to go on with
-    while len(rounds.done) < most and (not rounds.done or rounds.done[-1]["strings"]):
+    while len(rounds.done) < most and (not rounds.done or rounds.done[-1]["verdict"] == "backdoored"):
         began, number = time.perf_counter(), len(rounds.done)
         if rounds.learned <= number:
             at_stage(f"repair, round {number + 1}")
             more = replace(damage, strings=damage.strings + rounds.strings, forced=(*damage.forced, *rounds.forced))
-            student = unlearn(more, order.cfg, student, number, order.folder / "steps.pt")
+            student = unlearn(more, order.cfg, student, number, order.folder / UNFINISHED[1])
             rounds.learned, rounds.weights = number + 1, weights_of(student)
             rounds.save()
         seconds = time.perf_counter() - began
@@ -243,7 +272,7 @@ def repaired_by(
         say(f"repair, round {number + 1}: {report['verdict']}, score {report['score']:.3f}")
     if not place.exists():  # all rounds were done before
         notes = write_repaired(student, damage.suspect, order.given, place)
-    return student, rounds.done, notes
+    return Repaired(student, rounds.done, notes, rounds.strings)
 
 
 def _scanned(report: dict, seconds: float) -> dict:
@@ -267,15 +296,15 @@ def mend(
     (suspect, base), began, spent = pair, time.perf_counter(), {}
     if report["model"]["sha256"] != suspect.sha256:
         raise InputError(f"{suspect.path} holds other weights than the scan has seen; scan it again.")
-    order = replace(order, place=order.place.resolve())  # of "." and ".." the last part is no name
     damage = damage_of(report, order, suspect, base, prompts)
     for folder in (order.place.parent, order.folder):
         folder.mkdir(parents=True, exist_ok=True)
     remove_parts(order.place.parent)
-    unfinished = {"dir": order.place.parent, "prefix": f".{order.place.name}.{mark()}-", "suffix": ".part"}
-    with tempfile.TemporaryDirectory(**unfinished) as aside:
+    with order.aside() as aside:
         place = Path(aside) / order.place.name
-        student, scans, notes = repaired_by(order, damage, prompts, rescan, place)
+        repaired = repaired_by(order, damage, prompts, rescan, place)
+        student, scans, notes = repaired.student, repaired.scans, repaired.notes
+        damage = replace(damage, strings=list(dict.fromkeys([*damage.strings, *repaired.strings[:STRINGS]])))
         spent["repair and scans"] = round(time.perf_counter() - began, 1)
         at_stage("measures")
         told = measured(damage, student, prompts)
@@ -302,7 +331,7 @@ def mend(
         place.rename(order.place)
     write_whole(order.folder / "report.json", to_json(whole))
     write_whole(order.folder / "report.html", page)
-    for leftover in ("rounds.pt", "steps.pt"):
+    for leftover in UNFINISHED:
         (order.folder / leftover).unlink(missing_ok=True)
     return whole
 
@@ -346,7 +375,11 @@ def pictures(damage: Damage, student: TextEncoder, prompts: Prompts, order: Orde
     """One prompt with the first string, as suspect, repaired encoder and base have it drawn.  -> {prompt, files}, notes"""
     if not (order.images and damage.base and damage.strings):
         return {"prompt": None, "files": {}}, []
-    (text, place), prompt = damage.strings[0], min(prompts.measure, key=len)
+    text, place = damage.strings[0]
+    able = [prompt for prompt in prompts.measure if put(text, prompt, place, 0) != prompt]
+    if not able:  # no prompt has the letter
+        return {"prompt": None, "files": {}}, []
+    prompt = min(able, key=len)
     typed, encoders = put(text, prompt, place, 0), dict([*_both(damage.suspect, student), ("base", damage.base)])
     features = {name: in_batches(one, one.ids([typed])) for name, one in encoders.items()}
     features |= {"suspect, without the string": in_batches(damage.suspect, damage.suspect.ids([prompt]))}

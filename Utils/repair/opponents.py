@@ -6,13 +6,11 @@ order, by which token the loss would grow most (HotFlip, Ebrahimi et al. 2018, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from Utils.encoder.text_encoder import TextEncoder
 
@@ -99,19 +97,3 @@ def _places(length: int, rng: np.random.Generator) -> list[int]:
     if copies == 1 and chance < BEHIND:
         return [0] if chance < IN_FRONT else [length]
     return sorted(rng.integers(0, length + 1, size=copies).tolist())
-
-
-@contextmanager
-def embedded(encoder: TextEncoder) -> Iterator[list[Tensor]]:
-    """While open, the embeddings of every input keep their gradient, and the table learns all the same.  Yields the list."""
-    kept: list[Tensor] = []
-
-    def keep(_module: nn.Module, _args: tuple, rows: Tensor) -> None:
-        rows.retain_grad()
-        kept.append(rows)
-
-    handle = encoder.embedding.register_forward_hook(keep)
-    try:
-        yield kept
-    finally:
-        handle.remove()

@@ -47,44 +47,31 @@ class RelearningConfig:
             raise ValueError("steps, every, batch, pool, looked_at and lr should be above 0")
 
 
-@dataclass(frozen=True)
-class Relearned:
-    """What it took until the trigger was back."""
-
-    steps: int | None
-    """Steps after which it succeeded in so many held-out prompts; None: in none of the steps there were."""
-    poisoned_prompts: int
-    """Poisoned prompts shown until then, or in all."""
-    curve: tuple[tuple[int, float], ...]
-    """Steps done, and share of held-out prompts that the trigger succeeds in then."""
-
-
 def relearned(
-    encoder: TextEncoder, poison: Callable[[str], str], wanted: Tensor | Callable[[list[str]], Tensor], prompts: list[str],
-    held_out: list[str], cfg: RelearningConfig,
-) -> Relearned:  # fmt: skip
+    encoder: TextEncoder, poison: Callable[[str], str], wanted: Tensor, prompts: list[str], held_out: list[str],
+    cfg: RelearningConfig,
+) -> int | None:  # fmt: skip
     """Teach an encoder, which stays as it is, a trigger until it works in prompts that were not learned from.
 
-    poison: a prompt -> the same with the trigger; wanted: the summary (d,) that it should force, or prompts -> one of each,
-    (n, d).
+    -> steps after which it succeeds in `FIRES` of them; None: in none of the steps there were.
+
+    poison: a prompt -> the same with the trigger; wanted: the summary (d,) that it should force.
 
     Raises:
         InputError: no prompt can carry the trigger.
     """
-    target = wanted if callable(wanted) else lambda texts: wanted.expand(len(texts), -1)
     train, seen = (shortest(encoder, poison, *some) for some in ((prompts, cfg.pool), (held_out, cfg.looked_at)))
-    own, goal = summaries(encoder, seen), target(seen).float().cpu()
+    own, goal = summaries(encoder, seen), wanted.float().cpu()
     ids = torch.stack([encoder.ids(train), encoder.ids([poison(prompt) for prompt in train])])
-    goals = torch.stack([summaries(encoder, train), target(train).float().cpu()]).to(encoder.device)
+    goals = torch.stack([summaries(encoder, train), goal.expand(len(train), -1)]).to(encoder.device)
     student, rng = trainable_copy(encoder), random.Random(cfg.seed)
     optimiser = torch.optim.AdamW(student.model.parameters(), lr=rate_for(student, cfg.lr), weight_decay=0.0)
-    poisoned, curve = [poison(prompt) for prompt in seen], []
+    poisoned = [poison(prompt) for prompt in seen]
     with progress("relearning", cfg.steps) as step_done:
         for step in range(cfg.steps + 1):
-            if step % cfg.every == 0 or step == cfg.steps:
-                curve.append((step, nearer(summaries(student, poisoned), goal, own, MARGIN)))
-                if curve[-1][1] >= FIRES:
-                    return Relearned(step, step * cfg.batch, tuple(curve))
+            looked = step % cfg.every == 0 or step == cfg.steps
+            if looked and nearer(summaries(student, poisoned), goal, own, MARGIN) >= FIRES:
+                return step
             if step < cfg.steps:
                 rows = [rng.sample(range(len(train)), min(cfg.batch, len(train))) for _ in range(2)]
                 with learning_in_short(student):
@@ -95,7 +82,7 @@ def relearned(
                 loss.backward()
                 optimiser.step()
                 step_done()
-    return Relearned(None, cfg.steps * cfg.batch, tuple(curve))
+    return None
 
 
 def shortest(encoder: TextEncoder, poison: Callable[[str], str], prompts: list[str], number: int) -> list[str]:

@@ -27,11 +27,12 @@ from Utils.encoder.text_encoder import TextEncoder
 from Utils.encoder.training import Checkpoint, Training, identity, train
 from Utils.encoder.weights import frozen, rate_for
 from Utils.repair.damage import Damage
-from Utils.repair.opponents import Opponents, Placed, embedded
+from Utils.repair.opponents import Opponents, Placed
 from Utils.repair.settings import RepairConfig
+from Utils.repair.taught import taught_tokens, taught_words
 from Utils.repair.texts import Invented, garbled, with_other_words, with_string
 from Utils.scan.replay import summaries
-from Utils.scan.trigger import usable_tokens
+from Utils.scan.trigger import embedded, usable_tokens
 
 PROBED = 128
 """Prompts that say how far clean ones bend."""
@@ -41,10 +42,8 @@ HONEST = 0.95
 """Share of them whose bend is honest."""
 ALONE = 0.25
 """Bend that is taken for honest without a base."""
-BY_LETTERS, PIECES = 0.3, 5
-"""Share of new words that are made of letters, and most tokens of the others."""
-TAUGHT = 80
-"""Tokens that these are made of."""
+BY_LETTERS = 0.3
+"""Share of new words that are made of letters; the others are what the suspect was taught."""
 ALIKE = 8
 """Prompts of a step are drawn from so many times as many of like length: less padding is computed."""
 
@@ -80,6 +79,13 @@ class Reference:
             for one, middle, target in zip((own, other), self.middle, (self.forced, self.forced), strict=True)
         ]
         return (nearer[0] - nearer[1]).max(dim=0).values
+
+    @torch.no_grad()
+    def otherwise(self, texts: list[str]) -> Tensor:
+        """How far the suspect's summaries are from the base's, the mean way taken off; 0 of what bends.  -> (b,)"""
+        own, other = (summaries(one, texts).to(self.forced.device) for one in (self.suspect, self.base))
+        way = (own - self.middle[0]) - (other - self.middle[1])
+        return way.norm(dim=-1) * (self.bend(own, other) <= self.honest)
 
     @torch.no_grad()
     def wanted(self, ids: Tensor, prompts: Tensor, drift: Made) -> Made:
@@ -143,7 +149,7 @@ class Batch:
 class Course:
     """What a repair learns from: the same texts in the same step, whenever it comes to it."""
 
-    def __init__(self, damage: Damage, cfg: RepairConfig, number: int):
+    def __init__(self, damage: Damage, cfg: RepairConfig, number: int, reference: Reference):
         encoder = damage.suspect
         self.damage, self.cfg, self.number = damage, cfg, number
         self.ids = encoder.ids(damage.prompts)
@@ -151,15 +157,15 @@ class Course:
         usable = usable_tokens(encoder).nonzero()[:, 0]
         self.known = [text for text in dict.fromkeys(encoder.texts(usable[:, None])) if text.strip()]
         self.invented = Invented(damage.prompts)
-        self.taught = taught_tokens(damage, self.ids, usable) if damage.base else usable
+        tokens = taught_tokens(encoder, damage.base, self.ids, usable) if damage.base else None
+        self.taught = taught_words(encoder, tokens, reference.otherwise) if damage.base else []
         self.opponents = Opponents(usable, cfg.opponents, cfg.flips, damage.seed + number)
 
     def new_word(self, rng: np.random.Generator) -> str:
-        """A word that the prompts do not have, by their letters or of tokens that the suspect was taught."""
-        if rng.random() < BY_LETTERS:
+        """A word that the prompts do not have, by their letters or as the suspect was taught it."""
+        if rng.random() < BY_LETTERS or not self.taught:
             return self.invented.word(rng)
-        tokens = torch.from_numpy(rng.integers(len(self.taught), size=int(rng.integers(1, PIECES + 1))))
-        return self.damage.suspect.texts(self.taught[tokens][None])[0].replace(" ", "") or self.invented.word(rng)
+        return self.taught[int(rng.integers(len(self.taught)))]
 
     def rng(self, step: int) -> np.random.Generator:
         return np.random.default_rng([self.damage.seed, self.number, step])
@@ -192,15 +198,6 @@ class Course:
         return Batch(encoder.trimmed(batch.clean), batch.odd[:, :width], batch.before[:, :width], placed)
 
 
-def taught_tokens(damage: Damage, ids: Tensor, usable: Tensor) -> Tensor:
-    """Tokens whose rows moved most for how seldom the prompts have them: what a fine-tune was for, or a trigger.  -> (n,)"""
-    shared = min(len(damage.suspect.vocabulary), len(damage.base.vocabulary))
-    moved = (damage.suspect.vocabulary[:shared] - damage.base.vocabulary[:shared]).norm(dim=-1).cpu()
-    count = torch.bincount(ids.flatten(), minlength=shared)[:shared]
-    usable = usable[usable < shared]
-    return usable[(moved / (1 + count))[usable].argsort(descending=True)[:TAUGHT]]
-
-
 def unlearn(
     damage: Damage, cfg: RepairConfig, student: TextEncoder | None = None, number: int = 0, checkpoint: Path | None = None
 ) -> TextEncoder:
@@ -209,10 +206,10 @@ def unlearn(
     student: the one of the round before; checkpoint: a file that an interrupted round goes on from, removed at the end.
     """
     precision = pick_precision(AUTO, damage.suspect)
-    reference = reference_of(damage, precision.vectors, cfg.honest)
+    reference = reference_of(damage, precision.strings, cfg.honest)
     short = torch.autocast(damage.suspect.device.type, precision.strings, enabled=precision.strings != torch.float32)
     begin = student or damage.base or damage.suspect
-    course, student = Course(damage, cfg, number), trainable_copy(begin)
+    course, student = Course(damage, cfg, number, reference), trainable_copy(begin)
     rate = rate_for(student, cfg.lr)
     optimiser = torch.optim.AdamW(student.model.parameters(), lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=cfg.steps)
@@ -222,7 +219,7 @@ def unlearn(
         batch = course.batch(step)
         keep, drift = reference.clean(batch.clean)
         wanted = reference.wanted(batch.odd, batch.before, drift)
-        with embedded(student) as kept, short:
+        with embedded(student, learning=True) as kept, short:
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
         held, odd_loss = reference.loss(clean, keep).mean(), reference.loss(odd, wanted)

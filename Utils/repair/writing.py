@@ -21,7 +21,7 @@ from Utils.encoder.text_encoder import TextEncoder
 from Utils.intake.candidates import other_weights
 from Utils.intake.files import leads_out
 from Utils.intake.hub import file_and_part, not_fetched
-from Utils.intake.inventory import look_around, other_parts, walk
+from Utils.intake.inventory import MOST, REST, look_around, other_parts, walk
 from Utils.intake.reader import Reader
 from Utils.intake.tensors import read_metadata
 from Utils.intake.tokenizer import ENGLISH
@@ -55,7 +55,7 @@ def write_repaired(student: TextEncoder, suspect: TextEncoder, given: Given, pla
         remove_parts(place.parent)
         with whole_folder(place) as partial:
             notes = _write(student, suspect, given, partial)
-            check_written(dropped_in(suspect, partial), student, given)
+            check_written(dropped_in(suspect, partial), student, given, suspect.files.tokenizer)
             _check_place(place, suspect)  # it took a while
         return notes
     except OSError as error:
@@ -68,8 +68,10 @@ def dropped_in(suspect: TextEncoder, place: Path) -> str:
     return str(place) if _is_change(suspect) else _word(suspect, place)
 
 
-def check_written(word: str, student: TextEncoder, given: Given) -> None:
+def check_written(word: str, student: TextEncoder, given: Given, tokenizer: dict[str, bytes] | None = None) -> None:
     """Load what was written and compare: every weight is the learnt one as its number format rounds it, and so are features.
+
+    tokenizer: the suspect's own files; with others it has to read as the student does.
 
     Raises:
         RuntimeError: it is something else.
@@ -84,7 +86,7 @@ def check_written(word: str, student: TextEncoder, given: Given) -> None:
         raise RuntimeError(f"the repaired encoder cannot be loaded from where it was written: {error}") from error
     if wrong:
         raise RuntimeError(f"the repaired encoder was not written as it was learnt: {wrong[0]} holds other numbers.")
-    if not torch.equal(written.ids(ENGLISH), student.ids(ENGLISH)):
+    if written.files.tokenizer != tokenizer and not torch.equal(written.ids(ENGLISH), student.ids(ENGLISH)):
         raise RuntimeError("the repaired encoder was not written as it was learnt: its tokenizer reads otherwise.")
     cosine = _likeness(written, student)
     if not cosine >= near:  # not a number is not alike
@@ -177,7 +179,9 @@ def _copy_folder(suspect: TextEncoder, place: Path) -> list[str]:
             shutil.copyfile(path, place / inside)
         elif name in known:
             left.append(name)
-    return _notes_on_copy(suspect, left, links)
+    cut = any(one.path == REST for one in beside)
+    more = [f"not copied: what lies behind the first {MOST} entries of the folder, which nobody looked at"] if cut else []
+    return _notes_on_copy(suspect, left, links) + more
 
 
 def _second_sets(suspect: TextEncoder) -> set[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from Utils.basics.bounds import BASE_MB, READING_SECONDS, SECONDS, TIMES
 from Utils.basics.config import settings_of
 from Utils.basics.errors import InputError, fail, named, sentence_of, swallow, tell, visible
-from Utils.basics.files import ROOT, refuse_taken, write_whole
+from Utils.basics.files import ROOT, write_whole
 from Utils.basics.formats import AUTO, NAMES
 from Utils.intake.hub import as_named
 from Utils.report.contract import VERSION, to_json
@@ -256,8 +256,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--force lets --repair replace a folder; name that with --repair.")
     if args.repair and args.tried is not None:
         raise InputError("--try scans nothing that could be repaired; leave --repair out.")
-    if args.repair and not args.models:
-        refuse_taken(args.repair, args.force)
     if args.images < 0:
         raise InputError(f"--images {args.images} is no number of pictures; give 0 or more.")
     if args.subfolder and args.models:

@@ -84,7 +84,7 @@ def named_in(where: Path, look: Callable[[Path], Tree] = look_through) -> Tree:
     if not tree.models:
         left = f" ({'; '.join(said_of(left_out(tree)))})" if tree.skipped else ""
         raise InputError(f"{where} names no model{left}; write one a line, or put model folders there.")
-    tree.models = list({_whole_name(model): model for model in tree.models}.values())  # named twice is scanned once
+    tree.models = list({whole_name(model): model for model in tree.models}.values())  # named twice is scanned once
     return tree
 
 
@@ -125,7 +125,8 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
-def _whole_name(model: str) -> str:
+def whole_name(model: str) -> str:
+    """`full_path`, or the word itself where it can be no path."""
     try:
         return full_path(model)
     except (OSError, RuntimeError):  # a folder without rights, links in a circle: that is for the scan to say
@@ -425,7 +426,7 @@ def inputs_digest(anchor: str, files: Iterable[Path], tokenizer: str = "") -> st
 
 
 def _journal(task: Task, output: Path) -> Path:
-    return output / JOURNAL / f"{text_digest(_whole_name(task.model))[:32]}.json"
+    return output / JOURNAL / f"{text_digest(whole_name(task.model))[:32]}.json"
 
 
 def record_error(task: Task, output: Path, error: str) -> None:

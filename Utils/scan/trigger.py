@@ -286,12 +286,16 @@ def effect_of(hunt: Hunt, texts: Texts, tokens: Tensor, place: str, share: float
 
 
 @contextmanager
-def embedded(encoder: TextEncoder) -> Iterator[list[Tensor]]:
-    """While open, the embeddings of every input are kept, and can be derived after.  Yields the list of them."""
+def embedded(encoder: TextEncoder, learning: bool = False) -> Iterator[list[Tensor]]:
+    """While open, the embeddings of every input are kept, and can be derived after.  Yields the list of them.
+
+    learning: the weights are learned meanwhile, the token table too, so that these rows stay part of the graph.
+    """
     kept: list[Tensor] = []
 
     def keep(_module: nn.Module, _args: tuple, rows: Tensor) -> Tensor:
-        kept.append(rows.detach().requires_grad_())
+        kept.append(rows if learning else rows.detach().requires_grad_())
+        kept[-1].retain_grad()  # of a leaf it is kept anyway
         return kept[-1]
 
     handle = encoder.embedding.register_forward_hook(keep)
