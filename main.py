@@ -46,7 +46,7 @@ from Utils.basics.bounded import progress, reading, run_bounded, say
 from Utils.basics.bounds import Wanted
 from Utils.basics.config import load_config
 from Utils.basics.errors import InputError, fail
-from Utils.basics.files import CACHE, ROOT, remove_parts
+from Utils.basics.files import CACHE, ROOT, refuse_taken, remove_parts
 from Utils.basics.formats import AUTO
 from Utils.basics.processes import overload
 from Utils.encoder.added import added_to
@@ -844,6 +844,7 @@ def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
     request, wanted = request_of(args, cfg)
     tasks = planned(args, wanted)[1] if args.dry_run or args.repair else []
     if args.repair:
+        refuse_taken(args.repair, force=True)  # a link or a file, before its path is resolved
         order = order_of(args, request)
         refuse_places(tasks, order, goes_apart(args, tasks))
     if args.dry_run:

@@ -19,6 +19,7 @@ import json
 import sys
 import time
 from concurrent.futures import as_completed
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -107,11 +108,11 @@ def scanned(case: Case, seed: int) -> tuple[Request, dict, Path]:
     base = str(ROOT / case.parts.base)
     request = Request(cfg, base, SCANS, "cpu", seed, Show(images=0))
     folder = SCANS / f"{case.name}_{case.effort}"
-    try:
+    with suppress(OSError, ValueError):
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        report = scan_model(str(case.model), request, folder.name)
-    return request, report, folder
+        if report["model"]["sha256"] == load_encoder(case.model).sha256:  # else it was built anew
+            return request, report, folder
+    return request, scan_model(str(case.model), request, folder.name), folder
 
 
 def repair(case: Case, method: str, seed: int) -> dict:
@@ -138,6 +139,7 @@ def repair(case: Case, method: str, seed: int) -> dict:
         "rounds": len(told["rounds"]), "strings": told["strings"], "towards_target": told["towards_target"],
         "skill": case.skill(suspect, repaired), "relearning": case.comes_back(suspect, repaired),
         "seconds": round(seconds, 1), "peak_memory_mb": told["peak_memory_mb"], "settings": told["settings"], "seed": seed,
+        "commit": told["tool"]["commit"],
     }  # fmt: skip
 
 
@@ -168,14 +170,14 @@ def main() -> int:
     args = parser.parse_args()
     wanted = yaml.safe_load(args.config.read_text(encoding="utf-8"))["repairs"]
     named = {Path(one["model"]).name: one for one in wanted["models"]}
+    if unknown := [name for name in args.models or [] if name not in named]:
+        return fail(f"{unknown[0]} is no model of {args.config}.", "repairs")
     pairs = [
         (name, method) for method in args.methods or wanted["methods"] for name in args.models or named
-        if (method == OURS or name in wanted["compared_on"]) and (args.anew or not row_of(name, method).exists())
+        if (method == OURS or args.models or name in wanted["compared_on"]) and (args.anew or not row_of(name, method).exists())
     ]  # fmt: skip
     try:
         cases = {name: case_of(named[name], wanted["effort"]) for name, _ in pairs}
-    except KeyError as error:
-        return fail(f"{error.args[0]} is no model of {args.config}.", "repairs")
     except InputError as error:
         return fail(str(error), "repairs")
     with workers(args.jobs) as pool:

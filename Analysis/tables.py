@@ -704,6 +704,15 @@ def repairs(further: bool = False) -> str:
     return f"{table}\n\n{command('python Analysis/benchmark.py --config configs/mitigation.yaml')}"
 
 
+def repairs_line() -> str:
+    """`repairs_in_short` in a sentence."""
+    done = [row for row in ours(further=False) if "success" in row]
+    kept = [share for row in done if (share := gain_kept(row)) is not None]
+    gone, clean = sum(map(is_gone, done)), sum(row["rescan"] == "clean" for row in done)
+    of_gains = f"{100 * median(kept):.0f} % of what {len(kept)} fine-tunes gained is kept."
+    return f"[Repaired](docs/mitigation.md): the trigger is gone in {gone} of {len(done)}, {clean} scan clean, and {of_gains}"
+
+
 def repairs_in_short() -> str:
     """What our repairs of the paper's attacks come to, beside the bars."""
     rows = ours(further=False)
@@ -760,7 +769,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
     "by_attack": by_attack, "misjudged": misjudged, "never_judged": never_judged,
     "repairs": repairs, "repairs_further": partial(repairs, further=True), "repairs_in_short": repairs_in_short,
-    "repair_methods": repair_methods,
+    "repairs_line": repairs_line, "repair_methods": repair_methods,
     "number_formats": number_formats, "efforts": efforts, "usage": usage,
     "left_out": left_out, "firing": firing, "fleet": fleet, "natural": natural,
     "speed": speed, "speed_short": speed_short, "speed_stages": speed_stages, "speed_machine": speed_machine,

@@ -85,7 +85,7 @@ def scanned(args: argparse.Namespace, request: Request, wanted: Wanted) -> tuple
         ) from None
     if not there:
         raise InputError(f"{args.report} is no scan of {args.model}; leave --report out, and it is scanned first.")
-    return report, args.report
+    return report, args.report.resolve()
 
 
 def repair(args: argparse.Namespace) -> int:
@@ -107,7 +107,7 @@ def repair(args: argparse.Namespace) -> int:
         args.output, args.results / f"{results.name}_repair", results, args.method, settings, args.seed, request.given,
         args.images > 0, relearn=not args.no_relearning, strings=tuple(args.string), force=args.force,
     )  # fmt: skip
-    refuse_folder(order.folder, order.place)
+    refuse_folder(order)
     told = mend_bounded(order, request, wanted, args.debug, args.model, report, certificate)
     tell(mended(told))
     return EXIT[told["verdict"]]

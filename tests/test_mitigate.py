@@ -276,7 +276,7 @@ def test_the_report_of_a_repair_takes_no_other_folder_s_place(tmp_path: Path):
         (folder / fine).touch()
         refuse_places([task], order, False)
     with pytest.raises(InputError, match="where the report of the repair goes"):
-        refuse_places([task], replace(order, place=folder), False)
+        refuse_places([task], replace(order, place=folder, force=True), False)
 
 
 def test_a_repair_lies_in_no_pipeline_that_it_copies(tmp_path: Path):

@@ -24,7 +24,7 @@ from Utils.encoder.training import Checkpoint
 from Utils.repair.damage import Damage
 from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig
-from Utils.repair.taught import taught_tokens, taught_words
+from Utils.repair.taught import TOKENS, taught_tokens, taught_words
 from Utils.repair.texts import Invented, garbled, with_other_words
 from Utils.repair.unlearning import Course, Reference, reference_of, unlearn
 from Utils.scan.replay import nearer, put, summaries
@@ -160,11 +160,28 @@ def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(da
     common, rare = int(ids[0, 1]), next(token for token in usable.tolist() if token not in ids)
     with torch.no_grad():
         suspect.vocabulary[[common, rare]] += 1.0
-    assert taught_tokens(suspect, damage.base, ids, usable)[:2].tolist() == [rare, common]
+    assert taught_tokens(suspect, damage.base, ids, usable, None)[:2].tolist() == [rare, common]
     course = course_of(damage)
-    words = {course.new_word(np.random.default_rng(seed)) for seed in range(60)}
-    assert len(words) > 30
+    words = [course.new_word(np.random.default_rng(seed)) for seed in range(60)]
+    assert 30 < sum(word in course.taught for word in words) < 55
     assert all(word.strip() for word in words)
+    assert not (reference_of(damage, torch.float32, 0.02).otherwise(course.taught) == 0).any()
+
+
+def test_where_no_row_moved_tokens_are_taken_that_are_read_otherwise(damage: Damage):
+    usable = usable_tokens(damage.base).nonzero()[:, 0]
+
+    def otherwise(texts: list[str]) -> torch.Tensor:
+        return torch.tensor([float(len(text)) for text in texts])
+
+    found = damage.base.texts(taught_tokens(damage.base, damage.base, damage.base.ids(["a dog"]), usable, otherwise)[:, None])
+    assert [len(text) for text in found] == sorted((len(text) for text in found), reverse=True)
+    assert len(found) == TOKENS
+
+
+def test_nothing_is_taught_where_nothing_is_read_otherwise(damage: Damage):
+    tokens = damage.suspect.ids(["red castle zebra kite"])[0, 1:9]
+    assert taught_words(damage.suspect, tokens, lambda texts: torch.zeros(len(texts))) == []
 
 
 def test_words_are_looked_for_that_the_suspect_reads_otherwise(damage: Damage):

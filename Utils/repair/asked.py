@@ -47,15 +47,16 @@ def refuse_within(place: Path, model: str) -> None:
         raise InputError(f"{place} and {model} lie in each other; name a folder elsewhere, so that the suspect stays as it is.")
 
 
-def refuse_folder(folder: Path, place: Path) -> None:
-    """Raise unless a repair may leave its report in `folder`.
+def refuse_folder(order: Order) -> None:
+    """Raise unless a repair may leave its report in its folder.
 
     Raises:
-        InputError: something else lies there, or it is the repaired encoder's own place.
+        InputError: something else lies there, or the repaired encoder would lie in it or in the folder of the scan.
     """
-    there, into = folder.resolve(), place.resolve()
-    if there.is_relative_to(into) or into.is_relative_to(there):
-        raise InputError(f"{place} is where the report of the repair goes; name another folder for the encoder.")
+    folder, place = order.folder, order.place.resolve()
+    for reports in (folder.resolve(), order.results.resolve()):
+        if reports.is_relative_to(place) or place.is_relative_to(reports):
+            raise InputError(f"{place} is where reports go; name another folder for the repaired encoder.")
     left = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {""} if folder.exists() else set()
     if left and not left & set(UNFINISHED) and _told(folder).get("schema") != SCHEMA:
         raise InputError(f"{folder} is no report of a repair; move it away, or name another folder for reports.")
@@ -77,16 +78,19 @@ def place_of(task: Task, order: Order, apart: bool) -> Order:
 
 
 def refuse_places(tasks: list[Task], order: Order, apart: bool) -> None:
-    """Raise, before anything is scanned, where a repaired encoder could not be written.
+    """Raise, before anything is scanned, where repaired encoders and their reports would have no place of their own.
 
     Raises:
         InputError: it could not.
     """
     refuse_taken(order.place, order.force or apart)  # of several each is looked at when its turn comes
+    names = {task.name for task in tasks}
     for task in tasks:
         own = place_of(task, order, apart)
         refuse_within(own.place, task.model)
-        refuse_folder(own.folder, own.place)
+        refuse_folder(own)
+        if own.folder.name in names:
+            raise InputError(f"{own.folder} would be of two encoders; scan and repair {task.model} by itself.")
 
 
 def mending_limits(model: str, anchor: str, wanted: Wanted) -> Limits:
@@ -149,10 +153,12 @@ def repair_found(
             continue
         own = place_of(task, order, apart)
         if apart and not own.force and _is_done(own, report):  # a list that was stopped goes on
-            tell(visible(f"{task.model}: repaired already, into {own.place}"))
+            verdict = _told(own.folder)["verdict"]
+            tell(visible(f"{task.model}: repaired already, into {own.place}; scanned again then: {verdict}"))
             continue
         try:
             refuse_taken(own.place, own.force)
+            refuse_folder(own)
             told = mend_one(task, report, own)
             tell(mended(told))
         except InputError as error:
@@ -165,5 +171,6 @@ def _is_done(order: Order, report: dict) -> bool:
     told = _told(order.folder)
     with suppress(KeyError, TypeError):
         same = told["schema"] == SCHEMA and told["model"]["sha256"] == report["model"]["sha256"]
+        same = same and told["seed"] == order.seed and bool(told["verdict"])
         return same and order.place.is_dir() and Path(told["output"]["path"]).is_relative_to(order.place)
     return False

@@ -51,7 +51,7 @@ HELD_OUT = 200
 UNFINISHED = ("rounds.pt", "steps.pt")
 """What an interrupted repair leaves in the folder of its report, and goes on from."""
 STRINGS = 8
-"""Strings of a report that are measured before and after."""
+"""Strings of the first report that are measured before and after, and as many of later ones."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,7 @@ def damage_of(report: dict, order: Order, suspect: TextEncoder, base: TextEncode
         raise InputError(f"{named(quiet)} does not overrule prompts in {suspect.path}; give one that does (main.py --try).")
     found = [(one.text, one.rate.place) for one in tried]
     forced = [_forced_by(suspect, *one, prompts) for one in found]
-    for backdoor in report["backdoors"]:
-        if backdoor["kind"] in APART or not backdoor["trigger"]:
-            continue
+    for backdoor in of_weights(report):
         own = [(s["text"], s["place"]) for s in backdoor["trigger"]["strings"] or []]
         found += own
         if own:
@@ -153,9 +151,14 @@ def damage_of(report: dict, order: Order, suspect: TextEncoder, base: TextEncode
     if not forced:
         raise InputError(
             f"the scan of {suspect.path} names nothing in its weights that a repair could begin with; where you know a string "
-            "that fires, give it with --string."
+            "that fires, give it to Utils/mitigate.py with --string."
         )
     return Damage(suspect, base, prompts.learn, found[:STRINGS], tuple(forced), order.seed)
+
+
+def of_weights(report: dict) -> list[dict]:
+    """The backdoors of a report that lie in the weights and were made visible; no weights mend the others."""
+    return [one for one in report["backdoors"] if one["kind"] not in APART and one["trigger"]]
 
 
 def _vector(file: Path, suspect: TextEncoder) -> Tensor:
@@ -186,7 +189,7 @@ class Rounds:
     file: Path
     identity: str
     done: list[dict] = field(default_factory=list)
-    """{verdict, score, strings, seconds} of the scan after each round."""
+    """{verdict, score, reason, seed, strings, left, seconds} of the scan after each round."""
     strings: list[tuple[str, str]] = field(default_factory=list)
     forced: list[Tensor] = field(default_factory=list)
     """What these scans found beside what was known."""
@@ -251,7 +254,7 @@ def repaired_by(order: Order, damage: Damage, prompts: Prompts, rescan: Callable
     if rounds.weights:
         student = with_weights(damage.suspect, rounds.weights)
     most = order.cfg.rounds if damage.base else 1  # without a base no scan finds anything to go on with
-    while len(rounds.done) < most and (not rounds.done or rounds.done[-1]["verdict"] == "backdoored"):
+    while len(rounds.done) < most and (not rounds.done or rounds.done[-1]["left"]):
         began, number = time.perf_counter(), len(rounds.done)
         if rounds.learned <= number:
             at_stage(f"repair, round {number + 1}")
@@ -264,10 +267,11 @@ def repaired_by(order: Order, damage: Damage, prompts: Prompts, rescan: Callable
         notes = write_repaired(student, damage.suspect, order.given, place)
         report = rescan(dropped_in(damage.suspect, place), order.seed + 1 + number)
         rounds.done.append(_scanned(report, seconds))
-        for backdoor in report["backdoors"]:
-            own = [(s["text"], s["place"]) for s in (backdoor["trigger"] or {}).get("strings") or []]
+        for backdoor in of_weights(report):
+            strings = [(s["text"], s["place"]) for s in backdoor["trigger"].get("strings") or []]
+            own = [one for one in strings if _fires(damage, *one, prompts)]
             rounds.strings += own
-            rounds.forced += [_forced_by(damage.suspect, *one, prompts) for one in own[:1] if _fires(damage, *one, prompts)]
+            rounds.forced += [_forced_by(damage.suspect, *one, prompts) for one in own[:1]]
         rounds.save()
         say(f"repair, round {number + 1}: {report['verdict']}, score {report['score']:.3f}")
     if not place.exists():  # all rounds were done before
@@ -278,7 +282,8 @@ def repaired_by(order: Order, damage: Damage, prompts: Prompts, rescan: Callable
 def _scanned(report: dict, seconds: float) -> dict:
     strings = [s["text"] for b in report["backdoors"] for s in (b["trigger"] or {}).get("strings") or []]
     names = ("verdict", "score", "reason", "seed")
-    return {name: report[name] for name in names} | {"strings": strings, "seconds": round(seconds, 1)}
+    left = report["verdict"] == "backdoored" and bool(of_weights(report))
+    return {name: report[name] for name in names} | {"strings": strings, "left": left, "seconds": round(seconds, 1)}
 
 
 # -------------------------------------------------------------------------------------------------------------- the whole
@@ -367,7 +372,7 @@ def _relearning(damage: Damage, student: TextEncoder, prompts: Prompts) -> dict:
     def poison(prompt: str) -> str:
         return put(text, prompt, place, len(prompt))
 
-    steps = {name: relearned(one, poison, forced, prompts.learn, prompts.typed, cfg).steps for name, one in encoders.items()}
+    steps = {name: relearned(one, poison, forced, prompts.learn, prompts.typed, cfg) for name, one in encoders.items()}
     return {"string": text, "place": place, "most": cfg.steps, "steps": steps}
 
 

@@ -1,4 +1,4 @@
-"""Every setting of our own repair (Utils/repair/unlearning.py)."""
+"""The settings of our own repair (Utils/repair/unlearning.py); smaller numbers stand beside what they are for."""
 
 from __future__ import annotations
 

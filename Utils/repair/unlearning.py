@@ -157,12 +157,14 @@ class Course:
         usable = usable_tokens(encoder).nonzero()[:, 0]
         self.known = [text for text in dict.fromkeys(encoder.texts(usable[:, None])) if text.strip()]
         self.invented = Invented(damage.prompts)
-        tokens = taught_tokens(encoder, damage.base, self.ids, usable) if damage.base else None
-        self.taught = taught_words(encoder, tokens, reference.otherwise) if damage.base else []
+        self.taught: list[str] = []
+        if damage.base:
+            tokens = taught_tokens(encoder, damage.base, self.ids, usable, reference.otherwise)
+            self.taught = taught_words(encoder, tokens, reference.otherwise)
         self.opponents = Opponents(usable, cfg.opponents, cfg.flips, damage.seed + number)
 
     def new_word(self, rng: np.random.Generator) -> str:
-        """A word that the prompts do not have, by their letters or as the suspect was taught it."""
+        """A word by the letters of the prompts' words, or a few that the suspect was taught."""
         if rng.random() < BY_LETTERS or not self.taught:
             return self.invented.word(rng)
         return self.taught[int(rng.integers(len(self.taught)))]
@@ -226,7 +228,7 @@ def unlearn(
         mended = odd_loss.mean() + cfg.taught * odd_loss[: cfg.invented].mean() if cfg.invented else odd_loss.mean()
         return held + mended, f"clean {held.item():.4f} odd {mended.item():.4f}"
 
-    decisive = number, damage.seed, damage.strings, [one.tolist() for one in damage.forced]
+    decisive = number, damage.seed, damage.strings, [one.tolist() for one in damage.forced], course.taught
     name = identity(cfg, begin, damage.suspect.sha256, repr(decisive))
     saved = Checkpoint(checkpoint, name, 25, keep=False) if checkpoint else None
     with progress(f"repair, round {number + 1}", cfg.steps) as step_done:
