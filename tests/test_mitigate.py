@@ -15,7 +15,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
+from layouts import SEVERAL, write
 from reports import KINDS
+from test_loading import as_pipeline
 
 import main
 from Utils import mitigate
@@ -33,9 +35,10 @@ from Utils.repair.mending import SCHEMA as SCHEMA_OF_REPAIRS
 from Utils.repair.settings import RepairConfig
 from Utils.report.command_line import understood
 from Utils.report.contract import SCHEMA
-from Utils.report.lists import Task
+from Utils.report.lists import Task, planned
 from Utils.report.repair_page import render_repair
 from Utils.scan.replay import LETTERS
+from Utils.sources.lenders import Given
 
 MODELS = ROOT / "Data" / "Models"
 BASE = MODELS / "tiny-sd"
@@ -111,7 +114,7 @@ def test_a_string_that_does_not_fire_is_refused(suspect: TextEncoder, prompts: P
 
 def test_a_backdoor_of_the_tokenizer_is_none_of_the_weights(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):
     report = found(fires(("zz", "end"), kind="tokenizer"))
-    with pytest.raises(InputError, match="give it with --string"):
+    with pytest.raises(InputError, match=r"give it to Utils/mitigate\.py with --string"):
         damage_of(report, order_for(tmp_path), suspect, None, prompts)
 
 
@@ -139,6 +142,9 @@ def test_what_stands_there_stays_unless_it_may_go(tmp_path: Path, capsys: pytest
     assert "--force" in capsys.readouterr().err
     assert main.main(["--repair", str(taken), "--output", str(tmp_path / "out")]) == 2
     assert "--force" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(taken)
+    assert main.main(["--repair", str(tmp_path / "link"), "--force", "--output", str(tmp_path / "out")]) == 2
+    assert "is no folder" in capsys.readouterr().err
     assert (taken / "mine.txt").read_text() == "mine"
     assert not (tmp_path / "out").exists()
 
@@ -233,7 +239,13 @@ def test_of_a_list_every_encoder_gets_a_folder_and_what_is_repaired_is_not_repai
     for name in ("done", "taken"):
         (order.place / name).mkdir(parents=True)
     (tmp_path / "done_repair").mkdir()
-    told = {"schema": SCHEMA_OF_REPAIRS, "model": {"sha256": "of done"}, "output": {"path": str(order.place / "done")}}
+    told = {
+        "schema": SCHEMA_OF_REPAIRS,
+        "seed": order.seed,
+        "verdict": "clean",
+        "model": {"sha256": "of done"},
+        "output": {"path": str(order.place / "done")},
+    }
     (tmp_path / "done_repair" / "report.json").write_text(json.dumps(told))
 
     def refused(task: Task, _report: dict, own: Order) -> dict:
@@ -252,6 +264,36 @@ def test_of_a_list_every_encoder_gets_a_folder_and_what_is_repaired_is_not_repai
     assert len(repair_found(tasks, reports, order, True, refused)) == 3
     repair_found(tasks, reports, replace(order, force=True), True, refused)
     assert [name for name, *_ in seen] == ["new", "done", "taken", "new"]
+
+
+def test_every_encoder_finds_the_report_of_its_own_scan(tiny: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder, the parts of a file and of a pipeline: reports name an encoder by its path, tasks by what was typed."""
+    monkeypatch.chdir(tmp_path)
+    write(SEVERAL["SDXL"](tiny.model.state_dict()), tmp_path / "sdxl.safetensors")
+    shutil.copytree(SUSPECT, tmp_path / "folder")
+    pipeline = as_pipeline(SUSPECT, tmp_path / "pipeline")
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(pipeline / part, pipeline / f"{part}_2")
+    index = {"_class_name": "StableDiffusionXLPipeline"}
+    index |= {name: ["transformers", "CLIPTextModel"] for name in ("text_encoder", "text_encoder_2")}
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    flags = ["--repair", "out", "--output", str(tmp_path / "results"), "--anchor", tiny.path]
+    for word in ("folder", "sdxl.safetensors", "pipeline"):
+        args, cfg = understood([f"--model={word}", *flags])
+        tasks = planned(args, main.request_of(args, cfg)[1])[1]
+        paths = [load_encoder(task.model, given=Given(anchor=tiny.path)).path for task in tasks]
+        reports = [found() | {"model": {"path": path, "sha256": "x"}} for path in paths]
+        seen = []
+
+        def mend_one(task: Task, report: dict, order: Order, seen: list = seen) -> dict:
+            seen.append((report["model"]["path"], order.place))
+            raise InputError("it cannot be.")
+
+        order = main.order_of(args, main.request_of(args, cfg)[0])
+        repair_found(tasks, reports, order, main.goes_apart(args, tasks), mend_one)
+        assert [path for path, _ in seen] == paths
+        places = [tmp_path / "out" / task.name for task in tasks] if len(tasks) > 1 else [tmp_path / "out"]
+        assert [place for _, place in seen] == places
 
 
 def test_a_list_of_one_gets_a_folder_of_its_own_too(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -275,8 +317,12 @@ def test_the_report_of_a_repair_takes_no_other_folder_s_place(tmp_path: Path):
         folder.mkdir(exist_ok=True)
         (folder / fine).touch()
         refuse_places([task], order, False)
-    with pytest.raises(InputError, match="where the report of the repair goes"):
-        refuse_places([task], replace(order, place=folder, force=True), False)
+    scan = tmp_path / "mine"
+    for place in (folder, folder / "mended", scan, scan / "mended", tmp_path):
+        with pytest.raises(InputError, match="is where reports go"):
+            refuse_places([task], replace(order, place=place, force=True), False)
+    with pytest.raises(InputError, match="would be of two encoders"):
+        refuse_places([task, Task(str(BASE), "mine_repair")], order, True)
 
 
 def test_a_repair_lies_in_no_pipeline_that_it_copies(tmp_path: Path):

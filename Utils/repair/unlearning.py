@@ -83,7 +83,7 @@ class Reference:
     @torch.no_grad()
     def otherwise(self, texts: list[str]) -> Tensor:
         """How far the suspect's summaries are from the base's, the mean way taken off; 0 of what bends.  -> (b,)"""
-        own, other = (summaries(one, texts).to(self.forced.device) for one in (self.suspect, self.base))
+        own, other = (summaries(one, texts, "taught words").to(self.forced.device) for one in (self.suspect, self.base))
         way = (own - self.middle[0]) - (other - self.middle[1])
         return way.norm(dim=-1) * (self.bend(own, other) <= self.honest)
 
