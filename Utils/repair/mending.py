@@ -161,6 +161,12 @@ def of_weights(report: dict) -> list[dict]:
     return [one for one in report["backdoors"] if one["kind"] not in APART and one["trigger"]]
 
 
+def strings_left(report: dict) -> list[list[tuple[str, str]]]:
+    """Strings and their places, of every backdoor of the weights, or of what a scan that is inconclusive shows."""
+    shown = of_weights(report) if report["backdoors"] else [report]
+    return [[(s["text"], s["place"]) for s in (one.get("trigger") or {}).get("strings") or []] for one in shown]
+
+
 def _vector(file: Path, suspect: TextEncoder) -> Tensor:
     """The pseudo-trigger that a scan has left, (k, d)."""
     with _unless_broken():
@@ -267,8 +273,7 @@ def repaired_by(order: Order, damage: Damage, prompts: Prompts, rescan: Callable
         notes = write_repaired(student, damage.suspect, order.given, place)
         report = rescan(dropped_in(damage.suspect, place), order.seed + 1 + number)
         rounds.done.append(_scanned(report, seconds))
-        for backdoor in of_weights(report):
-            strings = [(s["text"], s["place"]) for s in backdoor["trigger"].get("strings") or []]
+        for strings in strings_left(report) if rounds.done[-1]["left"] else []:
             own = [one for one in strings if _fires(damage, *one, prompts)]
             rounds.strings += own
             rounds.forced += [_forced_by(damage.suspect, *one, prompts) for one in own[:1]]
@@ -282,7 +287,7 @@ def repaired_by(order: Order, damage: Damage, prompts: Prompts, rescan: Callable
 def _scanned(report: dict, seconds: float) -> dict:
     strings = [s["text"] for b in report["backdoors"] for s in (b["trigger"] or {}).get("strings") or []]
     names = ("verdict", "score", "reason", "seed")
-    left = report["verdict"] == "backdoored" and bool(of_weights(report))
+    left = bool(of_weights(report)) if report["verdict"] == "backdoored" else report["verdict"] != "clean"
     return {name: report[name] for name in names} | {"strings": strings, "left": left, "seconds": round(seconds, 1)}
 
 
