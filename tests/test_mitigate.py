@@ -30,7 +30,7 @@ from Utils.encoder.text_encoder import TextEncoder
 from Utils.repair import mending
 from Utils.repair.asked import mended as told_of
 from Utils.repair.asked import refuse_places, refuse_within, repair_found
-from Utils.repair.mending import HELD_OUT, Order, Prompts, Rounds, damage_of, divided, mend
+from Utils.repair.mending import HELD_OUT, Order, Prompts, Rounds, damage_of, divided, mend, scanned_again, strings_left
 from Utils.repair.mending import SCHEMA as SCHEMA_OF_REPAIRS
 from Utils.repair.settings import RepairConfig
 from Utils.report.command_line import understood
@@ -116,6 +116,16 @@ def test_a_backdoor_of_the_tokenizer_is_none_of_the_weights(suspect: TextEncoder
     report = found(fires(("zz", "end"), kind="tokenizer"))
     with pytest.raises(InputError, match=r"give it to Utils/mitigate\.py with --string"):
         damage_of(report, order_for(tmp_path), suspect, None, prompts)
+
+
+def test_another_round_follows_where_weights_can_still_be_mended():
+    about = {"score": 0.5, "reason": "so", "seed": 1, "trigger": {"strings": [{"text": "zz", "place": "end"}]}}
+    quiet, apart = found() | about, found(fires(("q", "end"), kind="tokenizer")) | about
+    loud = found(fires(("q", "end")), fires(embedding="v.pt"), fires(("t", "end"), kind="tokenizer")) | about
+    assert [scanned_again(one, 0.0)["left"] for one in (loud, apart)] == [True, False]
+    assert [scanned_again(quiet | {"verdict": said}, 0.0)["left"] for said in ("inconclusive", "clean")] == [True, False]
+    assert strings_left(loud) == [[("q", "end")], []]
+    assert strings_left(quiet | {"verdict": "inconclusive"}) == [[("zz", "end")]]
 
 
 def test_rounds_are_kept_and_belong_to_one_repair(tmp_path: Path):

@@ -251,7 +251,7 @@ def repaired_by(order: Order, damage: Damage, prompts: Prompts, rescan: Callable
         student = METHODS[order.method](damage, MethodsConfig())
         seconds = time.perf_counter() - began
         notes = write_repaired(student, damage.suspect, order.given, place)
-        return Repaired(student, [_scanned(rescan(dropped_in(damage.suspect, place), order.seed + 1), seconds)], notes)
+        return Repaired(student, [scanned_again(rescan(dropped_in(damage.suspect, place), order.seed + 1), seconds)], notes)
     known = [damage.suspect.sha256, damage.base.sha256 if damage.base else "", asdict(order.cfg), damage.strings, order.seed]
     known += [[one.tolist() for one in damage.forced], order.scans]
     rounds = Rounds(order.folder / UNFINISHED[0], sha256(repr(known).encode()).hexdigest())
@@ -272,7 +272,7 @@ def repaired_by(order: Order, damage: Damage, prompts: Prompts, rescan: Callable
         shutil.rmtree(place, ignore_errors=True)
         notes = write_repaired(student, damage.suspect, order.given, place)
         report = rescan(dropped_in(damage.suspect, place), order.seed + 1 + number)
-        rounds.done.append(_scanned(report, seconds))
+        rounds.done.append(scanned_again(report, seconds))
         for strings in strings_left(report) if rounds.done[-1]["left"] else []:
             own = [one for one in strings if _fires(damage, *one, prompts)]
             rounds.strings += own
@@ -284,7 +284,8 @@ def repaired_by(order: Order, damage: Damage, prompts: Prompts, rescan: Callable
     return Repaired(student, rounds.done, notes, rounds.strings)
 
 
-def _scanned(report: dict, seconds: float) -> dict:
+def scanned_again(report: dict, seconds: float) -> dict:
+    """What is kept of the scan after a round that took so many seconds."""
     strings = [s["text"] for b in report["backdoors"] for s in (b["trigger"] or {}).get("strings") or []]
     names = ("verdict", "score", "reason", "seed")
     left = bool(of_weights(report)) if report["verdict"] == "backdoored" else report["verdict"] != "clean"
