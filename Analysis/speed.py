@@ -4,6 +4,7 @@
     python Analysis/speed.py --shapes vit-h bigg --tokenizer FOLDER
     python Analysis/speed.py --shapes tiny --paper 1.0        the published procedure to its end
     python Analysis/speed.py --shapes bigg --effort quick --paper 0 --scans "planted, empty cache"
+    python Analysis/speed.py --shapes clip-l --paper 0 --scans "planted, repaired"
 
 Encoders of full size are made here, with random weights and a backdoor or an honest change in their last layers
 (Utils/making/shaped.py), and kept in Data/Zoo/shaped.  The first scan of each size begins with an empty cache, the second
@@ -47,6 +48,8 @@ SHAPED, VOCABULARY = ROOT / "Data" / "Zoo" / "shaped", "vocabulary.txt"
 """Where encoders that are made here are kept, and the file that says what they read with."""
 SCANS = ("planted, empty cache", "benign, base cached")
 """What is measured of every size, in this order."""
+REPAIR = "planted, repaired"
+"""Scan, repair, scan again and measures, beside these where it is asked for."""
 GROWING = ("corpus", "search")
 """Stages of the published procedure that grow with the prompts."""
 PAPER = ROOT / "configs" / "paper.yaml"
@@ -92,6 +95,26 @@ def scan(model: Path, anchor: Path, device: str, *more: str) -> dict:
     return {"verdict": report["verdict"], "seconds": round(seconds, 1), "peak_memory_mb": memory, "stages": stages}
 
 
+def repaired(model: Path, anchor: Path, device: str, *more: str) -> dict:
+    """Seconds and memory of a whole repair without pictures, its scans included."""
+    with tempfile.TemporaryDirectory() as output:
+        flags = ["--model", str(model), "--anchor", str(anchor), "--device", device, "--images", "0", *more]
+        places = ["--output", f"{output}/mended", "--results", output]
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "Utils" / "mitigate.py"), *flags, *places], capture_output=True, text=True
+        )
+        seconds = time.perf_counter() - began
+        if done.returncode == 2:
+            raise SystemExit(f"speed: {model} could not be repaired: {done.stderr.strip()}")
+        (file,) = Path(output).glob("*_repair/report.json")
+        report = json.loads(file.read_text(encoding="utf-8"))
+    took = {"scan": round(seconds - sum(report["seconds"].values()), 1)} | report["seconds"]
+    stages = {name: {"seconds": value, "gflop": 0.0} for name, value in took.items()}
+    memory = report["peak_memory_mb"]
+    return {"verdict": report["verdict"], "seconds": round(seconds, 1), "peak_memory_mb": memory, "stages": stages}
+
+
 def published(model: Path, anchor: Path, device: str, share: float) -> dict:
     """The published procedure with a share of its prompts, and what all of them would take."""
     found = scan(model, anchor, device, "--config", str(PAPER), "--prompts", str(round(PAPER_PROMPTS * share)))
@@ -117,13 +140,16 @@ def measure(shape: str, args: argparse.Namespace, commit: str) -> dict:
     """All scans of one size."""
     folders, effort = pair_of(shape, args.tokenizer), ("--effort", args.effort)
     shutil.rmtree(CACHE, ignore_errors=True)
-    rows = {name: scan(folders[name.split(",")[0]], folders["base"], args.device, *effort) for name in args.scans}
+    rows = {
+        name: (repaired if name == REPAIR else scan)(folders[name.split(",")[0]], folders["base"], args.device, *effort)
+        for name in args.scans
+    }
     if args.paper:
         rows["published"] = published(folders["planted"], folders["base"], args.device, args.paper)
     told = SHAPED / shape / VOCABULARY
     vocabulary = told.read_text(encoding="utf-8") if shape != "tiny" else "its own"
     more = " --tokenizer FOLDER" * (vocabulary == "given") + f" --effort {args.effort}" * (args.effort != USUAL)
-    more += f' --scans "{args.scans[0]}"' * (len(args.scans) == 1)
+    more += "".join([" --scans", *(f' "{name}"' for name in args.scans)]) if tuple(args.scans) != SCANS else ""
     return {
         "command": f"python Analysis/speed.py --shapes {shape} --paper {args.paper}{more}", "vocabulary": vocabulary,
         "commit": commit, "machine": about_machine(pick_device(args.device)), "scans": rows,
@@ -136,7 +162,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="", help="a folder with CLIP's vocabulary (default: one is invented)")
     parser.add_argument("--paper", type=float, default=0.02, help="share of the published procedure; 0: none (default: 0.02)")
     parser.add_argument("--effort", choices=EFFORTS, default=USUAL, help="of our scans; rows of other ones are kept beside it")
-    parser.add_argument("--scans", nargs="+", choices=SCANS, default=SCANS, help="of ours; the second needs the first's cache")
+    parser.add_argument(
+        "--scans", nargs="+", choices=[*SCANS, REPAIR], default=SCANS, help="the second needs the first's cache"
+    )
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     if not 0 <= args.paper <= 1:
@@ -145,7 +173,8 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"shapes": {}}
     for shape in args.shapes:
-        row = shape if args.effort == USUAL else f"{shape}, {args.effort}"
+        beside = ([] if args.effort == USUAL else [args.effort]) + ["repair"] * (REPAIR in args.scans)
+        row = ", ".join([shape, *beside])
         known["shapes"][row] = measure(shape, args, commit)
         known |= {"start_up_seconds": started(), "versions": versions()}
         write_whole(RESULT, json.dumps(known, indent=1) + "\n")
