@@ -730,7 +730,7 @@ def repairs_in_short() -> str:
         ["retrieval lost, most, points", "2", f"{100 * lost:+.1f}"],
         ["clean when scanned again with a fresh seed", "all", rate(sum(row["rescan"] == "clean" for row in done), len(done))],
         ["relearns in half of the base's steps or more", "70 %", rate(sum(relearns(row) >= 0.5 for row in done), len(done))],
-        ["seconds, median, one core beside another repair", "", f"{median(row['seconds'] for row in done):.0f}"],
+        ["seconds, median, one core of a machine with other work", "", f"{median(row['seconds'] for row in done):.0f}"],
     ])  # fmt: skip
 
 
