@@ -845,6 +845,7 @@ def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
     tasks = planned(args, wanted)[1] if args.dry_run or args.repair else []
     if args.repair:
         refuse_taken(args.repair, force=True)  # a link or a file, before its path is resolved
+        divided(read_prompts(ROOT / cfg.corpus), cfg.prompts)  # too few are said before the scan
         order = order_of(args, request)
         refuse_places(tasks, order, goes_apart(args, tasks))
     if args.dry_run:

@@ -222,6 +222,15 @@ def test_a_dry_run_says_where_a_repaired_encoder_would_go_and_what_it_costs(tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_too_few_prompts_to_repair_with_are_said_before_the_scan(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "few.txt").write_text("\n".join(PROMPTS[:60]))
+    (tmp_path / "own.yaml").write_text(f"corpus: {tmp_path / 'few.txt'}\nprompts: 40\n")
+    flags = ["--repair", str(tmp_path / "mended"), "--config", str(tmp_path / "own.yaml"), "--output", str(tmp_path / "out")]
+    assert main.main(flags) == 2
+    assert "60 prompts are too few to repair with" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_clean_or_was_not_judged_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
     tasks = [Task(str(SUSPECT), "clean"), Task(str(BASE), "missing")]
     (tmp_path / "missing").mkdir()  # an earlier run has judged it
