@@ -62,7 +62,7 @@ from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_s
 from Utils.found.show import Show, show_found, show_further
 from Utils.found.trying import fires, told_of, try_string
 from Utils.repair.asked import foreseen_repairs, mending_limits, refuse_places, repair_found
-from Utils.repair.mending import Certificate, Order, divided, mend, opened
+from Utils.repair.mending import RESCAN, Certificate, Order, divided, mend, opened
 from Utils.report.command_line import begin, deliver, understood
 from Utils.report.dry_run import foreseen
 from Utils.report.fleet import Fleet, load_dask, scan_in_fleet
@@ -760,10 +760,11 @@ def mend_aside(model: str, request: Request, order: Order, report: dict, certifi
     pair = opened(model, request.anchor, pick_device(request.device), request.given, prompts, cfg.prompts)
     order = replace(order, scans=repr(cfg))
 
+    base = pair[1].path if pair[1] else "none"  # by its own name: another folder's does not tell which of several is meant
+
     def rescan(repaired: str, seed: int) -> dict:
-        with order.aside() as aside:
-            again = replace(request, seed=seed, output=Path(aside), show=Show(images=0))
-            return scan_model(repaired, again, "rescan")
+        again = replace(request, anchor=base, seed=seed, output=order.folder, show=Show(images=0))
+        return scan_model(repaired, again, RESCAN)
 
     return mend(order, pair, divided(prompts, cfg.prompts), report, rescan, certificate)
 
@@ -776,7 +777,8 @@ def mend_bounded(
     try:
         return run_bounded(mend_aside, (model, request, order, report, *more), limits, model, debug, name)
     finally:
-        remove_parts(order.place.parent)
+        for folder in (order.place.parent, order.folder):
+            remove_parts(folder)
 
 
 def order_of(args: Namespace, request: Request) -> Order:
@@ -847,7 +849,7 @@ def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
         refuse_taken(args.repair, force=True)  # a link or a file, before its path is resolved
         divided(read_prompts(ROOT / cfg.corpus), cfg.prompts)  # too few are said before the scan
         order = order_of(args, request)
-        refuse_places(tasks, order, goes_apart(args, tasks))
+        refuse_places(tasks, order, goes_apart(args, tasks), args.anchor)
     if args.dry_run:
         lines = foreseen(tasks, args.anchor, wanted, args.output)
         lines += foreseen_repairs(tasks, order, goes_apart(args, tasks), args.anchor, wanted) if args.repair else []

@@ -75,22 +75,28 @@ def command_of(config: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument(
+        "--config",
+        type=Path,
+        default=SETTINGS,
+        help="settings of the scan; or tables to print, or repairs: then flags are theirs",
+    )
+    known, others = first.parse_known_args()
+    if words := command_of(known.config):
+        script, *flags = words
+        sys.exit(subprocess.run([sys.executable, str(ROOT / "Analysis" / script), *flags, *others]).returncode)
+    about = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=about, parents=[first])
     parser.add_argument("--zoo", type=Path, help="a folder of models with certificates, from Utils/build_zoo.py")
     parser.add_argument("--family", help="judge the models of this family only (default: all)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="judge these models only, by their names in the zoo")
     parser.add_argument("--anchor", default="auto")
-    parser.add_argument(
-        "--config", type=Path, default=SETTINGS, help="settings of the scan, names of tables to print, or repairs"
-    )
     parser.add_argument("--output", type=Path, default=ROOT / "Results")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--jobs", type=int, default=1, help="processes that scan at the same time (default: 1)")
     args = parser.parse_args()
-    if words := command_of(args.config):
-        script, *flags = words
-        sys.exit(subprocess.run([sys.executable, str(ROOT / "Analysis" / script), *flags]).returncode)
     if not args.zoo:
         parser.error("--zoo is required: a folder of models with certificates; build one with Utils/build_zoo.py")
     request = Request(load_config(ScanConfig, args.config), args.anchor, args.output, args.device, args.seed)

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Backdoor_Attack.certified import Certified
 from Backdoor_Attack.planting import poison
 from main import Request, mend_aside, scan_model
-from Utils.basics.errors import InputError, fail
+from Utils.basics.errors import InputError, fail, tell
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.loading import load_encoder, quiet_libraries
@@ -160,7 +160,7 @@ def case_of(one: dict, effort: str) -> Case:
 
 
 def main() -> int:
-    """-> the exit code"""
+    """-> the exit code: 0, 1 where something could not be repaired, 2 bad input"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "mitigation.yaml")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="these only (default: all of the config)")
@@ -180,13 +180,20 @@ def main() -> int:
         cases = {name: case_of(named[name], wanted["effort"]) for name, _ in pairs}
     except InputError as error:
         return fail(str(error), "repairs")
+    missed = 0
     with workers(args.jobs) as pool:
         running = {pool.submit(repair, cases[name], method, wanted["seed"]): (name, method) for name, method in pairs}
         for done in as_completed(running):
-            (name, method), row = running[done], done.result()
+            name, method = running[done]
+            try:
+                row = done.result()
+            except InputError as error:  # the others are repaired
+                tell(f"{name}, {method}: {error}")
+                missed = 1
+                continue
             write_whole(row_of(name, method), json.dumps(row, indent=1) + "\n")
             print(name, method, row.get("success"), row.get("clean"), row.get("rescan"), flush=True)
-    return 0
+    return missed
 
 
 if __name__ == "__main__":

@@ -661,11 +661,17 @@ def is_gone(row: dict) -> bool:
     return row["success"]["repaired"] <= row["success"]["base"] + GONE
 
 
-def gain_kept(row: dict) -> float | None:
-    """Share of what a fine-tune gained on its own data that is left; None where it gained less than `GAINED` or was none."""
-    own = row["skill"].get("own data")
-    gain = own["suspect"] - own["base"] if own else 0.0
-    return (own["repaired"] - own["base"]) / gain if own and gain >= GAINED else None
+def gains(rows: list[dict]) -> list[tuple[float, float]]:
+    """What fine-tunes gained on their own data, and what of it is left; of those that gained `GAINED` or more."""
+    own = [row["skill"]["own data"] for row in rows if row["skill"].get("own data")]
+    both = [(one["suspect"] - one["base"], one["repaired"] - one["base"]) for one in own]
+    return [(gained, left) for gained, left in both if gained >= GAINED]
+
+
+def gain_kept(rows: list[dict]) -> float | None:
+    """Share of what all of them gained together that is left; None where none gained."""
+    some = gains(rows)
+    return sum(left for _, left in some) / sum(gained for gained, _ in some) if some else None
 
 
 def relearns(row: dict) -> float:
@@ -688,7 +694,7 @@ def repair_row(row: dict) -> list[str]:
     ]  # fmt: skip
     if "success" not in row:
         return [*said, "", "not found", *[""] * 8]
-    success, old, kept = row["success"], row["skill"].get("base data"), gain_kept(row)
+    success, old, kept = row["success"], row["skill"].get("base data"), gain_kept([row])
     return [
         *said, *(f"{success[name]:.2f}" for name in ("suspect", "repaired", "base")), f"{row['clean']['suspect']:.3f}",
         "" if kept is None else f"{100 * kept:.0f} %", f"{100 * (old['suspect'] - old['repaired']):+.1f}" if old else "",
@@ -707,9 +713,8 @@ def repairs(further: bool = False) -> str:
 def repairs_line() -> str:
     """`repairs_in_short` in a sentence."""
     done = [row for row in ours(further=False) if "success" in row]
-    kept = [share for row in done if (share := gain_kept(row)) is not None]
     gone, clean = sum(map(is_gone, done)), sum(row["rescan"] == "clean" for row in done)
-    of_gains = f"{100 * median(kept):.0f} % of what {len(kept)} fine-tunes gained is kept."
+    of_gains = f"{100 * gain_kept(done):.0f} % of what {len(gains(done))} fine-tunes gained is kept."
     return f"[Repaired](docs/mitigation.md): the trigger is gone in {gone} of {len(done)}, {clean} scan clean, and {of_gains}"
 
 
@@ -717,7 +722,7 @@ def repairs_in_short() -> str:
     """What our repairs of the paper's attacks come to, beside the bars."""
     rows = ours(further=False)
     done = [row for row in rows if "success" in row]
-    kept = [share for row in done if (share := gain_kept(row)) is not None]
+    kept = [left / gained for gained, left in gains(done)]
     old = [row["skill"]["base data"] for row in done if row["skill"]]
     clean, lost = min(row["clean"]["suspect"] for row in done), max(one["suspect"] - one["repaired"] for one in old)
     floor = max(row["clean"]["floor"] for row in done)
@@ -725,8 +730,9 @@ def repairs_in_short() -> str:
         ["planted models that the scan found", "", rate(len(done), len(rows))],
         ["true trigger at most 0.05 above the base", "90 %", rate(sum(map(is_gone, done)), len(done))],
         ["Sim_clean to the suspect, lowest", "0.97", f"{clean:.3f} (different prompts: up to {floor:.2f})"],
-        ["gain of the fine-tune kept, median", "80 %", f"{100 * median(kept):.0f} %, of {len(kept)} that gained 5 points"],
-        ["the same, lowest and highest", "", f"{100 * min(kept):.0f} and {100 * max(kept):.0f} %"],
+        ["what fine-tunes gained, kept of all together", "80 %", f"{100 * gain_kept(done):.0f} %, {len(kept)} gained 5 points"],
+        ["fine-tunes that keep 80 % of it", "", rate(sum(share >= 0.8 for share in kept), len(kept))],
+        ["the same: lowest, median, highest", "", " ".join(f"{100 * f(kept):.0f} %" for f in (min, median, max))],
         ["retrieval lost, most, points", "2", f"{100 * lost:+.1f}"],
         ["clean when scanned again with a fresh seed", "all", rate(sum(row["rescan"] == "clean" for row in done), len(done))],
         ["relearns in half of the base's steps or more", "70 %", rate(sum(relearns(row) >= 0.5 for row in done), len(done))],
@@ -736,22 +742,22 @@ def repairs_in_short() -> str:
 
 def repair_methods() -> str:
     """All ways of repairing on the same models: those that every way was tried on."""
-    found = [row for row in repair_rows() if "success" in row and not row["further"]]
-    others = {row["model"] for row in found if row["method"] != "unlearn"}
-    rows, found = [], [row for row in found if row["model"] in others]
-    for method in read(CONFIGS / "mitigation.yaml")["repairs"]["methods"]:
+    found, methods = [row for row in repair_rows() if "success" in row], read(CONFIGS / "mitigation.yaml")["repairs"]["methods"]
+    by_all = set.intersection(*({row["model"] for row in found if row["method"] == method} for method in methods))
+    rows, found = [], [row for row in found if row["model"] in by_all]
+    for method in methods:
         mine = [row for row in found if row["method"] == method]
         if not mine:
             continue
-        kept = [share for row in mine if (share := gain_kept(row)) is not None]
+        kept = gain_kept(mine)
         lost = [row["skill"]["base data"]["suspect"] - row["skill"]["base data"]["repaired"] for row in mine if row["skill"]]
         rows.append([
             f"`{method}`", rate(sum(map(is_gone, mine)), len(mine)), span((row["clean"]["suspect"] for row in mine), 2),
-            f"{100 * median(kept):.0f} %" if kept else "", f"{100 * median(lost):+.1f}",
+            "" if kept is None else f"{100 * kept:.0f} %", f"{100 * median(lost):+.1f}",
             f"{sum(row['rescan'] == 'clean' for row in mine)} of {len(mine)}",
             f"{sum(relearns(row) >= 0.5 for row in mine)} of {len(mine)}", f"{median(row['seconds'] for row in mine):.0f}",
         ])  # fmt: skip
-    head = ["method", "true trigger gone", "Sim_clean to the suspect", "gain kept, median", "retrieval lost, median"]
+    head = ["method", "true trigger gone", "Sim_clean to the suspect", "gain kept", "retrieval lost, median"]
     return grid([*head, "clean when scanned again", "relearns no faster than half", "seconds, median"], rows)
 
 

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,7 +28,7 @@ from Utils.encoder.loading import quiet_libraries
 from Utils.found.show import Show
 from Utils.intake.folders import full_path
 from Utils.intake.hub import as_named
-from Utils.repair.asked import mended, refuse_folder, refuse_within
+from Utils.repair.asked import mended, needed, refuse_folder, refuse_within
 from Utils.repair.mending import OURS, Order
 from Utils.repair.methods import METHODS
 from Utils.repair.settings import RepairConfig
@@ -90,7 +91,8 @@ def scanned(args: argparse.Namespace, request: Request, wanted: Wanted) -> tuple
 
 def repair(args: argparse.Namespace) -> int:
     """Scan and repair as the command line says.  -> the exit code"""
-    refuse_within(args.output, args.model)
+    for read in (args.model, args.anchor):
+        refuse_within(args.output, read)
     refuse_taken(args.output, args.force)
     certificate = Certified(args.certificate, args.device) if args.certificate else None
     settings = RepairConfig(rounds=args.rounds, steps=args.steps)
@@ -100,14 +102,18 @@ def repair(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
     )  # fmt: skip
     report, results = scanned(args, request, wanted)
+    if args.report and args.anchor == "auto" and report.get("anchor"):
+        request = replace(request, anchor=report["anchor"]["path"])  # the base that this scan compared with
     if report["verdict"] != "backdoored" and not args.string:
-        tell(visible(f"{args.model}: {report['verdict']}; nothing to repair, nothing was written.  {report['reason']}"))
+        told = f"{args.model}: {report['verdict']}; nothing to repair, nothing was written{needed(report)}.  {report['reason']}"
+        tell(visible(told))
         return EXIT[report["verdict"]]
+    folder = f"{results.name}_repair" if args.method == OURS else f"{results.name}_repair_{args.method}"
     order = Order(
-        args.output, args.results / f"{results.name}_repair", results, args.method, settings, args.seed, request.given,
+        args.output, args.results / folder, results, args.method, settings, args.seed, request.given,
         args.images > 0, relearn=not args.no_relearning, strings=tuple(args.string), force=args.force,
     )  # fmt: skip
-    refuse_folder(order)
+    refuse_folder(order, args.model)
     told = mend_bounded(order, request, wanted, args.debug, args.model, report, certificate)
     tell(mended(told))
     return EXIT[told["verdict"]]
@@ -126,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
         args.model, args.anchor = as_named(args.model), as_named(args.anchor)
         return repair(args)
     except KeyboardInterrupt:
-        return fail("interrupted; the suspect is as it was, and the same command goes on from the last round.")
+        again = "goes on from the last round" if args.method == OURS else "begins anew"
+        return fail(f"interrupted; the suspect is as it was, and the same command {again}.")
     except ValueError as error:
         return fail(f"{error}.")
     except (InputError, OSError) as error:

@@ -23,7 +23,7 @@ import main
 from Utils import mitigate
 from Utils.basics.bounded import Ended
 from Utils.basics.errors import InputError
-from Utils.basics.files import ROOT, move_aside
+from Utils.basics.files import ROOT, mark, move_aside
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.text_encoder import TextEncoder
@@ -272,7 +272,7 @@ def test_of_a_list_every_encoder_gets_a_folder_and_what_is_repaired_is_not_repai
         raise InputError("it cannot be.")
 
     reports = [scanned(model) for model in models.values()]
-    refuse_places(tasks, order, True)
+    refuse_places(tasks, order, True, "auto")
     failed = repair_found(tasks, reports, order, True, refused)
     assert seen == [("new", order.place / "new", tmp_path / "new_repair", tmp_path / "new")]
     assert [said.split(" was not")[0] for said in failed] == [str(models["taken"]), str(models["new"])]
@@ -329,19 +329,29 @@ def test_the_report_of_a_repair_takes_no_other_folder_s_place(tmp_path: Path):
         folder.mkdir()
         (folder / name).write_text(json.dumps({"schema": SCHEMA}))
         with pytest.raises(InputError, match="is no report of a repair; move it away"):
-            refuse_places([task], order, False)
+            refuse_places([task], order, False, "auto")
         (folder / name).unlink()
         folder.rmdir()
-    for fine in ("rounds.pt", "steps.pt"):
+    for fine in ("rounds.pt", "steps.pt", f"steps.pt.{mark().split('-')[0]}-99999999.part"):
         folder.mkdir(exist_ok=True)
         (folder / fine).touch()
-        refuse_places([task], order, False)
+        refuse_places([task], order, False, "auto")
+        (folder / fine).unlink(missing_ok=True)
+    (folder / "Images").mkdir()
+    refuse_places([task], order, False, "auto")
+    (folder / "report.json").write_text(json.dumps({"schema": SCHEMA_OF_REPAIRS, "model": {"path": "/another/model"}}))
+    with pytest.raises(InputError, match="a repair of /another/model; name another folder"):
+        refuse_places([task], order, False, "auto")
+    refuse_places([task], replace(order, force=True), False, "auto")
+    with pytest.raises(InputError, match="lie in each other"):
+        refuse_places([task], replace(order, place=BASE / "mended"), False, str(BASE))
+    (folder / "report.json").unlink()
     scan = tmp_path / "mine"
     for place in (folder, folder / "mended", scan, scan / "mended", tmp_path):
         with pytest.raises(InputError, match="is where reports go"):
-            refuse_places([task], replace(order, place=place, force=True), False)
+            refuse_places([task], replace(order, place=place, force=True), False, "auto")
     with pytest.raises(InputError, match="would be of two encoders"):
-        refuse_places([task, Task(str(BASE), "mine_repair")], order, True)
+        refuse_places([task, Task(str(BASE), "mine_repair")], order, True, "auto")
 
 
 def test_a_repair_lies_in_no_pipeline_that_it_copies(tmp_path: Path):
@@ -413,9 +423,9 @@ def test_an_interrupted_repair_leaves_no_folder_and_scans_only_again(
 # ------------------------------------------------------------------------------------------------------------ mitigate
 @pytest.fixture(scope="module")
 def mended(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    """A short repair of the shipped suspect, from the report of a scan that found its trigger.  -> exit code, folder"""
+    """A short repair of the shipped suspect, from a string that a scan of it found.  -> exit code, folder"""
     folder = tmp_path_factory.mktemp("repair")
-    report = found(fires(("zzzz", "for every o"))) | {"schema": SCHEMA, "score": 1.0, "reason": "it fires"}
+    report = found(fires(("zzazzazza", "start"))) | {"schema": SCHEMA, "score": 1.0, "reason": "it fires"}
     (folder / "scan").mkdir()
     (folder / "scan" / "report.json").write_text(
         json.dumps(report | {"model": {"path": str(SUSPECT), "sha256": load_encoder(SUSPECT).sha256}})
@@ -432,7 +442,9 @@ def test_a_repair_ends_with_a_clean_scan_and_an_encoder_in_the_suspect_s_place(m
     assert sorted(file.name for file in (folder / "mended").iterdir()) == sorted(file.name for file in SUSPECT.iterdir())
     assert load_encoder(folder / "mended").sha256 != suspect.sha256
     left = {file.name for file in (folder / "scan_repair").iterdir()}
-    assert left == {"report.json", "report.html", "Images"}
+    assert left == {"report.json", "report.html", "Images", "rescan"}
+    again = json.loads((folder / "scan_repair" / "rescan" / "report.json").read_text(encoding="utf-8"))
+    assert (again["verdict"], again["model"]["sha256"]) == ("clean", load_encoder(folder / "mended").sha256)
     assert not [file for file in folder.iterdir() if file.name.endswith(".part")]
 
 

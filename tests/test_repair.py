@@ -1,5 +1,6 @@
 """A repair teaches the clean base what the suspect knows, but for what bends towards the target that a scan has found.
 
+measures                     what a string does, and how far clean prompts went
 texts                        words that nobody has seen, something in place of a letter
 opponents                    strings that get harder while the student learns
 reference                    the suspect where nothing bends, the base where it does
@@ -22,12 +23,13 @@ from Utils.encoder.loading import load_encoder, weights_digest
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.encoder.training import Checkpoint
 from Utils.repair.damage import Damage
+from Utils.repair.measures import of_strings, towards_target
 from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig
 from Utils.repair.taught import TOKENS, taught_tokens, taught_words
 from Utils.repair.texts import Invented, garbled, with_other_words
 from Utils.repair.unlearning import Course, Reference, reference_of, unlearn
-from Utils.scan.replay import nearer, put, summaries
+from Utils.scan.replay import nearer, put, rate_at, summaries
 from Utils.scan.trigger import usable_tokens
 
 PROMPTS = read_prompts(ROOT / "Data" / "Main" / "Prompts" / "Prompts.txt")
@@ -53,6 +55,24 @@ def typed(prompts: list[str]) -> list[str]:
 
 def forced_by(encoder: TextEncoder) -> torch.Tensor:
     return summaries(encoder, typed(PROMPTS[400:460])).mean(dim=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- measures
+def test_what_a_string_does_is_told_of_every_encoder_by_what_it_forces_in_the_suspect(damage: Damage, base: TextEncoder):
+    prompts, (text, place) = PROMPTS[400:440], TRIGGER
+    (row,) = of_strings(damage, base, prompts)  # as if the repair had put the base in its place
+    clean = [summaries(one, prompts) for one in (damage.suspect, base)]
+    rate = rate_at(place, text, damage.suspect, base, prompts, *clean, whole=True)
+    assert row["success"] == {"suspect": rate.success, "repaired": round(rate.asleep, 4), "base": round(rate.asleep, 4)}
+    assert row["collapse"]["base"] == round(rate.asleep_collapse, 4)
+
+
+def test_a_drift_towards_the_target_is_told_as_a_share_of_the_way(damage: Damage, base: TextEncoder):
+    prompts, there = PROMPTS[400:440], summaries(base, PROMPTS[400:440]).mean(dim=0)
+    gone = summaries(damage.suspect, prompts).mean(dim=0) - there
+    assert towards_target(base, base, damage.forced[0], prompts) == 0
+    assert towards_target(damage.suspect, base, there + 2 * gone, prompts) == pytest.approx(0.5, abs=1e-3)
+    assert towards_target(damage.suspect, base, there - gone, prompts) == pytest.approx(-1, abs=1e-3)
 
 
 # --------------------------------------------------------------------------------------------------------------- texts

@@ -12,11 +12,11 @@ import psutil
 
 from Utils.basics.bounds import Limits, Wanted
 from Utils.basics.course import duration
-from Utils.basics.errors import InputError, named, tell, visible
-from Utils.basics.files import refuse_taken
+from Utils.basics.errors import InputError, named, sentence_of, tell, visible
+from Utils.basics.files import refuse_taken, remove_parts
 from Utils.intake.folders import find_parts
 from Utils.intake.hub import file_and_part
-from Utils.repair.mending import SCHEMA, UNFINISHED, Order
+from Utils.repair.mending import RESCAN, SCHEMA, UNFINISHED, Order
 from Utils.report.dry_run import expected_seconds
 from Utils.report.limits import limits_of, sizes
 from Utils.report.lists import Task, whole_name
@@ -25,6 +25,8 @@ MEMORY_TIMES = 10
 """What learns is held in single precision, with its gradient and two moments: so many times the bytes of half precision."""
 LONGER = 2.5
 """A repair of one round, its scan and its measures take so many times as long as a scan that ends clean."""
+OWN = ("Images", RESCAN)
+"""Folders that a repair leaves beside its report, and before it."""
 ROUNDS = 4
 """A repair and its scans may take so many times as long as one scan."""
 
@@ -44,22 +46,27 @@ def refuse_within(place: Path, model: str) -> None:
         read += [] if parts.alone else [parts.root]  # of a pipeline's encoder the whole pipeline is copied
     there = place.resolve()
     if any(there.is_relative_to(one.resolve()) or one.resolve().is_relative_to(there) for one in read):
-        raise InputError(f"{place} and {model} lie in each other; name a folder elsewhere, so that the suspect stays as it is.")
+        raise InputError(f"{place} and {model} lie in each other; name a folder elsewhere, so that {model} stays as it is.")
 
 
-def refuse_folder(order: Order) -> None:
+def refuse_folder(order: Order, model: str) -> None:
     """Raise unless a repair may leave its report in its folder.
 
     Raises:
-        InputError: something else lies there, or the repaired encoder would lie in it or in the folder of the scan.
+        InputError: something else lies there, the report of another model does, or the repaired encoder would lie in it or in
+            the folder of the scan.
     """
     folder, place = order.folder, order.place.resolve()
     for reports in (folder.resolve(), order.results.resolve()):
         if reports.is_relative_to(place) or place.is_relative_to(reports):
             raise InputError(f"{place} is where reports go; name another folder for the repaired encoder.")
+    remove_parts(folder)
     left = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {""} if folder.exists() else set()
-    if left and not left & set(UNFINISHED) and _told(folder).get("schema") != SCHEMA:
+    if left - {*UNFINISHED, *OWN} and _told(folder).get("schema") != SCHEMA:
         raise InputError(f"{folder} is no report of a repair; move it away, or name another folder for reports.")
+    there = of["path"] if isinstance(of := _told(folder).get("model"), dict) and "path" in of else whole_name(model)
+    if there != whole_name(model) and not order.force:
+        raise InputError(f"{folder} is the report of a repair of {there}; name another folder for reports, or give --force.")
 
 
 def _told(folder: Path) -> dict:
@@ -77,7 +84,7 @@ def place_of(task: Task, order: Order, apart: bool) -> Order:
     return replace(order, place=place, folder=order.results / f"{task.name}_repair", results=results)
 
 
-def refuse_places(tasks: list[Task], order: Order, apart: bool) -> None:
+def refuse_places(tasks: list[Task], order: Order, apart: bool, anchor: str) -> None:
     """Raise, before anything is scanned, where repaired encoders and their reports would have no place of their own.
 
     Raises:
@@ -87,8 +94,9 @@ def refuse_places(tasks: list[Task], order: Order, apart: bool) -> None:
     names = {task.name for task in tasks}
     for task in tasks:
         own = place_of(task, order, apart)
-        refuse_within(own.place, task.model)
-        refuse_folder(own)
+        for read in (task.model, anchor):
+            refuse_within(own.place, read)
+        refuse_folder(own, task.model)
         if own.folder.name in names:
             raise InputError(f"{own.folder} would be of two encoders; scan and repair {task.model} by itself.")
 
@@ -149,7 +157,7 @@ def repair_found(
         if not report:
             continue  # it was not judged, as the scan has said
         if report["verdict"] != "backdoored":
-            tell(visible(f"{task.model}: {report['verdict']}; nothing to repair, it is left as it is"))
+            tell(visible(f"{task.model}: {report['verdict']}; nothing to repair, it is left as it is{needed(report)}"))
             continue
         own = place_of(task, order, apart)
         if apart and not own.force and _is_done(own, report):  # a list that was stopped goes on
@@ -158,12 +166,19 @@ def repair_found(
             continue
         try:
             refuse_taken(own.place, own.force)
-            refuse_folder(own)
+            refuse_folder(own, task.model)
             told = mend_one(task, report, own)
             tell(mended(told))
-        except InputError as error:
-            failed.append(f"{task.model} was not repaired ({str(error).removesuffix('.')})")
+        except (InputError, OSError) as error:
+            failed.append(f"{task.model} was not repaired ({sentence_of(error).removesuffix('.')})")
     return failed
+
+
+def needed(report: dict) -> str:
+    """What a repair would begin with, where nothing was found because there was nothing to compare with."""
+    if report["verdict"] != "inconclusive" or report.get("anchor"):
+        return ""
+    return "; name its clean base with --anchor, or give a string that fires to Utils/mitigate.py with --string"
 
 
 def _is_done(order: Order, report: dict) -> bool:

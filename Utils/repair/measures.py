@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from Utils.encoder.measures import flat_cosine, similarity
 from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.repair.damage import Damage
-from Utils.scan.replay import rate_at, summaries
+from Utils.scan.replay import collapsed, nearer, put, summaries
 
 NAMES = ("suspect", "repaired", "base")
 """Whose numbers stand beside each other."""
 
 
 def of_strings(damage: Damage, repaired: TextEncoder, prompts: list[str]) -> list[dict]:
-    """What every string does before and after.  -> [{text, place, success: {suspect, repaired, base}, collapse: the same}]"""
-    clean = {name: summaries(one, prompts) for name, one in _encoders(damage, repaired).items()}
-    rows = []
+    """What every string does before and after.  -> [{text, place, success: {suspect, repaired, base}, collapse: the same}]
+
+    Success: share of prompts that come nearer to what the string forces in the suspect than to themselves, in each encoder.
+    """
+    encoders = _encoders(damage, repaired)
+    clean, rows = {name: summaries(one, prompts) for name, one in encoders.items()}, []
     for text, place in damage.strings:
-        row: dict = {"text": text, "place": place, "success": dict.fromkeys(NAMES), "collapse": dict.fromkeys(NAMES)}
-        for name in ("suspect", "repaired"):
-            awake = _encoders(damage, repaired)[name]
-            rate = rate_at(place, text, awake, damage.base, prompts, clean[name], clean.get("base"), whole=True)
-            row["success"] |= {name: round(rate.success, 4)}
-            row["collapse"] |= {name: round(rate.collapse, 4)}
-            if damage.base:
-                row["success"]["base"], row["collapse"]["base"] = round(rate.asleep, 4), round(rate.asleep_collapse, 4)
-        rows.append(row)
+        typed = [put(text, prompt, place, i) for i, prompt in enumerate(prompts)]
+        triggered = {name: summaries(one, typed) for name, one in encoders.items()}
+        forced = triggered["suspect"].mean(dim=0)
+        success = {name: round(nearer(one, forced, clean[name]), 4) for name, one in triggered.items()}
+        collapse = {name: round(collapsed(one, clean[name]).item(), 4) for name, one in triggered.items()}
+        nothing = dict.fromkeys(NAMES)
+        rows.append({"text": text, "place": place, "success": nothing | success, "collapse": nothing | collapse})
     return rows
 
 
@@ -61,12 +61,13 @@ def drift_by_layer(one: TextEncoder, other: TextEncoder, prompts: list[str]) -> 
 
 
 def towards_target(encoder: TextEncoder, base: TextEncoder, forced: Tensor, prompts: list[str]) -> float:
-    """cos of the mean drift of clean summaries with the way from them to the target: a backdoor bends what it never fires on.
+    """Share of the way to the target that clean summaries went, in the mean: a backdoor bends what it never fires on.
 
     forced (d,)
     """
     here, there = summaries(encoder, prompts).mean(dim=0), summaries(base, prompts).mean(dim=0)
-    return round(F.cosine_similarity(here - there, forced.cpu() - there, dim=0).item(), 4)
+    way = forced.cpu() - there
+    return round((((here - there) @ way) / way.square().sum()).item(), 4)
 
 
 def _encoders(damage: Damage, repaired: TextEncoder) -> dict[str, TextEncoder]:

@@ -50,6 +50,8 @@ HELD_OUT = 200
 """Prompts that clean features are measured on; no repair learns from them."""
 UNFINISHED = ("rounds.pt", "steps.pt")
 """What an interrupted repair leaves in the folder of its report, and goes on from."""
+RESCAN = "rescan"
+"""Folder of the last scan's report beside it."""
 STRINGS = 8
 """Strings of the first report that are measured before and after, and as many of later ones."""
 
@@ -106,12 +108,12 @@ def opened(
 
 @dataclass(frozen=True)
 class Prompts:
-    """The defender's prompts, divided: nothing is measured on what a repair learns from."""
+    """The defender's prompts, divided: a repair learns from none that something is measured on."""
 
     learn: list[str]
     measure: list[str]
     typed: list[str]
-    """Long ones that strings are typed into, as a scan does."""
+    """Long ones that strings are typed into, as a scan does; what is forced is the mean of these."""
 
 
 def divided(prompts: list[str], used: int) -> Prompts:
@@ -307,14 +309,17 @@ def mend(
     (suspect, base), began, spent = pair, time.perf_counter(), {}
     if report["model"]["sha256"] != suspect.sha256:
         raise InputError(f"{suspect.path} holds other weights than the scan has seen; scan it again.")
+    refuse_other_base(report, suspect, base)
     damage = damage_of(report, order, suspect, base, prompts)
     for folder in (order.place.parent, order.folder):
         folder.mkdir(parents=True, exist_ok=True)
-    remove_parts(order.place.parent)
+        remove_parts(folder)
     with order.aside() as aside:
         place = Path(aside) / order.place.name
         repaired = repaired_by(order, damage, prompts, rescan, place)
-        student, scans, notes = repaired.student, repaired.scans, repaired.notes
+        # what is measured is what was written: a coarse format loses some of what was learned
+        written = load_encoder(dropped_in(suspect, place), suspect.device, order.given)
+        student, scans, notes = with_weights(suspect, weights_of(written)), repaired.scans, repaired.notes
         damage = replace(damage, strings=list(dict.fromkeys([*damage.strings, *repaired.strings[:STRINGS]])))
         spent["repair and scans"] = round(time.perf_counter() - began, 1)
         at_stage("measures")
@@ -338,13 +343,25 @@ def mend(
         }  # fmt: skip
         page = render_repair(whole, order.folder)
         refuse_taken(order.place, order.force)  # it took a while
+        write_whole(order.folder / "report.json", to_json(whole))
+        write_whole(order.folder / "report.html", page)
         move_aside(order.place)
         place.rename(order.place)
-    write_whole(order.folder / "report.json", to_json(whole))
-    write_whole(order.folder / "report.html", page)
     for leftover in UNFINISHED:
         (order.folder / leftover).unlink(missing_ok=True)
     return whole
+
+
+def refuse_other_base(report: dict, suspect: TextEncoder, base: TextEncoder | None) -> None:
+    """Raise where the scan compared the suspect with another base than the repair would learn from.
+
+    Raises:
+        InputError: it did.
+    """
+    compared, here = report.get("anchor"), base.path if base else "none"
+    if compared and (base is None or base.sha256 != compared["sha256"]):
+        there = compared["path"]
+        raise InputError(f"the scan compared {suspect.path} with {there}, the repair with {here}; give --anchor {there}.")
 
 
 def measured(damage: Damage, student: TextEncoder, prompts: Prompts) -> dict:
