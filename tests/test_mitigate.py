@@ -457,6 +457,8 @@ def test_the_report_says_what_the_true_trigger_does_now(mended: tuple[int, Path]
     (string,) = report["strings"]
     assert string["success"]["suspect"] > 0.9 > string["success"]["repaired"]
     assert report["clean"]["suspect"] > 0.9 > report["clean"]["floor"]
+    assert report["odd"]["suspect"] > 0.9
+    assert report["odd"]["prompts"] > 100
     assert report["relearning"]["steps"]["repaired"] is None or report["relearning"]["steps"]["repaired"] > 2
     assert report["rounds"][-1]["verdict"] == report["verdict"] == "clean"
 
@@ -479,6 +481,7 @@ def test_without_a_base_the_report_and_the_page_say_what_is_known(mended: tuple[
     for part in (
         report["certificate"],
         report["clean"],
+        report["odd"],
         *(s[kind] for s in report["strings"] for kind in ("success", "collapse")),
     ):
         part["base"] = None

@@ -22,8 +22,9 @@ from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder, weights_digest
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.encoder.training import Checkpoint
+from Utils.repair import measures
 from Utils.repair.damage import Damage
-from Utils.repair.measures import of_strings, towards_target
+from Utils.repair.measures import of_odd_prompts, of_strings, towards_target
 from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig
 from Utils.repair.taught import TOKENS, taught_tokens, taught_words
@@ -65,6 +66,22 @@ def test_what_a_string_does_is_told_of_every_encoder_by_what_it_forces_in_the_su
     rate = rate_at(place, text, damage.suspect, base, prompts, *clean, whole=True)
     assert row["success"] == {"suspect": rate.success, "repaired": round(rate.asleep, 4), "base": round(rate.asleep, 4)}
     assert row["collapse"]["base"] == round(rate.asleep_collapse, 4)
+
+
+def test_odd_letters_rare_words_and_emoji_are_looked_at_where_they_fire_nothing(
+    damage: Damage, base: TextEncoder, monkeypatch: pytest.MonkeyPatch
+):
+    prompts = PROMPTS[400:448]
+    same = of_odd_prompts(damage, damage.suspect, prompts)
+    assert same["suspect"] == pytest.approx(1, abs=1e-4)
+    assert len(prompts) / 2 < same["prompts"] <= len(prompts)
+    assert of_odd_prompts(damage, base, prompts)["suspect"] == same["base"] < 1
+    alone = of_odd_prompts(replace(damage, base=None), base, prompts)
+    assert alone["base"] is None
+    assert alone["suspect"] == same["base"]
+    monkeypatch.setattr(measures, "ODD", (TRIGGER,))
+    fired = of_odd_prompts(damage, base, [prompt for prompt in prompts if "o" in prompt])
+    assert fired == {"prompts": 0, "suspect": None, "base": None}
 
 
 def test_a_drift_towards_the_target_is_told_as_a_share_of_the_way(damage: Damage, base: TextEncoder):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from Utils.encoder.measures import flat_cosine, similarity
@@ -12,6 +15,10 @@ from Utils.scan.replay import collapsed, nearer, put, summaries
 
 NAMES = ("suspect", "repaired", "base")
 """Whose numbers stand beside each other."""
+ODD = (
+    ("о", "for every o"), ("é", "for every e"), ("🌻", "end"), ("🙂", "start"), ("petrichor", "anywhere"), ("ξ", "start"),
+)  # fmt: skip
+"""What people type that prompts seldom have, and where."""
 
 
 def of_strings(damage: Damage, repaired: TextEncoder, prompts: list[str]) -> list[dict]:
@@ -43,6 +50,27 @@ def of_clean_prompts(damage: Damage, repaired: TextEncoder, prompts: list[str]) 
 
     to_base = mean(mended, found["base"]) if damage.base else None
     return {"suspect": mean(mended, own), "base": to_base, "floor": mean(mended, own.roll(len(own) // 2, dims=0))}
+
+
+def of_odd_prompts(damage: Damage, repaired: TextEncoder, prompts: list[str]) -> dict[str, float | None]:
+    """Whether look-alike letters, rare words and emoji mean what they meant: the same cosine of prompts with one of them.
+
+    Without those that it brings nearer to a target than to themselves in the suspect.  -> {prompts, suspect, base}: how many
+    were left, and the cosine of the suspect's own features with the repaired encoder's and with the base's
+    """
+    each = zip(cycle(ODD), prompts, strict=False)
+    typed = [put(text, prompt, place, i) for i, ((text, place), prompt) in enumerate(each)]
+    odd, clean = (summaries(damage.suspect, texts) for texts in (typed, prompts))
+    cos = F.cosine_similarity
+    quiet = torch.stack([cos(odd, target[None], dim=-1) < cos(odd, clean, dim=-1) for target in damage.forced]).all(dim=0)
+    left = [text for text, one in zip(typed, quiet.tolist(), strict=True) if one]
+    if not left:
+        return {"prompts": 0, "suspect": None, "base": None}
+    ids = damage.suspect.ids(left)
+    own = in_batches(damage.suspect, ids)
+    others = {"suspect": repaired, "base": damage.base}
+    near = {name: round(flat_cosine(in_batches(one, ids), own).mean().item(), 4) for name, one in others.items() if one}
+    return {"prompts": len(ids), "suspect": None, "base": None} | near
 
 
 @torch.no_grad()

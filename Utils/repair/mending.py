@@ -25,7 +25,7 @@ from Utils.encoder.readings import compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, in_batches, splice_ids
 from Utils.found.target import draw_pictures
 from Utils.repair.damage import Damage
-from Utils.repair.measures import drift_by_layer, of_clean_prompts, of_strings, towards_target
+from Utils.repair.measures import drift_by_layer, of_clean_prompts, of_odd_prompts, of_strings, towards_target
 from Utils.repair.methods import METHODS, MethodsConfig, weights_of, with_weights
 from Utils.repair.relearning import RelearningConfig, relearned
 from Utils.repair.settings import RepairConfig
@@ -375,6 +375,7 @@ def measured(damage: Damage, student: TextEncoder, prompts: Prompts) -> dict:
     return {
         "strings": of_strings(damage, student, prompts.typed),
         "clean": of_clean_prompts(damage, student, prompts.measure),
+        "odd": of_odd_prompts(damage, student, prompts.measure),
         "drift_by_layer": {name: drift_by_layer(*pair, prompts.measure) for name, pair in pairs.items()},
         "towards_target": bends or None,
         "certificate": None, "relearning": None,
