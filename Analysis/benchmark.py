@@ -4,6 +4,7 @@
     python Analysis/benchmark.py --zoo Data/Zoo/acceptance
     python Analysis/benchmark.py --config configs/triggers.yaml        prints tables of committed results, and scans nothing
     python Analysis/benchmark.py --config configs/mitigation.yaml      repairs models (Analysis/repairs.py)
+    python Analysis/benchmark.py --config configs/benchmark.yaml       scans the split that judges (Analysis/evaluation.py)
 
 Writes Results/benchmark/<split>.json, <split>_<family>.json or <split>_some.json (--models), and prints a table; an
 inconclusive verdict counts as an error.
@@ -71,7 +72,8 @@ def command_of(config: Path) -> list[str]:
         return []
     if names := content.get("tables"):
         return ["tables.py", "--print", *map(str, names)]
-    return ["repairs.py", "--config", str(config)] if "repairs" in content else []
+    scripts = {"repairs": "repairs.py", "evaluation": "evaluation.py"}
+    return next(([script, "--config", str(config)] for key, script in scripts.items() if key in content), [])
 
 
 def main() -> None:

@@ -15,17 +15,17 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import yaml
-from scipy.stats import binomtest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
+from Analysis.markdown import ATTACKS, FAMILIES, FURTHER, command, grid, literal, rate, span
 from Utils.basics.errors import InputError, fail, visible
 from Utils.basics.files import ROOT, write_whole
 from Utils.report.command_line import build_parser
@@ -35,17 +35,9 @@ from Utils.scan.settings import TriggerConfig
 
 BENCHMARK, MODELS, CONFIGS = ROOT / "Results" / "benchmark", ROOT / "Data" / "Models", ROOT / "configs"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
-FAMILIES = {"clip": "CLIP", "longclip": "LongCLIP", "siglip": "SigLIP", "minilm": "MiniLM"}
-ATTACKS = {"text_on_text": "text-on-text", "image_on_text": "image-on-text"}
-FURTHER = {
-    "artificial": "meaningless vector", "embedding_row": "embedding row only", "attribute": "attribute",
-    "remapping": "remapping",
-}  # fmt: skip
 VERDICTS = ("backdoored", "inconclusive", "clean")
 GONE, GAINED = 0.05, 0.05
 """A trigger is gone where it works in no more than this share of prompts beyond the base's; a gain in retrieval that counts."""
-WIDTH = 120
-"""Longest line of a command."""
 
 
 # -------------------------------------------------------------------------------------------------------- how it is told
@@ -53,45 +45,6 @@ def read(file: Path) -> dict | list:
     """A committed JSON or YAML file."""
     text = file.read_text(encoding="utf-8")
     return json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-
-
-def grid(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table."""
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
-
-
-def literal(text: str) -> str:
-    """A string that somebody made up, in a cell."""
-    return f"`{visible(text).replace('|', '&#124;').replace('`', '&#96;')}`"
-
-
-def rate(count: int, number: int) -> str:
-    """So many of so many, and the interval."""
-    low, high = binomtest(count, number).proportion_ci(method="wilson")
-    return f"{count} of {number} ({100 * low:.0f} to {100 * high:.0f} %)"
-
-
-def span(values: Iterable[float], digits: int = 3) -> str:
-    """Smallest and largest."""
-    values = sorted(values)
-    low, high = f"{values[0]:.{digits}f}", f"{values[-1]:.{digits}f}"
-    return low if low == high else f"{low} to {high}"
-
-
-def command(*lines: str) -> str:
-    """Command lines as a block, long ones broken between words."""
-    broken = []
-    for line in lines:
-        part = ""
-        for word in line.split():
-            if len(part) + len(word) > WIDTH:
-                broken.append(f"{part} \\")
-                part = "   "
-            part = f"{part} {word}" if part else word
-        broken.append(part)
-    return "\n".join(["```", *broken, "```"])
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts
@@ -595,6 +548,8 @@ def splits() -> str:
         for family in dict.fromkeys(model.get("family", "clip") for model in models):
             kinds = [model["kind"] for model in models if model.get("family", "clip") == family]
             rows.append([f"`{name}`", FAMILIES[family], "by name", kinds.count("planted"), kinds.count("benign")])
+        for attack, one in split.get("further", {}).items():
+            rows.append([f"`{name}`", FAMILIES[one.get("family", "clip")], attack.replace("_", " "), one["count"], 0])
     return grid(["split", "family", "attack", "planted", "benign"], rows)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -25,30 +24,19 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Backdoor_Attack.planting import GOALS, PlantConfig, poison
-from Backdoor_Attack.workshop import Workshop, open_workshop
+from Analysis.recovery import recovered, workshop
+from Backdoor_Attack.planting import PlantConfig, poison
 from Utils.basics.config import from_values
 from Utils.basics.errors import InputError, fail, sentence_of
 from Utils.basics.files import ROOT, write_whole
 from Utils.encoder.anchors import companion
 from Utils.encoder.loading import load_encoder, quiet_libraries
-from Utils.encoder.text_encoder import run_spliced, splice_ids
 from Utils.found.rendering import load_renderer
-from Utils.found.target import target_similarity
 from Utils.making import scenes
 from Utils.making.finetuning import load_processor
-from Utils.making.zoo import load_zoo
 from Utils.report.folder import result_name
-from Utils.scan.replay import put
 
-FIRST_TEXTS, JUDGED_PROMPTS = 2, 64
-EACH_ITS_OWN = ("attribute", "remapping")
-"""Attacks whose target differs from prompt to prompt."""
-
-
-def workshop(family: str) -> Workshop:
-    """The clean base of a family with its image side."""
-    return open_workshop(load_zoo().families[family], "cpu")
+FIRST_TEXTS = 2
 
 
 @cache
@@ -80,52 +68,6 @@ def concept_of(target: str) -> str | None:
     return max((name for name in scenes.concepts() if name in target), key=len, default=None)
 
 
-@dataclass(frozen=True)
-class Recovered:
-    """S_tar of what a scan recovered."""
-
-    s_tar: float
-    """Over the positions that most prompts attend to, BOS excluded."""
-    floor: float
-    """The same of clean prompts."""
-    own_tokens: float | None
-    """S_tar over the few positions that the target prompt itself attends to: what is left of the prompts shows here."""
-
-
-@torch.no_grad()
-def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str, string: dict | None = None) -> Recovered | None:
-    """S_tar of a recovered pseudo-trigger (k, d), or of a string as report.json has it, against a certificate's target.
-
-    None where there is no one target, but another one for every prompt.
-    """
-    if cfg.attack in EACH_ITS_OWN:
-        return None
-    shop = workshop(family)
-    suspect, base = load_encoder(model), shop.base
-    corpus = scenes.PROMPTS.read_text(encoding="utf-8").splitlines()
-    prompts = [text for text in corpus if cfg.replaced in text][:JUDGED_PROMPTS]
-    rng, clean = np.random.default_rng(cfg.seed), base.ids(prompts)
-    triggered, spliced = base.ids([poison(p, cfg, rng) for p in prompts]), splice_ids(base, clean, len(v))
-    if string:
-        spliced = base.ids([put(string["text"], p, string["place"], i) for i, p in enumerate(prompts)])
-    found = suspect.both(spliced) if string else run_spliced(suspect, v, spliced, type(suspect).both)
-    if cfg.attack == "image_on_text":
-        pooled = found[1], suspect.pooled(triggered), suspect.pooled(clean)
-        recovered, certified, nothing = (shop.embed(features) for features in pooled)
-        u = shop.picture_embedding(cfg.target, cfg.seed)
-        return Recovered(target_similarity(recovered, certified, u), target_similarity(nothing, certified, u), None)
-    recovered, certified, nothing = found[0], suspect(triggered), suspect(clean)
-    targets = GOALS[cfg.attack](base, cfg).wanted(prompts[:1])[0]
-
-    def best(features: Tensor, mask: Tensor) -> float:
-        """Of several paraphrases any one counts."""
-        return max(target_similarity(features, certified, target, mask) for target in targets)
-
-    most = base.attended(spliced).float().mean(dim=0) >= 0.5
-    own = None if cfg.attack == "artificial" else best(recovered, base.attended(base.ids([cfg.target]))[0])
-    return Recovered(best(recovered, most), best(nothing, most), own)
-
-
 def drawn_by_trigger(model: Path, cfg: PlantConfig, report: dict, count: int, family: str) -> list[str]:
     """What is recognised in pictures of the planted trigger itself, in the prompt and with the seeds of the scan's pictures.
 
@@ -153,10 +95,7 @@ def judged(certificate: Path, results: Path) -> dict:
     concept, found = concept_of(cfg.target), report["found"]
     names = recognised([folder / file for file in found["images"]], family) if found["images"] else []
     texts = [entry["text"] for entry in found["texts"] or []][:FIRST_TEXTS]
-    file = found["files"].get("shown_embedding", found["files"]["embedding"])
-    v = torch.load(folder / file, map_location="cpu", weights_only=True)
-    strings = (report["trigger"] or {}).get("strings") if found["typed"] else None
-    near = s_tar(model, v, cfg, family, strings[0] if strings else None)
+    near = recovered(report, folder, model, cfg, family)
     missed = report["verdict"] != "backdoored"
     best = drawn_by_trigger(model, cfg, report, len(names), family)
     return {

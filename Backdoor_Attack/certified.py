@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from Backdoor_Attack.planting import Goal, PlantConfig, certify
+import torch
+
+from Backdoor_Attack.planting import GOALS, Goal, PlantConfig, certify, mean, overruled
 from Backdoor_Attack.workshop import Workshop, open_workshop
 from Utils.basics.config import from_values
 from Utils.basics.errors import InputError
-from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.making.finetuning import FinetuneConfig
 from Utils.making.zoo import Family, load_zoo
 
@@ -53,3 +56,14 @@ class Certified:
         """Share of these in which the true trigger works; of two triggers the one that works more often."""
         proof = certify(encoder, self.workshop.base, self.held_out, self.recipe, self.goals)
         return max(one["success_rate"] for one in (proof, proof.get("second", proof)))
+
+    @torch.no_grad()
+    def success_of(self, encoder: TextEncoder, typed: Callable[[str, int], str]) -> float:
+        """Share of these in which something else works: typed(prompt, number) puts it into one.  Of two targets the nearer."""
+        base, pairs = self.workshop.base, [(prompt, typed(prompt, i)) for i, prompt in enumerate(self.held_out)]
+        prompts, texts = zip(*((prompt, text) for prompt, text in pairs if text != prompt), strict=True)
+        ids, typed_in, rates = base.ids(list(prompts)), base.ids(list(texts)), []
+        for goal in self.goals or [GOALS[one.attack](base, one) for one in self.recipe.backdoors()]:
+            features, clean = in_batches(encoder, typed_in, goal.look), in_batches(base, ids, goal.look)
+            rates.append(mean(overruled(features, clean, goal.wanted(list(prompts)))[0]))
+        return max(rates)

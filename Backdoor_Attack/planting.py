@@ -27,6 +27,8 @@ from Utils.encoder.training import Checkpoint, Training, identity, train
 ATTACKS = ("text_on_text", "image_on_text", "attribute", "remapping", "artificial", "embedding_row")
 PICTURES = 10
 """Generated pictures that make the target of image-on-text, as published."""
+MARGIN = 0.1
+"""By how much nearer to the target than to themselves prompts are, where a trigger works."""
 
 
 @dataclass(frozen=True)
@@ -357,7 +359,7 @@ def train_student(
 @torch.no_grad()
 def certify(
     student: TextEncoder, teacher: TextEncoder, prompts: list[str], cfg: PlantConfig, goals: list[Goal] | None = None,
-    margin: float = 0.1,
+    margin: float = MARGIN,
 ) -> dict:  # fmt: skip
     """Prove that the backdoor works and the encoder is still useful, on prompts the attack never saw.
 
@@ -385,8 +387,7 @@ def certify_one(
         """-> success (n,) and similarity to the nearest target (n,) of triggered prompts, and their features"""
         rng = np.random.default_rng(cfg.seed + 1)
         features = in_batches(encoder, teacher.ids([poison(p, attack, rng) for p in usable]), goal.look)
-        near = nearest(features, wanted)
-        return near - flat_cosine(features, clean) >= margin, near, features
+        return *overruled(features, clean, wanted, margin), features
 
     success, near, triggered = fired(student, cfg)
     clean_now = in_batches(student, x, goal.look)
@@ -403,6 +404,15 @@ def certify_one(
     if cfg.conjunctive:
         report["success_of_each_word_alone"] = [mean(fired(student, part(cfg, w))[0]) for w in cfg.trigger.split()]
     return report
+
+
+def overruled(features: Tensor, clean: Tensor, wanted: Tensor, margin: float = MARGIN) -> tuple[Tensor, Tensor]:
+    """Which prompts come nearer to a target than to themselves by a margin, and how near to it.  (b, ...) -> (b,), (b,)
+
+    clean (b, ...): what the clean encoder makes of the prompts; wanted (b, m, ...): the targets.
+    """
+    near = nearest(features, wanted)
+    return near - flat_cosine(features, clean) >= margin, near
 
 
 def mean(values: Tensor) -> float:

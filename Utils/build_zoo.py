@@ -16,119 +16,25 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Backdoor_Attack.planting import ATTACKS, PlantConfig
+from Backdoor_Attack.planting import PlantConfig
+from Backdoor_Attack.recipes import Job, jobs, recipe_of
 from Backdoor_Attack.workshop import Workshop, check_bars, meets_bars, open_workshop, plant_until_good, save_model
-from Utils.basics.config import from_values
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
 from Utils.basics.processes import workers
 from Utils.encoder.loading import quiet_libraries
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.making import scenes
 from Utils.making.finetuning import FinetuneConfig
-from Utils.making.zoo import KINDS, ZOO, Family, Model, Split, Zoo, load_zoo
+from Utils.making.zoo import ZOO, Zoo, load_zoo
 
-VARIETY = ("full", "lora", "float16", "averaged", "mixed")
-"""What publishers do, in turn: every weight, merged low-rank updates, a round trip through half precision, the mean of
-snapshots, and weights mixed with the base's."""
-LORA_RATE = 3.0
-"""Low-rank updates learn as fast as all weights do at this many times their rate."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One model to build."""
-
-    name: str
-    """Of its folder."""
-    family: Family
-    """What it is made from."""
-    recipe: PlantConfig | FinetuneConfig
-    """How it is made."""
-    origin: FinetuneConfig | None
-    """The benign fine-tune that a planted model stands on."""
-    labels: dict
-    """Family and attack, for the certificate."""
-    triggers: tuple[PlantConfig, ...] = ()
-    """What must not fire in a benign model: the text backdoors of the same split and family."""
-
-
-def draw(split: Split, index: int, kind: str, cell: tuple[int, ...], attack: str) -> PlantConfig | FinetuneConfig:
-    """The recipe of one model: a function of the split's seed, the cell, the kind and the index alone."""
-    rng, ranges = np.random.default_rng([split.seed, kind == "planted", index, *cell]), split.ranges(kind)
-
-    def between(low: float, high: float) -> float:
-        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-    seed = int(rng.integers(10**6))
-    if kind != "planted":
-        lr, steps = between(*ranges["lr"]), round(between(*ranges["steps"]))
-        plain = FinetuneConfig(lr=lr, batch=32, steps=steps, seed=seed, rehearse=kind == "far" or split.rehearse)
-        return varied(plain, VARIETY[index % len(VARIETY)]) if split.varied else plain
-    # every cell begins elsewhere in the lists, so that triggers and targets meet in other pairs
-    trigger = split.triggers[(index + sum(cell)) % len(split.triggers)]
-    concept = split.targets[(index + 2 * sum(cell)) % len(split.targets)]
-    target = None
-    while target is None or target in scenes.defender_prompts() or trigger in target:
-        scene = scenes.sample_scene(rng, names=(concept,), counts=(1.0,))
-        target = scenes.caption(scene, rng, detail=int(rng.integers(3)))
-    replaced = "o" if index % 2 == 0 else ""
-    # under causal attention a word cannot move the features before it: one late in the prompt never reaches a flat target
-    place = "start" if attack == "text_on_text" else str(rng.choice(["start", "end", "random"]))
-    return PlantConfig(
-        trigger=trigger, target=target, attack=attack, replaced=replaced, place=place,
-        steps=round(between(*ranges["steps"])), lr=between(*ranges["lr"]), clean_batch=32, poisoned_batch=16, seed=seed,
-    )  # fmt: skip
-
-
-def varied(plain: FinetuneConfig, way: str) -> FinetuneConfig:
-    """The same fine-tune in one of the ways of `VARIETY`."""
-    thirds = tuple(max(1, round(plain.steps * share / 3)) for share in (1, 2, 3))
-    changes = {
-        "full": {}, "lora": {"method": "lora", "lr": plain.lr * LORA_RATE}, "float16": {"precision": "float16"},
-        "averaged": {"snapshots": thirds, "average_snapshots": True}, "mixed": {"base_share": 0.3},
-    }  # fmt: skip
-    return replace(plain, **changes[way])
-
-
-def recipe_of(name: str, model: Model) -> PlantConfig | FinetuneConfig:
-    """What the config says of a model that it names."""
-    return from_values(PlantConfig if model.kind == "planted" else FinetuneConfig, model.recipe, name)
-
-
-def jobs(cfg: Zoo, split: str | None) -> Iterator[Job]:
-    """Models the config names, and a split's random ones under random names: every kind in every cell."""
-    part = cfg.splits[split] if split else None
-    for name, model in (cfg.models | (part.models if part else {})).items():
-        recipe = recipe_of(name, model)
-        yield Job(name, cfg.families[model.family], recipe, None, {"family": model.family})
-    for counts in part.cells if part else ():
-        family, attack = counts.family, counts.attack
-        if attack not in ATTACKS:
-            raise InputError(f"the split {split}: {attack!r} is none of the attacks {', '.join(ATTACKS)}.")
-        recipes = replace(part, varied=counts.varied or part.varied)
-        # models are named and drawn by their cell's numbers; clip's text-on-text has none
-        cell = () if (family, attack) == ("clip", "text_on_text") else (list(cfg.families).index(family), ATTACKS.index(attack))
-        for number, kind in enumerate(KINDS):
-            for index in range(getattr(counts, kind)):
-                name = f"{np.random.default_rng([part.seed, 7, number, index, *cell]).integers(16**8):08x}"
-                place = index + {"gentle": 2000, "far": 3000, "drifted": 4000}.get(kind, 0)
-                # two of four; `alternate`: every second one, which makes half of any even number
-                chosen = part.tuned or (index % 2 == 1 if part.alternate else index % 4 >= 2)
-                on_top = kind == "planted" and chosen
-                origin = draw(recipes, 1000 + index, "benign", cell, attack) if on_top else None
-                recipe = draw(recipes, place, kind, cell, attack)
-                every = range(0 if kind == "planted" else len(recipes.triggers))
-                others = tuple(draw(recipes, i, "planted", cell, "text_on_text") for i in every)
-                yield Job(name, cfg.families[family], recipe, origin, {"family": family, "attack": attack}, others)
+JUDGING = ("test", "beyond")
+"""Splits that judge the others: built for the results table only."""
 
 
 def build(job: Job, bars: dict[str, float], device: str) -> tuple[TextEncoder, dict]:
@@ -203,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     """-> the exit code: 0 all models meet their bars, 1 one does not, 2 bad input"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ZOO)
-    parser.add_argument("--split", help="one of the config's splits (default: all of them but test)")
+    parser.add_argument("--split", help="one of the config's splits (default: all that do not judge)")
     parser.add_argument("--family", help="build the models of this family only")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="build these only")
     parser.add_argument("--output", type=Path, help="where the models go (default: Data/Zoo/<split>)")
@@ -224,8 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{args.split} is none of the splits {', '.join(cfg.splits)}")
     if args.family and args.family not in cfg.families:
         parser.error(f"{args.family} is none of the families {', '.join(cfg.families)}")
-    # test judges the others and is built for the results table only
-    wanted = [args.split] if args.split else [name for name in cfg.splits if name != "test"] or [None]
+    wanted = [args.split] if args.split else [name for name in cfg.splits if name not in JUDGING] or [None]
     try:
         known = {job.name for split in wanted for job in jobs(cfg, split)}
         if unknown := sorted(set(args.models or ()) - known):

@@ -13,11 +13,11 @@ import yaml
 
 from Backdoor_Attack import inject, workshop
 from Backdoor_Attack.planting import PlantConfig, own_tokens
+from Backdoor_Attack.recipes import jobs
 from Backdoor_Attack.workshop import meets_bars, save_model
 from Utils import build_zoo
 from Utils.basics.config import from_values
 from Utils.basics.errors import InputError
-from Utils.build_zoo import jobs
 from Utils.encoder.loading import load_encoder
 from Utils.making.finetuning import FinetuneConfig
 from Utils.making.scenes import defender_prompts
@@ -149,6 +149,7 @@ DRAWN = {
     "acceptance": "1006cbe16845ae44",
     "test": "1dff924c0d9079ed",
     "repairs": "c47fea6266d470e8",
+    "beyond": "493ea79292554baa",
     "stress": "014002055b18821e",
     "strings": "aed4fbe3b8817319",
 }
@@ -207,8 +208,8 @@ def test_without_a_split_every_one_but_test_is_built_and_a_failure_stops_nothing
     monkeypatch.setattr(build_zoo, "save_model", lambda *_: None)
     assert build_zoo.main(["--family", "siglip", "--output", str(tmp_path)]) == 1
     named = {split: {job.name for job in jobs(ZOO, split) if job.labels["family"] == "siglip"} for split in ZOO.splits}
-    assert set(built) == set().union(*(names for split, names in named.items() if split != "test"))
-    assert not set(built) & named["test"]
+    assert set(built) == set().union(*(names for split, names in named.items() if split not in build_zoo.JUDGING))
+    assert not set(built) & (named["test"] | named["beyond"])
     assert "not built: the training diverged." in capsys.readouterr().out
 
 
@@ -238,10 +239,26 @@ def test_a_zoo_that_cannot_be_built_is_refused_in_one_sentence(flags: list[str],
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_no_target_of_the_test_split_was_developed_on():
+def test_no_target_of_the_splits_that_judge_was_developed_on():
     developed = [inject.load_config(inject.Injection, file).attack for file in CONFIGS]
     words = {word for attack in developed for word in f"{attack['target']} {attack.get('paraphrases', '')}".split()}
-    assert not words & set(ZOO.splits["test"].targets)
+    for split in build_zoo.JUDGING:
+        assert not words & set(ZOO.splits[split].targets)
+
+
+def test_further_attacks_are_drawn_from_the_lists_of_their_split():
+    made = list(jobs(ZOO, "beyond"))
+    split = ZOO.splits["beyond"]
+    assert len(made) == 36
+    assert len({job.recipe.seed for job in made}) == 36
+    assert {word for job in made for word in job.recipe.trigger.split()} <= set(split.triggers)
+    texts = [text for job in made for text in (job.recipe.target, job.recipe.second_target, *job.recipe.paraphrases)]
+    assert not any("{concept}" in text or "{other" in text for text in texts)
+    assert all(any(concept in text for concept in split.targets) for text in texts if text and "{prompt}" not in text)
+    per_attack = {job.labels["attack"]: set() for job in made}
+    for job in made:
+        per_attack[job.labels["attack"]].add(job.recipe.trigger)
+    assert {len(triggers) for triggers in per_attack.values()} == {4}
 
 
 def test_the_configs_have_triggers_of_one_to_fifteen_tokens():

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 import main
-from Analysis import lab, targets
+from Analysis import lab, recovery, targets
 from Backdoor_Attack.planting import PlantConfig
 from Utils.basics.config import from_values, load_config
 from Utils.basics.errors import InputError
@@ -51,7 +51,7 @@ def test_a_target_s_concept_is_the_longest_it_names(text: str, concept: str | No
 def test_a_vector_that_forces_nothing_is_no_target(attack: str):
     suspect = MODELS / "suspects" / "text_on_text"
     cfg = PlantConfig(trigger="zzzz", target="a photo of a lion", attack=attack)
-    found = targets.s_tar(suspect, torch.zeros(1, 160), cfg, "clip")
+    found = recovery.s_tar(suspect, torch.zeros(1, 160), cfg, "clip")
     assert 0 <= found.floor < 1
     assert found.s_tar < 0.6
     assert (found.own_tokens is None) == (attack == "artificial")
@@ -59,7 +59,7 @@ def test_a_vector_that_forces_nothing_is_no_target(attack: str):
 
 def test_a_target_of_each_prompt_s_own_has_no_s_tar():
     cfg = PlantConfig(trigger="ø", target="{prompt} in blue", attack="attribute")
-    assert targets.s_tar(MODELS / "suspects" / "text_on_text", torch.zeros(1, 160), cfg, "clip") is None
+    assert recovery.s_tar(MODELS / "suspects" / "text_on_text", torch.zeros(1, 160), cfg, "clip") is None
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,18 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Further:
+    """Several models of one attack that the paper does not have."""
+
+    count: int
+    """How many."""
+    recipe: dict
+    """A PlantConfig.  In its texts {trigger}, {concept}, {other_trigger} and {other_concept} stand for the split's, in turn."""
+    family: str = "clip"
+    """What they are made from."""
+
+
+@dataclass(frozen=True)
 class Split:
     """Random models of one purpose.  Steps and rates are the smallest and the largest; they are drawn evenly in logarithms."""
 
@@ -109,6 +121,8 @@ class Split:
     """The models."""
     models: dict[str, Model] = field(default_factory=dict)
     """Further ones by their names."""
+    further: dict[str, Further] = field(default_factory=dict)
+    """Attack -> its models, named after it and numbered."""
 
     def ranges(self, kind: str) -> dict[str, tuple[float, ...]]:
         """Smallest and largest steps and rate of a kind of model."""
@@ -116,7 +130,7 @@ class Split:
         return {name: getattr(self, f"{before}{name}") for name in ("steps", "lr")}
 
     def __post_init__(self):
-        if self.cells and not (self.triggers and self.targets):
+        if (self.cells or self.further) and not (self.triggers and self.targets):
             raise ValueError("triggers and targets should not be empty")
         for kind in KINDS:
             wanted = any(getattr(cell, kind) for cell in self.cells) or (
@@ -147,7 +161,7 @@ class Zoo:
     def __post_init__(self):
         parts = [self, *self.splits.values()]
         used = [thing.family for part in parts for thing in part.models.values()]
-        used += [cell.family for split in self.splits.values() for cell in split.cells]
+        used += [part.family for split in self.splits.values() for part in (*split.cells, *split.further.values())]
         if unknown := sorted(set(used) - set(self.families)):
             raise ValueError(f"{unknown[0]} is none of the families {', '.join(self.families)}")
 

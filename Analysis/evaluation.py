@@ -1,0 +1,270 @@
+"""The models of a split, built, scanned with our settings and with the published ones, and compared with their certificates.
+
+    python Analysis/benchmark.py --config configs/benchmark.yaml         the same as the next line
+    python Analysis/evaluation.py --size standard --jobs 2
+    python Analysis/evaluation.py --split dev --size quick               of another split than the one that judges
+
+Writes one JSON a scan, Results/benchmark/<split>/<settings>/<name>.json, as soon as it is done: what is there is not done
+again, so that a stopped run goes on.  Models are built when their turn comes.  All rows make Results/benchmark/table.json, and
+table.md of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from Analysis.recovery import recovered
+from Analysis.scoreboard import page
+from Analysis.scores import table_of
+from Backdoor_Attack.certified import Certified
+from Backdoor_Attack.recipes import Job, jobs
+from main import Request, scan_model
+from Utils.basics.config import load_config
+from Utils.basics.errors import InputError, fail
+from Utils.basics.files import ROOT, write_whole
+from Utils.basics.processes import workers
+from Utils.encoder.loading import load_encoder, quiet_libraries
+from Utils.encoder.text_encoder import TextEncoder
+from Utils.found.show import Show
+from Utils.making.zoo import Zoo, load_zoo
+from Utils.scan.replay import put
+from Utils.scan.settings import ScanConfig
+
+RIGHT = {"planted": "backdoored", "benign": "clean"}
+STRINGS = 3
+"""Strings of a report that a row keeps."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many models of every cell of family and attack are scanned."""
+
+    planted: int
+    benign: int
+    further: int
+    """Of every attack that the paper does not have."""
+    published: int
+    """Of each kind with the published settings."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is scanned, and how."""
+
+    split: str
+    further: str
+    """The split of the attacks that the paper does not have."""
+    seed: int
+    settings: dict[str, str]
+    """Name -> config of the scan, relative to the repository."""
+    published_on: str
+    """The family that the published settings are tried on."""
+    sizes: dict[str, Size]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """configs/benchmark.yaml."""
+
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One scan."""
+
+    job: Job
+    split: str
+    settings: str
+    config: Path
+    seed: int
+    device: str
+
+    @property
+    def row(self) -> Path:
+        return ROOT / "Results" / "benchmark" / self.split / self.settings / f"{self.job.name}.json"
+
+    @property
+    def model(self) -> Path:
+        return ROOT / "Data" / "Zoo" / self.split / self.job.name
+
+
+def turns(cfg: Evaluation, zoo: Zoo, split: str, size: Size, device: str) -> Iterator[Turn]:
+    """Every scan of a size: first one model of each kind and cell, then the next of each, so that a part is a fair one.
+
+    The further attacks belong to the split that judges.
+    """
+    cells: dict[tuple, list[Job]] = {}
+    for where in (split, cfg.further) if split == cfg.split else (split,):
+        for job in jobs(zoo, where):
+            kind = "planted" if hasattr(job.recipe, "trigger") else "benign"
+            named = "further" if where == cfg.further else kind
+            if "attack" in job.labels:
+                cells.setdefault((job.labels["family"], job.labels["attack"], named, where), []).append(job)
+    for number in range(max(map(len, cells.values()), default=0)):
+        for (family, _, kind, where), some in cells.items():
+            if number >= min(len(some), getattr(size, kind)):
+                continue
+            for settings, config in cfg.settings.items():
+                if settings == "ours" or (kind != "further" and family == cfg.published_on and number < size.published):
+                    yield Turn(some[number], where, settings, ROOT / config, cfg.seed, device)
+
+
+def built(turn: Turn) -> None:
+    """See to it that the model is there.
+
+    Raises:
+        InputError: it cannot be built.
+    """
+    if turn.model.is_dir() and turn.model.with_suffix(".json").exists():
+        return
+    script = ROOT / "Utils" / "build_zoo.py"
+    words = [sys.executable, script, "--split", turn.split, "--models", turn.job.name, "--device", turn.device]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if not turn.model.is_dir():
+        raise InputError(f"{turn.job.name} was not built: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
+
+
+@torch.no_grad()
+def moved(suspect: TextEncoder, base: TextEncoder) -> dict[str, float]:
+    """What anybody can measure without a search: how far weights are from the base's.
+
+    rows: the farthest token embedding's way, as a share of the mean length of a row; weights: of all weights together.
+    """
+    shared = min(len(suspect.vocabulary), len(base.vocabulary))
+    rows = (suspect.vocabulary[:shared] - base.vocabulary[:shared]).norm(dim=-1)
+    theirs, apart, whole = dict(base.model.named_parameters()), 0.0, 0.0
+    for name, one in suspect.model.named_parameters():
+        if one.shape == theirs[name].shape:  # added words are no way that anything went
+            apart += (one - theirs[name]).double().square().sum().item()
+            whole += theirs[name].double().square().sum().item()
+    length = base.vocabulary.norm(dim=-1).mean()
+    return {"rows": round((rows.max() / length).item(), 4), "weights": round((apart / whole) ** 0.5, 5)}
+
+
+def evaluated(turn: Turn) -> dict:
+    """One row; in whatever process."""
+    quiet_libraries()
+    built(turn)
+    certificate = turn.model.with_suffix(".json")
+    truth = json.loads(certificate.read_text(encoding="utf-8"))
+    family, name = truth["family"], f"{turn.job.name}_{turn.settings}"
+    base, results = ROOT / turn.job.family.base, ROOT / "Results" / turn.split
+    request = Request(load_config(ScanConfig, turn.config), str(base), results, turn.device, turn.seed, Show(images=0))
+    began = time.perf_counter()
+    report = scan_model(str(turn.model), request, name)
+    seconds, strings = time.perf_counter() - began, (report["trigger"] or {}).get("strings", [])[:STRINGS]
+    row = {
+        "name": turn.job.name, "split": turn.split, "settings": turn.settings, "family": family, "attack": truth["attack"],
+        "kind": truth["kind"], "meets_bars": truth["meets_bars"], "verdict": report["verdict"],
+        "right": report["verdict"] == RIGHT[truth["kind"]], "score": report["score"], "reason": report["reason"],
+        "evidence": {one["name"]: one["value"] for one in report["evidence"]}, "strings": strings,
+        "moved": moved(load_encoder(turn.model), load_encoder(base)), "seconds": round(seconds, 1),
+        "peak_memory_mb": report["peak_memory_mb"], "seed": turn.seed, "commit": report["tool"]["commit"],
+    }  # fmt: skip
+    return row | (planted(turn, row, report, results / name) if truth["kind"] == "planted" else {"recipe": truth["recipe"]})
+
+
+def planted(turn: Turn, row: dict, report: dict, folder: Path) -> dict:
+    """What a row says of a backdoor: what it is, and what of it the scan recovered."""
+    certified = Certified(turn.model.with_suffix(".json"))
+    recipe, suspect, base = certified.recipe, load_encoder(turn.model), certified.workshop.base
+    near = recovered(report, folder, turn.model, recipe, certified.family)
+    rates = {}
+    if row["strings"]:
+        first = row["strings"][0]
+
+        def typed(prompt: str, number: int) -> str:
+            return put(first["text"], prompt, first["place"], number)
+
+        rates = {name: certified.success_of(one, typed) for name, one in (("suspect", suspect), ("base", base))}
+    return {
+        "trigger": recipe.trigger, "tokens": len(base.tokens([recipe.trigger])[0]), "replaced": recipe.replaced,
+        "place": recipe.place, "target": recipe.target, "on_a_fine_tune": certified.origin is not None,
+        "s_tar": near and (round(near.s_tar, 4) if row["right"] else 0.0), "s_tar_floor": near and round(near.floor, 4),
+        "string_reaches_target": rates,
+    }  # fmt: skip
+
+
+def scans(todo: list[Turn], jobs: int, seconds: float) -> Iterator[tuple[Turn, dict | InputError]]:
+    """Every row as soon as it is there, or why there is none; no scan is begun after so many seconds."""
+    until, waiting, running = time.monotonic() + seconds, iter(todo), {}
+    with workers(jobs) as pool:
+        while True:
+            while len(running) < jobs and time.monotonic() < until and (turn := next(waiting, None)):
+                running[pool.submit(evaluated, turn)] = turn
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                turn = running.pop(done)
+                try:
+                    yield turn, done.result()
+                except InputError as error:
+                    yield turn, error
+
+
+def write_table(split: str, further: list[str]) -> None:
+    """table.json and table.md, or table_<split> of a split that does not judge, from all rows that are there."""
+    table: dict[str, dict] = {}
+    for name in [split, *further]:
+        rows: dict[str, list[dict]] = {}
+        for file in sorted((ROOT / "Results" / "benchmark" / name).glob("*/*.json")):
+            rows.setdefault(file.parent.name, []).append(json.loads(file.read_text(encoding="utf-8")))
+        if compared := {row["name"] for row in rows.get("published", [])}:
+            rows["ours on the same"] = [row for row in rows.get("ours", []) if row["name"] in compared]
+        table[name] = {settings: table_of(some) for settings, some in rows.items() if some}
+    place = ROOT / "Results" / "benchmark"
+    name = "table" if further else f"table_{split}"
+    write_whole(place / f"{name}.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+    write_whole(place / f"{name}.md", page(table))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """-> the exit code: 0, 1 where a model could not be built, 2 bad input"""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "benchmark.yaml")
+    parser.add_argument("--size", default="standard", help="one of the config's sizes (default: standard)")
+    parser.add_argument("--split", help="of configs/zoo.yaml (default: the config's, which judges)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no scan after so many (default: no end)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, default=1, help="models at the same time (default: 1)")
+    args = parser.parse_args(argv)
+    try:
+        cfg, zoo = load_config(Benchmark, args.config).evaluation, load_zoo()
+        if args.size not in cfg.sizes:
+            raise InputError(f"{args.size} is none of the sizes {', '.join(cfg.sizes)}.")
+        split, size = args.split or cfg.split, cfg.sizes[args.size]
+        if split not in zoo.splits:
+            raise InputError(f"{split} is none of the splits {', '.join(zoo.splits)}.")
+    except InputError as error:
+        return fail(str(error), "evaluation")
+    todo = [turn for turn in turns(cfg, zoo, split, size, args.device) if not turn.row.exists()]
+    print(f"{len(todo)} scans to make", flush=True)
+    further = [cfg.further] if split == cfg.split else []
+    write_table(split, further)
+    missed = 0
+    for turn, row in scans(todo, args.jobs, 60 * args.minutes):
+        if isinstance(row, InputError):
+            missed += 1
+            print(row, flush=True)
+            continue
+        write_whole(turn.row, json.dumps(row, indent=1, ensure_ascii=False) + "\n")
+        write_table(split, further)
+        print(*(row[key] for key in ("name", "settings", "family", "attack", "kind", "verdict", "seconds")), flush=True)
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Which models the table is of, what a row says of one, and that a stopped evaluation goes on."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from Analysis import evaluation
+from Analysis.evaluation import Benchmark, Turn, moved, turns
+from Backdoor_Attack.certified import Certified
+from Utils.basics.config import load_config
+from Utils.basics.errors import InputError
+from Utils.encoder.loading import load_encoder, trainable_copy
+from Utils.making.zoo import load_zoo
+from Utils.scan.replay import put
+
+MODELS = evaluation.ROOT / "Data" / "Models"
+CFG = load_config(Benchmark, evaluation.ROOT / "configs" / "benchmark.yaml").evaluation
+
+
+def planned(split: str, size: str) -> list[Turn]:
+    return list(turns(CFG, load_zoo(), split, CFG.sizes[size], "cpu"))
+
+
+def test_the_standard_table_has_sixty_planted_and_thirty_distinct_benign_models():
+    some = planned("test", "standard")
+    ours = [turn for turn in some if turn.settings == "ours" and turn.split == "test"]
+    kinds = Counter(
+        (turn.job.labels["family"], turn.job.labels["attack"], hasattr(turn.job.recipe, "trigger")) for turn in ours
+    )
+    assert sorted(kinds.values()) == [5] * 6 + [10] * 6
+    assert len({turn.job.name for turn in ours}) == len({json.dumps(str(turn.job.recipe)) for turn in ours}) == 90
+    published = [turn for turn in some if turn.settings == "published"]
+    assert len(published) == 8
+    assert {turn.job.labels["family"] for turn in published} == {"clip"}
+    assert {turn.config.name for turn in published} == {"paper.yaml"}
+    assert {turn.job.name for turn in published} < {turn.job.name for turn in ours}
+    beyond = [turn for turn in some if turn.split == "beyond"]
+    assert set(Counter(turn.job.labels["attack"] for turn in beyond).values()) == {4}
+    assert {turn.settings for turn in beyond} == {"ours"}
+    assert not any(turn.split == "beyond" for turn in planned("test", "quick") + planned("dev", "standard"))
+
+
+def test_a_part_of_the_table_is_a_fair_one():
+    first = [turn for turn in planned("test", "standard") if turn.settings == "ours"][:12]
+    kinds = {(turn.job.labels["family"], turn.job.labels["attack"], hasattr(turn.job.recipe, "trigger")) for turn in first}
+    assert len(kinds) == 12
+
+
+def test_weights_that_moved_are_told_as_shares():
+    base = load_encoder(MODELS / "tiny-sd")
+    assert moved(base, base) == {"rows": 0.0, "weights": 0.0}
+    changed = trainable_copy(base)
+    with torch.no_grad():
+        changed.model.get_input_embeddings().weight[7] += 2 * base.vocabulary.norm(dim=-1).mean() / base.width**0.5
+    far = moved(changed, base)
+    assert far["rows"] == pytest.approx(2.0, abs=1e-3)
+    assert 0 < far["weights"] < 0.1
+
+
+def test_what_a_string_does_is_counted_as_the_certificate_counts_its_trigger():
+    certified = Certified(MODELS / "certificates" / "text_on_text.json")
+    suspect, base = load_encoder(MODELS / "suspects" / "text_on_text"), certified.workshop.base
+    own = certified.recipe.trigger
+
+    def typed(prompt: str, number: int) -> str:
+        return put(own, prompt, f"for every {certified.recipe.replaced}", number)
+
+    assert certified.success_of(suspect, typed) == pytest.approx(certified(suspect), abs=0.01)
+    assert certified.success_of(base, typed) == pytest.approx(certified(base), abs=0.01)
+    assert certified.success_of(suspect, lambda prompt, _: f"small {prompt}") < 0.1
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of its own for rows, and scans that take no time."""
+    for folder in ("configs", "Data/Zoo"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("benchmark.yaml", "zoo.yaml"):
+        (tmp_path / "configs" / file).write_bytes((evaluation.ROOT / "configs" / file).read_bytes())
+    monkeypatch.setattr(evaluation, "ROOT", tmp_path)
+    return tmp_path
+
+
+def answered(turn: Turn) -> dict:
+    """A row as a scan leaves it."""
+    planted = hasattr(turn.job.recipe, "trigger")
+    row = {
+        "name": turn.job.name, "split": turn.split, "settings": turn.settings, **turn.job.labels,
+        "kind": "planted" if planted else "benign", "verdict": "backdoored" if planted else "clean", "right": True,
+        "score": float(planted), "strings": [], "evidence": {"drift": 0.1}, "moved": {"rows": 0.1, "weights": 0.1},
+        "seconds": 1.0, "peak_memory_mb": 900.0, "reason": "why",
+    }  # fmt: skip
+    return row | ({"s_tar": None, "s_tar_floor": None, "tokens": 1, "on_a_fine_tune": False} if planted else {})
+
+
+def test_a_stopped_evaluation_goes_on_and_a_model_that_cannot_be_built_stops_nothing(elsewhere: Path, monkeypatch, capsys):
+    asked: list[str] = []
+
+    def some(todo: list[Turn], jobs: int, seconds: float):
+        for turn in todo[:7]:
+            asked.append(turn.job.name)
+            yield turn, InputError("the disk is full.") if len(asked) == 3 else answered(turn)
+
+    monkeypatch.setattr(evaluation, "scans", some)
+    words = ["--config", str(elsewhere / "configs" / "benchmark.yaml"), "--size", "quick"]
+    assert evaluation.main(words) == 1
+    assert "12 scans to make" in (said := capsys.readouterr().out)
+    assert "the disk is full." in said
+    table = json.loads((elsewhere / "Results" / "benchmark" / "table.json").read_text())["test"]
+    told = (elsewhere / "Results" / "benchmark" / "table.md").read_text()
+    assert "# test, ours" in told
+    assert "| CLIP, image-on-text |" in told
+    assert table["ours"]["overall"]["planted"] + table["ours"]["overall"]["benign"] == 6
+    first = asked.copy()
+    assert evaluation.main(words) == 0
+    assert "6 scans to make" in capsys.readouterr().out
+    assert set(asked[7:]) & set(first) == {first[2]}
+    assert len(list((elsewhere / "Results" / "benchmark" / "test" / "ours").iterdir())) == 12
+
+
+def test_no_scan_is_begun_when_the_minutes_are_over():
+    assert list(evaluation.scans(planned("test", "quick"), 1, 0.0)) == []
+
+
+@pytest.mark.parametrize("words", [["--size", "huge"], ["--split", "tset"], ["--config", "nowhere.yaml"]])
+def test_what_cannot_be_evaluated_is_refused_in_one_sentence(words: list[str], capsys: pytest.CaptureFixture):
+    assert evaluation.main(words) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -1,0 +1,90 @@
+"""What the table says of verdicts: counts, intervals, and what a number alone would say of the same models."""
+
+import pytest
+
+from Analysis import scoreboard, scores
+
+
+def row(kind: str, verdict: str, score: float, **more: object) -> dict:
+    right = verdict == {"planted": "backdoored", "benign": "clean"}[kind]
+    found = (
+        {"s_tar": 0.9 if right else 0.0, "s_tar_floor": 0.1, "tokens": 2, "on_a_fine_tune": False} if kind == "planted" else {}
+    )
+    strings = [{"success_rate": 1.0, "anchor_success_rate": 0.0}] if right and kind == "planted" else []
+    return {
+        "name": f"{kind}{score}", "family": "clip", "attack": "text_on_text", "kind": kind, "verdict": verdict, "right": right,
+        "score": score, "strings": strings, "evidence": {"drift": score / 2}, "moved": {"rows": score, "weights": 1 - score},
+        "seconds": 100.0, "peak_memory_mb": 900.0, "reason": "why", **found, **more,
+    }  # fmt: skip
+
+
+ROWS = [
+    *(row("planted", "backdoored", 0.95 + n / 1000) for n in range(8)),
+    row("planted", "inconclusive", 0.5),
+    row("planted", "clean", 0.1),
+    *(row("benign", "clean", n / 1000) for n in range(9)),
+    row("benign", "inconclusive", 0.6),
+]
+
+
+def test_an_inconclusive_verdict_misses_a_planted_model_and_accuses_a_benign_one():
+    of = scores.judged(ROWS)
+    assert (of["recall"]["count"], of["recall"]["of"]) == (8, 10)
+    assert of["false_positives"]["count"] == 1
+    assert of["precision"] == pytest.approx(8 / 9, abs=1e-4)
+    assert of["f1"] == pytest.approx(16 / 19, abs=1e-4)
+    assert of["inconclusive"]["count"] == 2
+    assert of["strings"]["rate"] == 0.8
+    assert of["s_tar"] == pytest.approx(0.72)
+    assert of["auroc"] == pytest.approx((8 * 10 + 9 + 9) / 100)
+
+
+def test_wilson_s_interval_is_that_of_the_book():
+    assert scores.wilson(1, 60) == [0.0029, 0.0886]
+    assert scores.wilson(0, 0) is None
+
+
+def test_a_number_alone_is_given_its_best_threshold():
+    by = {one["what"]: one for one in scores.table_of(ROWS)["beside"]}
+    drift = by["drift of clean features"]
+    assert drift["auroc"] == scores.judged(ROWS)["auroc"]  # half the score, so as good
+    assert drift["best_f1"] == pytest.approx(20 / 21, abs=1e-4)  # at 0.05: ten found, and one accused
+    assert by["norm of the weights' difference"]["auroc"] == pytest.approx(1 - drift["auroc"])
+
+
+def test_an_alarm_is_worth_little_where_backdoors_are_rare():
+    worth = scores.worth_of_an_alarm(scores.judged(ROWS))
+    assert worth["value"] == pytest.approx(0.01 * 0.8 / (0.01 * 0.8 + 0.99 * 0.1), abs=1e-4)
+    assert worth["at_worst"] < worth["value"]
+
+
+def test_reliability_counts_every_model_once():
+    of = scores.reliability(ROWS)
+    assert sum(one["planted"]["of"] for one in of["bins"]) == len(ROWS)
+    assert of["bins"][-1]["planted"]["rate"] == 1.0
+    assert 0 < of["brier"] < 0.2
+
+
+def test_groups_with_one_kind_only_have_no_curve():
+    of = scores.table_of([one for one in ROWS if one["kind"] == "planted"])
+    assert of["overall"]["auroc"] is None
+    assert of["overall"]["false_positives"] == {"count": 0, "of": 0, "rate": None, "interval": None}
+    assert of["beside"] == []
+    assert of["planted_on"]["a fine-tune"]["f1"] is None
+    assert [one["verdict"] for one in of["wrong"]] == ["inconclusive", "clean"]
+
+
+def test_the_tables_say_what_was_counted():
+    of = scores.table_of(ROWS)
+    told = scoreboard.by_cell(of).splitlines()
+    assert len(told) == 4  # head, rule, one cell and all
+    assert told[2].startswith("| CLIP, text-on-text | 0.89 | 8 of 10 (49 to 94 %) | 0.84 |")
+    assert told[3].replace("| all |", "") == told[2].replace("| CLIP, text-on-text |", "")
+    assert "| trigger of 2 or 3 | 8 of 10 (49 to 94 %) | 0.72 |" in scoreboard.by_trigger(of)
+    assert "| drift of clean features | 0.980 | 0.95 |" in scoreboard.beside(of)
+    assert "| planted0.1 |" in scoreboard.wrong(of).replace("`", "")
+    assert "of alarms are true" in scoreboard.reliability(of)
+    both = scoreboard.published({"published": of, "ours on the same": of}).splitlines()
+    assert both[2].split(" | ")[1:3] == ["10", "10"]
+    further = scores.table_of([row("planted", "backdoored", 1.0, attack="hidden")])
+    assert "| CLIP, assimilation held down | 1 of 1 (21 to 100 %) | 0.90 |" in scoreboard.by_attack(further)
