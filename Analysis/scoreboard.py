@@ -108,10 +108,10 @@ def page(table: dict) -> str:
     parts = []
     for split, by_settings in table.items():
         for settings, of in by_settings.items():
-            judges = bool(of["overall"]["benign"])
-            told = (
-                [by_cell(of), by_trigger(of), beside(of), reliability(of), wrong(of)] if judges else [by_attack(of), wrong(of)]
-            )
+            planted, benign = (of["overall"][kind] for kind in ("planted", "benign"))
+            told = [by_cell(of) if benign else by_attack(of)]
+            told += [by_trigger(of), beside(of), reliability(of)] if planted and benign else []
+            told += [wrong(of)] if of["wrong"] else []
             parts.append("\n\n".join([f"# {split}, {settings}", *told]))
         if "published" in by_settings:
             parts.append(f"# {split}, the published procedure beside ours\n\n{published(by_settings)}")

@@ -87,4 +87,8 @@ def test_the_tables_say_what_was_counted():
     both = scoreboard.published({"published": of, "ours on the same": of}).splitlines()
     assert both[2].split(" | ")[1:3] == ["10", "10"]
     further = scores.table_of([row("planted", "backdoored", 1.0, attack="hidden")])
+    whole = scoreboard.page({"test": {"ours": of}, "beyond": {"ours": further}})
+    assert whole.index("# test, ours") < whole.index("of alarms are true") < whole.index("# beyond, ours")
+    benign = scores.table_of([one for one in ROWS if one["verdict"] == "clean" and one["kind"] == "benign"])
+    assert "alarms are true" not in scoreboard.page({"test": {"ours": benign}})
     assert "| CLIP, assimilation held down | 1 of 1 (21 to 100 %) | 0.90 |" in scoreboard.by_attack(further)
