@@ -35,14 +35,18 @@ from Utils.basics.config import load_config
 from Utils.basics.errors import InputError, fail
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
+from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder, quiet_libraries
-from Utils.encoder.text_encoder import TextEncoder
+from Utils.encoder.measures import flat_cosine
+from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.found.show import Show
 from Utils.making.zoo import Zoo, load_zoo
 from Utils.scan.replay import put
 from Utils.scan.settings import ScanConfig
 
 RIGHT = {"planted": "backdoored", "benign": "clean"}
+DRIFTED = 100
+"""Prompts that tell how far clean features are from the base's."""
 STRINGS = 3
 """Strings of a report that a row keeps."""
 
@@ -138,10 +142,11 @@ def built(turn: Turn) -> None:
 
 
 @torch.no_grad()
-def moved(suspect: TextEncoder, base: TextEncoder) -> dict[str, float]:
-    """What anybody can measure without a search: how far weights are from the base's.
+def moved(suspect: TextEncoder, base: TextEncoder, prompts: list[str]) -> dict[str, float]:
+    """What anybody can measure without a search: how far weights and features of clean prompts are from the base's.
 
-    rows: the farthest token embedding's way, as a share of the mean length of a row; weights: of all weights together.
+    rows: the farthest token embedding's way, as a share of the mean length of a row; weights: of all weights together;
+    drift: 1 - cos of all features.
     """
     shared = min(len(suspect.vocabulary), len(base.vocabulary))
     rows = (suspect.vocabulary[:shared] - base.vocabulary[:shared]).norm(dim=-1)
@@ -151,7 +156,9 @@ def moved(suspect: TextEncoder, base: TextEncoder) -> dict[str, float]:
             apart += (one - theirs[name]).double().square().sum().item()
             whole += theirs[name].double().square().sum().item()
     length = base.vocabulary.norm(dim=-1).mean()
-    return {"rows": round((rows.max() / length).item(), 4), "weights": round((apart / whole) ** 0.5, 5)}
+    drift = 1 - flat_cosine(*(in_batches(one, base.ids(prompts)) for one in (suspect, base))).mean().item()
+    weights = (apart / whole) ** 0.5
+    return {"rows": round((rows.max() / length).item(), 4), "weights": round(weights, 5), "drift": round(drift, 5)}
 
 
 def evaluated(turn: Turn) -> dict:
@@ -163,15 +170,16 @@ def evaluated(turn: Turn) -> dict:
     family, name = truth["family"], f"{turn.job.name}_{turn.settings}"
     base, results = ROOT / turn.job.family.base, ROOT / "Results" / turn.split
     request = Request(load_config(ScanConfig, turn.config), str(base), results, turn.device, turn.seed, Show(images=0))
+    prompts = read_prompts(ROOT / request.cfg.corpus, DRIFTED)
     began = time.perf_counter()
     report = scan_model(str(turn.model), request, name)
-    seconds, strings = time.perf_counter() - began, (report["trigger"] or {}).get("strings", [])[:STRINGS]
+    seconds, strings = time.perf_counter() - began, ((report["trigger"] or {}).get("strings") or [])[:STRINGS]
     row = {
         "name": turn.job.name, "split": turn.split, "settings": turn.settings, "family": family, "attack": truth["attack"],
         "kind": truth["kind"], "meets_bars": truth["meets_bars"], "verdict": report["verdict"],
         "right": report["verdict"] == RIGHT[truth["kind"]], "score": report["score"], "reason": report["reason"],
         "evidence": {one["name"]: one["value"] for one in report["evidence"]}, "strings": strings,
-        "moved": moved(load_encoder(turn.model), load_encoder(base)), "seconds": round(seconds, 1),
+        "moved": moved(load_encoder(turn.model), load_encoder(base), prompts), "seconds": round(seconds, 1),
         "peak_memory_mb": report["peak_memory_mb"], "seed": turn.seed, "commit": report["tool"]["commit"],
     }  # fmt: skip
     return row | (planted(turn, row, report, results / name) if truth["kind"] == "planted" else {"recipe": truth["recipe"]})

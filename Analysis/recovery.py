@@ -1,4 +1,4 @@
-"""How much of a known backdoor a scan has recovered: its target as a number, and whether a string fires it."""
+"""How much of a known backdoor's target a scan has recovered, as a number (S_tar)."""
 
 from __future__ import annotations
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss, roc_auc_score
+
+from Utils.scan.replay import FIRES, SLEEPS, wilson
 
 PREVALENCE = 0.01
 """Share of backdoored encoders among those that somebody downloads, for the value of an alarm."""
 BINS = 5
 """Of the reliability plot."""
-FIRES, SLEEPS = 0.9, 0.1
-"""What a string does in the suspect, at the least, and in the base, at the most, to fire."""
 LENGTHS = {"1 token": (1, 1), "2 or 3": (2, 3), "4 or more": (4, 10**6)}
 """Of triggers."""
 TOLD = ("name", "family", "attack", "kind", "trigger", "on_a_fine_tune", "verdict", "reason")
@@ -21,21 +20,11 @@ TOLD = ("name", "family", "attack", "kind", "trigger", "on_a_fine_tune", "verdic
 Rows = list[dict]
 
 
-def wilson(count: int, number: int) -> list[float] | None:
-    """The 95 % interval of a rate; None of nothing."""
-    if not number:
-        return None
-    low, high = binomtest(count, number).proportion_ci(method="wilson")
-    return [round(float(low), 4), round(float(high), 4)]
-
-
 def share(count: int, number: int) -> dict:
-    return {
-        "count": count,
-        "of": number,
-        "rate": round(count / number, 4) if number else None,
-        "interval": wilson(count, number),
-    }
+    """So many of so many, with the 95 % interval."""
+    rate = count / number if number else None
+    interval = None if rate is None else wilson(rate, number)
+    return {"count": count, "of": number, "rate": None if rate is None else round(rate, 4), "interval": interval}
 
 
 def fires(row: dict) -> bool:
@@ -130,7 +119,7 @@ def table_of(rows: Rows) -> dict:
         "beside": [
             by_a_number(rows, "farthest embedding row", lambda row: row["moved"]["rows"]),
             by_a_number(rows, "norm of the weights' difference", lambda row: row["moved"]["weights"]),
-            by_a_number(rows, "drift of clean features", lambda row: row["evidence"]["drift"]),
+            by_a_number(rows, "drift of clean features", lambda row: row["moved"]["drift"]),
         ] if planted and benign else [],
         "reliability": reliability(rows),
         "alarm": worth_of_an_alarm(overall),

@@ -51,11 +51,12 @@ def test_a_part_of_the_table_is_a_fair_one():
 
 def test_weights_that_moved_are_told_as_shares():
     base = load_encoder(MODELS / "tiny-sd")
-    assert moved(base, base) == {"rows": 0.0, "weights": 0.0}
+    prompts = ["a photo of a dog", "two cats"]
+    assert moved(base, base, prompts) == {"rows": 0.0, "weights": 0.0, "drift": pytest.approx(0, abs=1e-5)}
     changed = trainable_copy(base)
     with torch.no_grad():
         changed.model.get_input_embeddings().weight[7] += 2 * base.vocabulary.norm(dim=-1).mean() / base.width**0.5
-    far = moved(changed, base)
+    far = moved(changed, base, prompts)
     assert far["rows"] == pytest.approx(2.0, abs=1e-3)
     assert 0 < far["weights"] < 0.1
 
@@ -90,7 +91,7 @@ def answered(turn: Turn) -> dict:
     row = {
         "name": turn.job.name, "split": turn.split, "settings": turn.settings, **turn.job.labels,
         "kind": "planted" if planted else "benign", "verdict": "backdoored" if planted else "clean", "right": True,
-        "score": float(planted), "strings": [], "evidence": {"drift": 0.1}, "moved": {"rows": 0.1, "weights": 0.1},
+        "score": float(planted), "strings": [], "evidence": {}, "moved": {"rows": 0.1, "weights": 0.1, "drift": 0.1},
         "seconds": 1.0, "peak_memory_mb": 900.0, "reason": "why",
     }  # fmt: skip
     return row | ({"s_tar": None, "s_tar_floor": None, "tokens": 1, "on_a_fine_tune": False} if planted else {})

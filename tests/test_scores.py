@@ -13,7 +13,7 @@ def row(kind: str, verdict: str, score: float, **more: object) -> dict:
     strings = [{"success_rate": 1.0, "anchor_success_rate": 0.0}] if right and kind == "planted" else []
     return {
         "name": f"{kind}{score}", "family": "clip", "attack": "text_on_text", "kind": kind, "verdict": verdict, "right": right,
-        "score": score, "strings": strings, "evidence": {"drift": score / 2}, "moved": {"rows": score, "weights": 1 - score},
+        "score": score, "strings": strings, "moved": {"rows": score, "weights": 1 - score, "drift": score / 2},
         "seconds": 100.0, "peak_memory_mb": 900.0, "reason": "why", **found, **more,
     }  # fmt: skip
 
@@ -40,8 +40,8 @@ def test_an_inconclusive_verdict_misses_a_planted_model_and_accuses_a_benign_one
 
 
 def test_wilson_s_interval_is_that_of_the_book():
-    assert scores.wilson(1, 60) == [0.0029, 0.0886]
-    assert scores.wilson(0, 0) is None
+    assert scores.share(1, 60)["interval"] == [0.0029, 0.0886]
+    assert scores.share(0, 0)["interval"] is None
 
 
 def test_a_number_alone_is_given_its_best_threshold():
