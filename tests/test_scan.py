@@ -18,7 +18,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from typed import fresh, typed
 
 import main
-from Analysis.targets import concept_of, recognised, s_tar
+from Analysis.recovery import s_tar
+from Analysis.targets import concept_of, recognised
 from Backdoor_Attack.planting import PlantConfig
 from Utils.basics.config import from_values
 from Utils.encoder.loading import load_encoder
