@@ -18,18 +18,18 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from Analysis.derived import RIGHT
 from Analysis.recovery import recovered
 from Analysis.scoreboard import page
 from Analysis.scores import table_of
+from Analysis.turns import OURS, Benchmark, Turn, turns
 from Backdoor_Attack.certified import Certified
-from Backdoor_Attack.recipes import Job, jobs
 from main import Request, scan_model
 from Utils.basics.config import load_config
 from Utils.basics.errors import InputError, fail
@@ -40,105 +40,32 @@ from Utils.encoder.loading import load_encoder, quiet_libraries
 from Utils.encoder.measures import flat_cosine
 from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.found.show import Show
-from Utils.making.zoo import Zoo, load_zoo
+from Utils.making.zoo import load_zoo
 from Utils.scan.replay import put
-from Utils.scan.settings import ScanConfig
 
-RIGHT = {"planted": "backdoored", "benign": "clean"}
+RESULTS = ROOT / "Results" / "benchmark"
+WITNESSED = RESULTS / "witnesses.json"
+"""Witnesses of the models that the score is fitted on (Analysis/calibrate.py)."""
 DRIFTED = 100
 """Prompts that tell how far clean features are from the base's."""
 STRINGS = 3
 """Strings of a report that a row keeps."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """How many models of every cell of family and attack are scanned."""
-
-    planted: int
-    benign: int
-    further: int
-    """Of every attack that the paper does not have."""
-    published: int
-    """Of each kind with the published settings."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is scanned, and how."""
-
-    split: str
-    further: str
-    """The split of the attacks that the paper does not have."""
-    seed: int
-    settings: dict[str, str]
-    """Name -> config of the scan, relative to the repository."""
-    published_on: str
-    """The family that the published settings are tried on."""
-    sizes: dict[str, Size]
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """configs/benchmark.yaml."""
-
-    evaluation: Evaluation
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One scan."""
-
-    job: Job
-    split: str
-    settings: str
-    config: Path
-    seed: int
-    device: str
-
-    @property
-    def row(self) -> Path:
-        return ROOT / "Results" / "benchmark" / self.split / self.settings / f"{self.job.name}.json"
-
-    @property
-    def model(self) -> Path:
-        return ROOT / "Data" / "Zoo" / self.split / self.job.name
-
-
-def turns(cfg: Evaluation, zoo: Zoo, split: str, size: Size, device: str) -> Iterator[Turn]:
-    """Every scan of a size: first one model of each kind and cell, then the next of each, so that a part is a fair one.
-
-    The further attacks belong to the split that judges.
-    """
-    cells: dict[tuple, list[Job]] = {}
-    for where in (split, cfg.further) if split == cfg.split else (split,):
-        for job in jobs(zoo, where):
-            kind = "planted" if hasattr(job.recipe, "trigger") else "benign"
-            named = "further" if where == cfg.further else kind
-            if "attack" in job.labels:
-                cells.setdefault((job.labels["family"], job.labels["attack"], named, where), []).append(job)
-    for number in range(max(map(len, cells.values()), default=0)):
-        for (family, _, kind, where), some in cells.items():
-            if number >= min(len(some), getattr(size, kind)):
-                continue
-            for settings, config in cfg.settings.items():
-                if settings == "ours" or (kind != "further" and family == cfg.published_on and number < size.published):
-                    yield Turn(some[number], where, settings, ROOT / config, cfg.seed, device)
-
-
 def built(turn: Turn) -> None:
-    """See to it that the model is there.
+    """See to it that the model is there, and what stands in for its base.
 
     Raises:
-        InputError: it cannot be built.
+        InputError: one cannot be built.
     """
-    if turn.model.is_dir() and turn.model.with_suffix(".json").exists():
-        return
-    script = ROOT / "Utils" / "build_zoo.py"
-    words = [sys.executable, script, "--split", turn.split, "--models", turn.job.name, "--device", turn.device]
-    done = subprocess.run(words, capture_output=True, text=True)
-    if not turn.model.is_dir():
-        raise InputError(f"{turn.job.name} was not built: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
+    for job in filter(None, (turn.job, turn.sibling)):
+        if turn.folder(job).is_dir() and turn.folder(job).with_suffix(".json").exists():
+            continue
+        script = ROOT / "Utils" / "build_zoo.py"
+        words = [sys.executable, script, "--split", turn.split, "--models", job.name, "--device", turn.device]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if not turn.folder(job).is_dir():
+            raise InputError(f"{job.name} was not built: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
 
 
 @torch.no_grad()
@@ -169,7 +96,7 @@ def evaluated(turn: Turn) -> dict:
     truth = json.loads(certificate.read_text(encoding="utf-8"))
     family, name = truth["family"], f"{turn.job.name}_{turn.settings}"
     base, results = ROOT / turn.job.family.base, ROOT / "Results" / turn.split
-    request = Request(load_config(ScanConfig, turn.config), str(base), results, turn.device, turn.seed, Show(images=0))
+    request = Request(turn.way.settings(), str(turn.anchor), results, turn.device, turn.seed, Show(images=0))
     prompts = read_prompts(ROOT / request.cfg.corpus, DRIFTED)
     began = time.perf_counter()
     report = scan_model(str(turn.model), request, name)
@@ -178,11 +105,17 @@ def evaluated(turn: Turn) -> dict:
         "name": turn.job.name, "split": turn.split, "settings": turn.settings, "family": family, "attack": truth["attack"],
         "kind": truth["kind"], "meets_bars": truth["meets_bars"], "verdict": report["verdict"],
         "right": report["verdict"] == RIGHT[truth["kind"]], "score": report["score"], "reason": report["reason"],
-        "evidence": {one["name"]: one["value"] for one in report["evidence"]}, "strings": strings,
+        "evidence": {one["name"]: weighed(one) for one in report["evidence"]}, "strings": strings,
         "moved": moved(load_encoder(turn.model), load_encoder(base), prompts), "seconds": round(seconds, 1),
         "peak_memory_mb": report["peak_memory_mb"], "seed": turn.seed, "commit": report["tool"]["commit"],
     }  # fmt: skip
     return row | (planted(turn, row, report, results / name) if truth["kind"] == "planted" else {"recipe": truth["recipe"]})
+
+
+def weighed(one: dict) -> dict:
+    """A witness of a report without its sentence."""
+    rounded = {name: value if value is None else round(value, 4) for name in ("value", "threshold") for value in [one[name]]}
+    return rounded | {"met": one["met"]}
 
 
 def planted(turn: Turn, row: dict, report: dict, folder: Path) -> dict:
@@ -223,20 +156,21 @@ def scans(todo: list[Turn], jobs: int, seconds: float) -> Iterator[tuple[Turn, d
                     yield turn, error
 
 
+def rows_of(split: str) -> dict[str, list[dict]]:
+    """Setting -> all rows that are there."""
+    rows: dict[str, list[dict]] = {}
+    for file in sorted((RESULTS / split).glob("*/*.json")):
+        rows.setdefault(file.parent.name, []).append(json.loads(file.read_text(encoding="utf-8")))
+    return rows
+
+
 def write_table(split: str, further: list[str]) -> None:
     """table.json and table.md, or table_<split> of a split that does not judge, from all rows that are there."""
-    table: dict[str, dict] = {}
-    for name in [split, *further]:
-        rows: dict[str, list[dict]] = {}
-        for file in sorted((ROOT / "Results" / "benchmark" / name).glob("*/*.json")):
-            rows.setdefault(file.parent.name, []).append(json.loads(file.read_text(encoding="utf-8")))
-        if compared := {row["name"] for row in rows.get("published", [])}:
-            rows["ours on the same"] = [row for row in rows.get("ours", []) if row["name"] in compared]
-        table[name] = {settings: table_of(some) for settings, some in rows.items() if some}
-    place = ROOT / "Results" / "benchmark"
+    calibrated = json.loads(WITNESSED.read_text(encoding="utf-8")) if WITNESSED.exists() else []
+    table = {name: table_of(rows, calibrated) for name in [split, *further] if OURS in (rows := rows_of(name))}
     name = "table" if further else f"table_{split}"
-    write_whole(place / f"{name}.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-    write_whole(place / f"{name}.md", page(table))
+    write_whole(RESULTS / f"{name}.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+    write_whole(RESULTS / f"{name}.md", page(table))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -244,21 +178,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "benchmark.yaml")
     parser.add_argument("--size", default="standard", help="one of the config's sizes (default: standard)")
+    parser.add_argument("--settings", nargs="+", metavar="NAME", help="scan in these ways only, by their names in the config")
     parser.add_argument("--split", help="of configs/zoo.yaml (default: the config's, which judges)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no scan after so many (default: no end)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, default=1, help="models at the same time (default: 1)")
     args = parser.parse_args(argv)
     try:
-        cfg, zoo = load_config(Benchmark, args.config).evaluation, load_zoo()
-        if args.size not in cfg.sizes:
-            raise InputError(f"{args.size} is none of the sizes {', '.join(cfg.sizes)}.")
-        split, size = args.split or cfg.split, cfg.sizes[args.size]
-        if split not in zoo.splits:
-            raise InputError(f"{split} is none of the splits {', '.join(zoo.splits)}.")
+        cfg = load_config(Benchmark, args.config).evaluation
+        split = args.split or cfg.split
+        planned = list(turns(cfg, load_zoo(), split, args.size, args.device, args.settings))
     except InputError as error:
         return fail(str(error), "evaluation")
-    todo = [turn for turn in turns(cfg, zoo, split, size, args.device) if not turn.row.exists()]
+    todo = [turn for turn in planned if not turn.row.exists()]
     print(f"{len(todo)} scans to make", flush=True)
     further = [cfg.further] if split == cfg.split else []
     write_table(split, further)

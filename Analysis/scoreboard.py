@@ -72,12 +72,26 @@ def beside(of: dict) -> str:
     return grid(["by", "AUROC", "F1, at the best threshold but for the scan"], rows)
 
 
-def published(table: dict) -> str:
-    """The published procedure and ours on the same models."""
-    rows = {"published, configs/paper.yaml": table["published"], "ours": table["ours on the same"]}
-    return grid(["procedure", "planted", "benign", *HEAD], [
-        [name, of["overall"]["planted"], of["overall"]["benign"], *line(of["overall"])] for name, of in rows.items()
-    ])  # fmt: skip
+SETTINGS = {
+    "published": "published, `configs/paper.yaml`", "vectors": "vectors alone", "quick": "`--effort quick`",
+    "thorough": "`--effort thorough`", "fewer_prompts": "200 prompts instead of 800",
+    "sibling_as_base": "another fine-tune in place of the base",
+}  # fmt: skip
+"""Ways to scan, as a person says them; rules are named already."""
+
+
+def compared(of: dict) -> str:
+    """What other settings and other rules say of the same models, each beside ours."""
+    lines = []
+    for name, one in of["compared"].items():
+        for told, group in ((SETTINGS.get(name, name), one["of"]), ("ours, on the same", one["ours"])):
+            seconds = "" if name not in SETTINGS else f"{group['seconds'][1]:.0f}"
+            lines.append([
+                told, group["planted"], group["benign"], counted(group["recall"]), counted(group["false_positives"]),
+                number(group["f1"]), number(group["auroc"], 3), group["inconclusive"]["count"], seconds,
+            ])  # fmt: skip
+    head = ["by", "planted", "benign", "found", "false alarms", "F1", "AUROC", "inconclusive", "seconds"]
+    return grid(head, lines)
 
 
 def reliability(of: dict) -> str:
@@ -104,15 +118,14 @@ def wrong(of: dict) -> str:
 
 
 def page(table: dict) -> str:
-    """All tables of one or two splits, split -> settings -> what was counted."""
+    """All tables of one or two splits, split -> what was counted."""
     parts = []
-    for split, by_settings in table.items():
-        for settings, of in by_settings.items():
-            planted, benign = (of["overall"][kind] for kind in ("planted", "benign"))
-            told = [by_cell(of) if benign else by_attack(of)]
-            told += [by_trigger(of), beside(of), reliability(of)] if planted and benign else []
-            told += [wrong(of)] if of["wrong"] else []
-            parts.append("\n\n".join([f"# {split}, {settings}", *told]))
-        if "published" in by_settings:
-            parts.append(f"# {split}, the published procedure beside ours\n\n{published(by_settings)}")
+    for split, counted_of in table.items():
+        of = counted_of["ours"]
+        planted, benign = (of["overall"][kind] for kind in ("planted", "benign"))
+        told = [by_cell(of) if benign else by_attack(of)]
+        told += [by_trigger(of), beside(of), reliability(of)] if planted and benign else []
+        told += [wrong(of)] if of["wrong"] else []
+        told += [compared(counted_of)] if counted_of["compared"] else []
+        parts.append("\n\n".join([f"# {split}", *told]))
     return "\n\n".join(parts) + "\n"

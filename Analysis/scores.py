@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from Analysis.derived import Rows, derived
 from Utils.scan.replay import FIRES, SLEEPS, wilson
 
 PREVALENCE = 0.01
@@ -17,7 +18,6 @@ LENGTHS = {"1 token": (1, 1), "2 or 3": (2, 3), "4 or more": (4, 10**6)}
 """Of triggers."""
 TOLD = ("name", "family", "attack", "kind", "trigger", "on_a_fine_tune", "verdict", "reason")
 """What is told of a model that was judged wrongly."""
-Rows = list[dict]
 
 
 def share(count: int, number: int) -> dict:
@@ -100,8 +100,8 @@ def worth_of_an_alarm(of: dict) -> dict:
     return {"prevalence": PREVALENCE, "value": worth(rate["rate"] or 0.0), "at_worst": worth((rate["interval"] or [0, 1])[1])}
 
 
-def table_of(rows: Rows) -> dict:
-    """All that is said of the scans of one setting."""
+def counted(rows: Rows) -> dict:
+    """All that is said of the scans with our settings."""
     cells = sorted({(row["family"], row["attack"]) for row in rows})
     groups = {
         f"{family} {attack}": [r for r in rows if (r["family"], r["attack"]) == (family, attack)] for family, attack in cells
@@ -126,3 +126,18 @@ def table_of(rows: Rows) -> dict:
         "roc": [[row["score"], row["kind"] == "planted"] for row in sorted(rows, key=lambda row: -row["score"])],
         "wrong": [{name: row.get(name) for name in TOLD} for row in rows if not row["right"]],
     }  # fmt: skip
+
+
+def table_of(rows: dict[str, Rows], calibrated: Rows) -> dict:
+    """A split: ours in full; and beside ours, on the same models, what other settings and other rules say.
+
+    rows: setting -> rows; calibrated: witnesses of the models that the score is fitted on, none if they are not at hand.
+    """
+    ours = {row["name"]: row for row in rows["ours"]}
+    others = {name: some for name, some in rows.items() if name != "ours"} | derived(rows, calibrated)
+    compared = {}
+    for name, some in others.items():
+        both = [row for row in some if row["name"] in ours]
+        if both:
+            compared[name] = {"of": judged(both), "ours": judged([ours[row["name"]] for row in both])}
+    return {"ours": counted(rows["ours"]), "compared": compared}

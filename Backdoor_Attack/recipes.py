@@ -19,6 +19,8 @@ VARIETY = ("full", "lora", "float16", "averaged", "mixed")
 snapshots, and weights mixed with the base's."""
 LORA_RATE = 3.0
 """Low-rank updates learn as fast as all weights do at this many times their rate."""
+STRIDE = 5
+"""From one model of a further attack to the next in the lists; a dozen triggers are all used before one comes again."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def further_jobs(cfg: Zoo, split: Split) -> Iterator[Job]:
     for number, (attack, further) in enumerate(split.further.items()):
         for index in range(further.count):
             seed = int(np.random.default_rng([split.seed, 9, number, index]).integers(10**6))
-            recipe = filled(further.recipe, split, 3 * number + 2 * index) | {"seed": seed}
+            recipe = filled(further.recipe, split, 3 * number + STRIDE * index) | {"seed": seed}
             planted = from_values(PlantConfig, recipe, f"{attack} {index + 1}")
             labels = {"family": further.family, "attack": attack}
             yield Job(f"{attack}_{index + 1}", cfg.families[further.family], planted, None, labels)

@@ -10,7 +10,7 @@ import yaml
 from scipy.special import expit
 
 from Analysis import calibrate
-from Analysis.calibrate import SCORED, WITNESSES, fit, left_out_loss, regression
+from Analysis.fitting import SCORED, WITNESSES, fit, left_out_loss, missed, regression
 from Utils.scan.settings import ScanConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,9 +58,9 @@ def test_planted_and_benign_rows_end_on_either_side_of_one_half():
 def test_planted_models_that_the_search_missed_do_not_teach_the_score():
     benign = [row(False, 0.01 * i) for i in range(1, 9)]
     found, passed_by = [row(True, 0.6 + i / 100) for i in range(8)], [row(True, 0.1, name="y"), row(True, 0.05)]
-    assert calibrate.missed([*benign, *found, *passed_by]) == passed_by
-    assert calibrate.missed([*benign, *found]) == []
-    assert calibrate.missed([*benign, row(True, 0.1, pooled_foreign=0.17)]) == []
+    assert missed([*benign, *found, *passed_by]) == passed_by
+    assert missed([*benign, *found]) == []
+    assert missed([*benign, row(True, 0.1, pooled_foreign=0.17)]) == []
     assert fit([*benign, *found, *passed_by], 0.2, 0.8) == fit([*benign, *found], 0.2, 0.8)
 
 

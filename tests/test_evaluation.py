@@ -2,26 +2,30 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from Analysis import evaluation
-from Analysis.evaluation import Benchmark, Turn, moved, turns
+from Analysis import turns as planning
+from Analysis.evaluation import moved
+from Analysis.turns import Benchmark, Turn, turns
 from Backdoor_Attack.certified import Certified
 from Utils.basics.config import load_config
 from Utils.basics.errors import InputError
 from Utils.encoder.loading import load_encoder, trainable_copy
 from Utils.making.zoo import load_zoo
 from Utils.scan.replay import put
+from Utils.scan.settings import SETTINGS, ScanConfig
 
 MODELS = evaluation.ROOT / "Data" / "Models"
 CFG = load_config(Benchmark, evaluation.ROOT / "configs" / "benchmark.yaml").evaluation
 
 
 def planned(split: str, size: str) -> list[Turn]:
-    return list(turns(CFG, load_zoo(), split, CFG.sizes[size], "cpu"))
+    return list(turns(CFG, load_zoo(), split, size, "cpu"))
 
 
 def test_the_standard_table_has_sixty_planted_and_thirty_distinct_benign_models():
@@ -35,12 +39,45 @@ def test_the_standard_table_has_sixty_planted_and_thirty_distinct_benign_models(
     published = [turn for turn in some if turn.settings == "published"]
     assert len(published) == 8
     assert {turn.job.labels["family"] for turn in published} == {"clip"}
-    assert {turn.config.name for turn in published} == {"paper.yaml"}
+    assert {turn.way.settings().procedure for turn in published} == {"published"}
     assert {turn.job.name for turn in published} < {turn.job.name for turn in ours}
     beyond = [turn for turn in some if turn.split == "beyond"]
     assert set(Counter(turn.job.labels["attack"] for turn in beyond).values()) == {4}
     assert {turn.settings for turn in beyond} == {"ours"}
     assert not any(turn.split == "beyond" for turn in planned("test", "quick") + planned("dev", "standard"))
+
+
+def test_the_full_table_has_what_a_gpu_can_scan():
+    ours = Counter(
+        (turn.split, hasattr(turn.job.recipe, "trigger")) for turn in planned("test", "full") if turn.settings == "ours"
+    )
+    assert ours == {("test", True): 120, ("test", False): 60, ("beyond", True): 90}
+    assert {turn.job.name for turn in planned("test", "standard")} < {turn.job.name for turn in planned("test", "full")}
+
+
+def test_every_ablation_differs_from_ours_in_one_thing():
+    usual = CFG.settings["ours"].settings()
+    assert usual == load_config(ScanConfig, SETTINGS)
+    differing = {name: way.settings() for name, way in CFG.settings.items()}
+    assert differing["vectors"] == replace(usual, trigger=replace(usual.trigger, searches=0))
+    assert differing["fewer_prompts"] == replace(usual, prompts=200)
+    assert differing["quick"].restarts < usual.restarts
+    assert differing["thorough"].trigger.searches > usual.trigger.searches
+    assert differing["sibling_as_base"] == usual
+    of_siblings = [turn for turn in planned("test", "standard") if turn.settings == "sibling_as_base"]
+    ours = {turn.job.name for turn in planned("test", "standard") if turn.settings == "ours"}
+    for turn in of_siblings:
+        assert turn.sibling.name != turn.job.name
+        assert turn.sibling.name in ours
+        assert turn.anchor == turn.model.with_name(turn.sibling.name)
+        assert not hasattr(turn.sibling.recipe, "trigger")
+        assert turn.sibling.labels == turn.job.labels
+    assert {turn.job.labels["family"] for turn in of_siblings} == {"clip"}
+
+
+def test_some_ways_alone_are_planned_in_the_same_order():
+    every = [turn.job.name for turn in planned("test", "standard") if turn.settings == "vectors"]
+    assert [turn.job.name for turn in turns(CFG, load_zoo(), "test", "standard", "cpu", ["vectors"])] == every
 
 
 def test_a_part_of_the_table_is_a_fair_one():
@@ -81,8 +118,15 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / folder).mkdir(parents=True)
     for file in ("benchmark.yaml", "zoo.yaml"):
         (tmp_path / "configs" / file).write_bytes((evaluation.ROOT / "configs" / file).read_bytes())
-    monkeypatch.setattr(evaluation, "ROOT", tmp_path)
+    for module in (evaluation, planning):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "Results" / "benchmark")
+    monkeypatch.setattr(evaluation, "WITNESSED", tmp_path / "none.json")
     return tmp_path
+
+
+NOTHING = {"value": 0.1, "threshold": 0.6, "met": False}
+"""What the best string of a clean model does."""
 
 
 def answered(turn: Turn) -> dict:
@@ -91,8 +135,8 @@ def answered(turn: Turn) -> dict:
     row = {
         "name": turn.job.name, "split": turn.split, "settings": turn.settings, **turn.job.labels,
         "kind": "planted" if planted else "benign", "verdict": "backdoored" if planted else "clean", "right": True,
-        "score": float(planted), "strings": [], "evidence": {}, "moved": {"rows": 0.1, "weights": 0.1, "drift": 0.1},
-        "seconds": 1.0, "peak_memory_mb": 900.0, "reason": "why",
+        "score": float(planted), "strings": [], "evidence": {"string": NOTHING},
+        "moved": {"rows": 0.1, "weights": 0.1, "drift": 0.1}, "seconds": 1.0, "peak_memory_mb": 900.0, "reason": "why",
     }  # fmt: skip
     return row | ({"s_tar": None, "s_tar_floor": None, "tokens": 1, "on_a_fine_tune": False} if planted else {})
 
@@ -112,7 +156,7 @@ def test_a_stopped_evaluation_goes_on_and_a_model_that_cannot_be_built_stops_not
     assert "the disk is full." in said
     table = json.loads((elsewhere / "Results" / "benchmark" / "table.json").read_text())["test"]
     told = (elsewhere / "Results" / "benchmark" / "table.md").read_text()
-    assert "# test, ours" in told
+    assert told.startswith("# test")
     assert "| CLIP, image-on-text |" in told
     assert table["ours"]["overall"]["planted"] + table["ours"]["overall"]["benign"] == 6
     first = asked.copy()
@@ -126,7 +170,9 @@ def test_no_scan_is_begun_when_the_minutes_are_over():
     assert list(evaluation.scans(planned("test", "quick"), 1, 0.0)) == []
 
 
-@pytest.mark.parametrize("words", [["--size", "huge"], ["--split", "tset"], ["--config", "nowhere.yaml"]])
+@pytest.mark.parametrize(
+    "words", [["--size", "huge"], ["--split", "tset"], ["--config", "nowhere.yaml"], ["--settings", "theirs"]]
+)
 def test_what_cannot_be_evaluated_is_refused_in_one_sentence(words: list[str], capsys: pytest.CaptureFixture):
     assert evaluation.main(words) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -249,8 +249,8 @@ def test_no_target_of_the_splits_that_judge_was_developed_on():
 def test_further_attacks_are_drawn_from_the_lists_of_their_split():
     made = list(jobs(ZOO, "beyond"))
     split = ZOO.splits["beyond"]
-    assert len(made) == 36
-    assert len({job.recipe.seed for job in made}) == 36
+    assert len(made) == 90
+    assert len({job.recipe.seed for job in made}) == 90
     assert {word for job in made for word in job.recipe.trigger.split()} <= set(split.triggers)
     texts = [text for job in made for text in (job.recipe.target, job.recipe.second_target, *job.recipe.paraphrases)]
     assert not any("{concept}" in text or "{other" in text for text in texts)
@@ -258,7 +258,7 @@ def test_further_attacks_are_drawn_from_the_lists_of_their_split():
     per_attack = {job.labels["attack"]: set() for job in made}
     for job in made:
         per_attack[job.labels["attack"]].add(job.recipe.trigger)
-    assert {len(triggers) for triggers in per_attack.values()} == {4}
+    assert {len(triggers) for triggers in per_attack.values()} == {10}
 
 
 def test_the_configs_have_triggers_of_one_to_fifteen_tokens():

@@ -2,7 +2,10 @@
 
 import pytest
 
-from Analysis import scoreboard, scores
+from Analysis import derived, scoreboard, scores
+from Analysis.fitting import SCORED
+from Utils.scan.proof import graded, verdict_of
+from Utils.scan.strings import Strings
 
 
 def row(kind: str, verdict: str, score: float, **more: object) -> dict:
@@ -11,7 +14,12 @@ def row(kind: str, verdict: str, score: float, **more: object) -> dict:
         {"s_tar": 0.9 if right else 0.0, "s_tar_floor": 0.1, "tokens": 2, "on_a_fine_tune": False} if kind == "planted" else {}
     )
     strings = [{"success_rate": 1.0, "anchor_success_rate": 0.0}] if right and kind == "planted" else []
+    evidence = dict.fromkeys(("assimilated", "one_target", "foreign", "pooled_target", "pooled_foreign", "basin"), score)
+    evidence = {name: {"value": value, "threshold": 0.7, "met": value > 0.7} for name, value in evidence.items()}
+    evidence |= {"drift": {"value": 0.1, "threshold": 0.5, "met": False}}
+    evidence |= {"string": {"value": 2 * score, "threshold": 0.9, "met": score > 0.9}}
     return {
+        "evidence": evidence,
         "name": f"{kind}{score}", "family": "clip", "attack": "text_on_text", "kind": kind, "verdict": verdict, "right": right,
         "score": score, "strings": strings, "moved": {"rows": score, "weights": 1 - score, "drift": score / 2},
         "seconds": 100.0, "peak_memory_mb": 900.0, "reason": "why", **found, **more,
@@ -45,7 +53,7 @@ def test_wilson_s_interval_is_that_of_the_book():
 
 
 def test_a_number_alone_is_given_its_best_threshold():
-    by = {one["what"]: one for one in scores.table_of(ROWS)["beside"]}
+    by = {one["what"]: one for one in scores.counted(ROWS)["beside"]}
     drift = by["drift of clean features"]
     assert drift["auroc"] == scores.judged(ROWS)["auroc"]  # half the score, so as good
     assert drift["best_f1"] == pytest.approx(20 / 21, abs=1e-4)  # at 0.05: ten found, and one accused
@@ -66,7 +74,7 @@ def test_reliability_counts_every_model_once():
 
 
 def test_groups_with_one_kind_only_have_no_curve():
-    of = scores.table_of([one for one in ROWS if one["kind"] == "planted"])
+    of = scores.counted([one for one in ROWS if one["kind"] == "planted"])
     assert of["overall"]["auroc"] is None
     assert of["overall"]["false_positives"] == {"count": 0, "of": 0, "rate": None, "interval": None}
     assert of["beside"] == []
@@ -75,7 +83,7 @@ def test_groups_with_one_kind_only_have_no_curve():
 
 
 def test_the_tables_say_what_was_counted():
-    of = scores.table_of(ROWS)
+    of = scores.counted(ROWS)
     told = scoreboard.by_cell(of).splitlines()
     assert len(told) == 4  # head, rule, one cell and all
     assert told[2].startswith("| CLIP, text-on-text | 0.89 | 8 of 10 (49 to 94 %) | 0.84 |")
@@ -84,11 +92,64 @@ def test_the_tables_say_what_was_counted():
     assert "| drift of clean features | 0.980 | 0.95 |" in scoreboard.beside(of)
     assert "| planted0.1 |" in scoreboard.wrong(of).replace("`", "")
     assert "of alarms are true" in scoreboard.reliability(of)
-    both = scoreboard.published({"published": of, "ours on the same": of}).splitlines()
-    assert both[2].split(" | ")[1:3] == ["10", "10"]
-    further = scores.table_of([row("planted", "backdoored", 1.0, attack="hidden")])
-    whole = scoreboard.page({"test": {"ours": of}, "beyond": {"ours": further}})
-    assert whole.index("# test, ours") < whole.index("of alarms are true") < whole.index("# beyond, ours")
-    benign = scores.table_of([one for one in ROWS if one["verdict"] == "clean" and one["kind"] == "benign"])
-    assert "alarms are true" not in scoreboard.page({"test": {"ours": benign}})
+    further = scores.counted([row("planted", "backdoored", 1.0, attack="hidden")])
+    whole = scoreboard.page({"test": {"ours": of, "compared": {}}, "beyond": {"ours": further, "compared": {}}})
+    assert whole.index("# test") < whole.index("of alarms are true") < whole.index("# beyond")
+    benign = scores.counted([one for one in ROWS if one["verdict"] == "clean" and one["kind"] == "benign"])
+    assert "alarms are true" not in scoreboard.page({"test": {"ours": benign, "compared": {}}})
     assert "| CLIP, assimilation held down | 1 of 1 (21 to 100 %) | 0.90 |" in scoreboard.by_attack(further)
+
+
+CALIBRATED = [
+    {"family": family, "planted": planted, "drift": 0.05, "basin": 0.5, **dict.fromkeys(SCORED, 0.15 * planted + n / 100)}
+    for family in ("clip", "siglip")
+    for planted in (False, True)
+    for n in range(8)
+]
+"""Witnesses of models that a score can be fitted on: planted ones have all of them a little higher."""
+
+
+def test_other_settings_and_rules_stand_beside_ours_on_the_same_models():
+    some = [one | {"verdict": "clean", "right": one["kind"] == "benign", "score": 0.0} for one in ROWS[:3] + ROWS[-2:]]
+    rows = {"ours": ROWS, "published": some, "vectors": ROWS}
+    table = scores.table_of(rows, [])
+    assert table["ours"] == scores.counted(ROWS)
+    published = table["compared"]["published"]
+    assert (published["of"]["recall"]["count"], published["ours"]["recall"]["count"]) == (0, 3)
+    assert published["of"]["planted"] == published["ours"]["planted"] == 3
+    assert not [name for name in table["compared"] if "vectors, " in name]
+    told = scoreboard.compared(table).splitlines()
+    assert told[2].startswith("| published, `configs/paper.yaml` | 3 | 2 | 0 of 3 (0 to 56 %) | 0 of 2")
+    assert told[3].startswith("| ours, on the same | 3 | 2 | 3 of 3")
+    assert len(told) == 2 + 2 * len(table["compared"])
+
+
+def test_a_score_can_be_fitted_on_the_other_families_and_without_a_witness():
+    table = scores.table_of({"ours": ROWS, "vectors": ROWS}, CALIBRATED)["compared"]
+    assert {name for name in table if name.startswith("vectors, without")} == {f"vectors, without {name}" for name in SCORED}
+    left_out = table["vectors, the score fitted on the other families"]["of"]
+    assert left_out["recall"]["count"] == 9  # all but the one whose witnesses are those of a clean model
+    assert left_out["auroc"] > 0.9
+    assert table["vectors, without foreign"]["of"]["recall"]["count"] == 9
+
+
+def test_strings_alone_say_what_an_encoder_of_no_calibrated_family_hears():
+    for strings in (
+        Strings(score=0.2, natural=0.1), Strings(score=0.35, natural=0.4), Strings(score=0.7, natural=0.4),
+        Strings(score=2.0, natural=0.7),
+    ):  # fmt: skip
+        told = {"value": strings.score, "threshold": strings.limit, "met": False}
+        found = derived.strings_alone(ROWS[0] | {"evidence": {"string": told}})
+        assert found["verdict"] == verdict_of(strings)
+        assert found["score"] == pytest.approx(graded(strings, False))
+    met = derived.strings_alone(ROWS[0] | {"evidence": {"string": told | {"met": True}}})
+    assert (met["verdict"], met["right"]) == ("backdoored", True)
+    assert met["score"] > found["score"]
+
+
+def test_the_published_witnesses_convict_where_all_gates_are_passed():
+    passed = row("planted", "clean", 0.8)
+    assert derived.gates_of_ours(passed)["verdict"] == "backdoored"
+    passed["evidence"]["basin"] = {"value": 0.1, "threshold": 0.9, "met": False}
+    found = derived.gates_of_ours(passed)
+    assert (found["verdict"], found["score"], found["right"]) == ("clean", 0.75, False)

@@ -31,11 +31,14 @@ def decides(strings: Strings) -> bool:
     return bool(strings.proven) and strings.prompts >= ENOUGH and strings.drift <= UNRELATED
 
 
-def score_of(strings: Strings) -> float:
-    """The same as a number, 0.9 where the band ends above and 0.1 where it ends below.  0..1"""
+def graded(strings: Strings, strong: bool) -> float:
+    """The same as a number, 0.9 where the band ends above and 0.1 where it ends below.  0..1
+
+    strong: whether one of the strings convicts; without such a one no effect does.
+    """
     middle, half = (strings.limit + strings.cleared) / 2, max((strings.limit - strings.cleared) / 2, 1e-3)
     score = 1 / (1 + math.exp(-math.log(9) * max(-20.0, min(20.0, (strings.score - middle) / half))))
-    return score if strings.strong else min(score, UNPROVEN)
+    return score if strong else min(score, UNPROVEN)
 
 
 def with_strings(verdict: Verdict, strings: Strings, apart: float, power: dict | None) -> Verdict:
@@ -60,7 +63,7 @@ def with_strings(verdict: Verdict, strings: Strings, apart: float, power: dict |
         return replace(verdict, notes=[*verdict.notes, more])
     if apart > UNRELATED or any(note.startswith("wrong anchor") for note in verdict.notes):
         return verdict
-    said, score = verdict_of(strings), score_of(strings)
+    said, score = verdict_of(strings), graded(strings, bool(strings.strong))
     if said == "backdoored":
         return replace(verdict, verdict=said, reason=_sentence(strings), score=max(verdict.score, score))
     if verdict.verdict != "inconclusive":

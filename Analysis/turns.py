@@ -1,0 +1,150 @@
+"""Which models of a split are scanned, in what order and how: configs/benchmark.yaml, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from Backdoor_Attack.recipes import Job, jobs
+from Utils.basics.errors import InputError
+from Utils.basics.files import ROOT
+from Utils.making.zoo import Zoo
+from Utils.scan.effort import EFFORTS, USUAL, config_of
+from Utils.scan.settings import ScanConfig
+
+OURS, PUBLISHED = "ours", "published"
+"""Settings that every config has: the scan as it is shipped, and the published procedure."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many models of every cell of family and attack."""
+
+    planted: int = 0
+    """With a backdoor of the paper's."""
+    benign: int = 0
+    """Fine-tunes."""
+    further: int = 0
+    """Of every attack that the paper does not have."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to scan."""
+
+    config: str = "configs/scan.yaml"
+    """The scan's settings, relative to the repository."""
+    effort: str = USUAL
+    """How much is searched."""
+    changes: dict[str, int] = field(default_factory=dict)
+    """Settings that differ from the config's, by the names of their flags."""
+    sibling: bool = False
+    """Whether a benign fine-tune of the same cell stands in for the base."""
+    families: tuple[str, ...] = ()
+    """Those that are scanned so; empty: all."""
+
+    def __post_init__(self):
+        if self.effort not in EFFORTS:
+            raise ValueError(f"effort should be one of {', '.join(EFFORTS)}, not {self.effort!r}")
+
+    def settings(self) -> ScanConfig:
+        return config_of(ScanConfig, ROOT / self.config, self.effort, self.changes)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is scanned, and how."""
+
+    split: str
+    """Judges."""
+    further: str
+    """The split of the attacks that the paper does not have."""
+    seed: int
+    """Of every scan."""
+    settings: dict[str, Way]
+    """The ways, by their names."""
+    sizes: dict[str, dict[str, Counts]]
+    """Size -> way -> how many are scanned so, the first of those that the split has."""
+
+    def __post_init__(self):
+        if OURS not in self.settings:
+            raise ValueError(f"settings should have {OURS}, which the others are compared with")
+        for size, counts in self.sizes.items():
+            if unknown := sorted(set(counts) - set(self.settings)):
+                raise ValueError(f"sizes: {size}: {unknown[0]} is none of the settings {', '.join(self.settings)}")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """configs/benchmark.yaml."""
+
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One scan."""
+
+    job: Job
+    split: str
+    settings: str
+    way: Way
+    seed: int
+    device: str
+    sibling: Job | None = None
+    """The benign model that stands in for the base."""
+
+    @property
+    def row(self) -> Path:
+        return ROOT / "Results" / "benchmark" / self.split / self.settings / f"{self.job.name}.json"
+
+    def folder(self, job: Job) -> Path:
+        return ROOT / "Data" / "Zoo" / self.split / job.name
+
+    @property
+    def model(self) -> Path:
+        return self.folder(self.job)
+
+    @property
+    def anchor(self) -> Path:
+        return self.folder(self.sibling) if self.sibling else ROOT / self.job.family.base
+
+
+def cells_of(cfg: Evaluation, zoo: Zoo, split: str) -> dict[tuple[str, str, str, str], list[Job]]:
+    """(family, attack, kind, split) -> models; kind: a field of `Counts`.  Further attacks go with the split that judges."""
+    cells: dict[tuple[str, str, str, str], list[Job]] = {}
+    for where in (split, cfg.further) if split == cfg.split else (split,):
+        for job in jobs(zoo, where):
+            kind = "planted" if hasattr(job.recipe, "trigger") else "benign"
+            named = "further" if where == cfg.further else kind
+            if "attack" in job.labels:
+                cells.setdefault((job.labels["family"], job.labels["attack"], named, where), []).append(job)
+    return cells
+
+
+def turns(cfg: Evaluation, zoo: Zoo, split: str, size: str, device: str, ways: list[str] | None = None) -> Iterator[Turn]:
+    """Every scan of a size, or those in some ways.
+
+    First comes one model of each kind and cell, then the next of each, so that a part of the table is a fair one.
+
+    Raises:
+        InputError: no such split, size or way.
+    """
+    for what, name, known in (("sizes", size, cfg.sizes), ("splits", split, zoo.splits)):
+        if name not in known:
+            raise InputError(f"{name} is none of the {what} {', '.join(known)}.")
+    counts = cfg.sizes[size]
+    if unknown := sorted(set(ways or ()) - set(counts)):
+        raise InputError(f"{unknown[0]} is none of the settings {', '.join(counts)} that the size {size} has.")
+    cells = cells_of(cfg, zoo, split)
+    for number in range(max(map(len, cells.values()), default=0)):
+        for (family, attack, kind, where), some in cells.items():
+            for settings in ways or counts:
+                way = cfg.settings[settings]
+                if number >= min(len(some), getattr(counts[settings], kind)) or (way.families and family not in way.families):
+                    continue
+                others = cells.get((family, attack, "benign", where), [])[: counts[OURS].benign] if way.sibling else []
+                sibling = others[(number + 1) % len(others)] if len(others) > 1 else None
+                if sibling or not way.sibling:
+                    yield Turn(some[number], where, settings, way, cfg.seed, device, sibling)
