@@ -127,6 +127,18 @@ def calibrated(rows: list[dict], anchor: TextEncoder, cfg: ScanConfig, threshold
     }
 
 
+def keep_witnesses(file: Path, family: str, rows: list[dict]) -> None:
+    """Write what a family's score is fitted on into a file that may hold other families' already."""
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    told = [
+        {"family": family, "name": row["name"], "planted": row["planted"]}
+        | {name: round(row[name], 5) for name in (*WITNESSES, "drift")}
+        for row in rows
+    ]
+    kept = [*(row for row in known if row["family"] != family), *told]
+    write_whole(file, "[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", type=Path, default=ROOT / "Data" / "Zoo" / "calibration")
@@ -138,6 +150,7 @@ def main() -> None:
     parser.add_argument("--clean-below", type=float, default=THRESHOLDS[0])
     parser.add_argument("--backdoored-above", type=float, default=THRESHOLDS[1])
     parser.add_argument("--output", type=Path, default=ROOT / "configs" / "calibration.yaml")
+    parser.add_argument("--witnesses", type=Path, metavar="FILE", help="write the witnesses of every scan there too")
     args = parser.parse_args()
     cfg = load_config(ScanConfig, args.config)
     quiet_libraries()
@@ -156,6 +169,8 @@ def main() -> None:
         command = f"python Analysis/calibrate.py --family {family} --seeds {' '.join(map(str, args.seeds))}"
         entry = calibrated(rows, load_encoder(base), cfg, thresholds, command)
         entries = [e for e in entries or [] if e["fingerprint"] != entry["fingerprint"]] + [entry]
+        if args.witnesses:
+            keep_witnesses(args.witnesses, family, rows)
     header = "# Written by Analysis/calibrate.py: the score's constants, one entry a family of encoders.\n"
     write_whole(args.output, header + yaml.safe_dump(entries, sort_keys=False, width=120))
 

@@ -5,8 +5,8 @@
     python Analysis/evaluation.py --split dev --size quick               of another split than the one that judges
 
 Writes one JSON a scan, Results/benchmark/<split>/<settings>/<name>.json, as soon as it is done: what is there is not done
-again, so that a stopped run goes on.  Models are built when their turn comes.  All rows make Results/benchmark/table.json, and
-table.md of it.
+again, so that a stopped run goes on.  Models are built when their turn comes.  All rows make Results/benchmark/table.json,
+table.md of it, and figures.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from Analysis.curves import draw
 from Analysis.derived import RIGHT
 from Analysis.recovery import recovered
 from Analysis.scoreboard import page
@@ -203,6 +204,7 @@ def main(argv: list[str] | None = None) -> int:
         write_whole(turn.row, json.dumps(row, indent=1, ensure_ascii=False) + "\n")
         write_table(split, further)
         print(*(row[key] for key in ("name", "settings", "family", "attack", "kind", "verdict", "seconds")), flush=True)
+    draw(rows_of(split), RESULTS / ("figures" if further else f"figures_{split}"))
     return int(missed > 0)
 
 

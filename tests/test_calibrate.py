@@ -90,6 +90,17 @@ def test_a_scan_that_was_made_is_not_made_again(tmp_path: Path, monkeypatch):
     assert calibrate.collect(tmp_path, "clip", base, cfg, [0], torch.device("cpu"), 1) == [kept]
 
 
+def test_witnesses_are_kept_family_by_family(tmp_path: Path):
+    file = tmp_path / "witnesses.json"
+    for family, value in (("clip", 0.1), ("siglip", 0.2), ("clip", 0.3)):
+        calibrate.keep_witnesses(file, family, [row(True, value), row(False, value / 2)])
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    assert [(one["family"], one["planted"], one["basin"]) for one in kept] == [
+        ("siglip", True, 0.2), ("siglip", False, 0.1), ("clip", True, 0.3), ("clip", False, 0.15),
+    ]  # fmt: skip
+    assert set(kept[0]) == {*WITNESSES, "drift", "family", "name", "planted"}
+
+
 def test_the_shipped_constants_say_where_they_come_from_and_clear_nobody():
     for entry in yaml.safe_load((ROOT / "configs" / "calibration.yaml").read_text(encoding="utf-8")):
         assert all(weight >= 0 for weight in entry["weights"].values())

@@ -1,8 +1,10 @@
 """What the table says of verdicts: counts, intervals, and what a number alone would say of the same models."""
 
+from pathlib import Path
+
 import pytest
 
-from Analysis import derived, scoreboard, scores
+from Analysis import curves, derived, scoreboard, scores
 from Analysis.fitting import SCORED
 from Utils.scan.proof import graded, verdict_of
 from Utils.scan.strings import Strings
@@ -153,3 +155,15 @@ def test_the_published_witnesses_convict_where_all_gates_are_passed():
     passed["evidence"]["basin"] = {"value": 0.1, "threshold": 0.9, "met": False}
     found = derived.gates_of_ours(passed)
     assert (found["verdict"], found["score"], found["right"]) == ("clean", 0.75, False)
+
+
+def test_curves_are_drawn_where_there_are_both_kinds(tmp_path: Path):
+    curves.draw({"ours": ROWS[:5]}, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    curves.draw({"ours": ROWS, "published": ROWS[:1] + ROWS[-1:]}, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {f"{n}.{k}" for n in ("roc", "reliability") for k in ("png", "pdf")}
+    before = (tmp_path / "roc.png").read_bytes()
+    curves.draw({"ours": ROWS, "published": ROWS[:1] + ROWS[-1:]}, tmp_path)
+    assert (tmp_path / "roc.png").read_bytes() == before
+    curves.draw({"ours": [*ROWS[1:], ROWS[0] | {"score": 0.0}]}, tmp_path)
+    assert (tmp_path / "roc.png").read_bytes() != before

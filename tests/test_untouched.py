@@ -1,0 +1,22 @@
+"""What a search finds in encoders that nobody attacked: the row, and the figure beside a planted one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from Analysis import untouched
+
+PAIR = {name: (untouched.BASES | untouched.SUSPECTS)[name] for name in untouched.SHOWN}
+
+
+def test_both_landscapes_are_drawn_around_what_a_search_without_a_base_finds(tmp_path: Path):
+    ours, published = (replace(cfg, prompts=40, landscape_points=5) for cfg in untouched.settings())
+    ours = replace(ours, restarts=2, rounds=1, steps=8)
+    assert (published.procedure, published.landscape_radius) == ("published", 10.0)
+    found = {name: untouched.alone(untouched.MODELS / folder, 0, ours, published) for name, folder in PAIR.items()}
+    for row, landscapes in found.values():
+        assert 0 < row["clean"] < row["found"] <= 1
+        assert {name: around.radius for name, around in landscapes.items()} == {"published": 10.0, "ours": 0.5}
+        assert [row[f"basin_{name}"] for name in landscapes] == [round(one.share, 4) for one in landscapes.values()]
+        assert len(landscapes["ours"].eigenvalues) == 3 * len(landscapes["published"].eigenvalues)  # as many planes
+    untouched.draw(found, tmp_path / "natural")
+    assert {file.suffix for file in tmp_path.iterdir()} == {".png", ".pdf"}
