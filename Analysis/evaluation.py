@@ -140,21 +140,39 @@ def planted(turn: Turn, row: dict, report: dict, folder: Path) -> dict:
     }  # fmt: skip
 
 
-def scans(todo: list[Turn], jobs: int, seconds: float) -> Iterator[tuple[Turn, dict | InputError]]:
-    """Every row as soon as it is there, or why there is none; no scan is begun after so many seconds."""
-    until, waiting, running = time.monotonic() + seconds, iter(todo), {}
+def scanned(some: list[Turn], until: float) -> list[dict | InputError]:
+    """Every scan of one model, or why there is none; in whatever process.  Each row is written as soon as it is there.
+
+    until: the time of day, in seconds, from which on none is begun.
+    """
+    outcomes: list[dict | InputError] = []
+    for turn in some:
+        if time.time() >= until:
+            break
+        try:
+            row = evaluated(turn)
+            write_whole(turn.row, json.dumps(row, indent=1, ensure_ascii=False) + "\n")
+            outcomes.append(row)
+        except InputError as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def scans(todo: list[Turn], jobs: int, seconds: float) -> Iterator[dict | InputError]:
+    """Every row, model by model: one process builds a model and makes all its scans.  None is begun after so many seconds."""
+    models: dict[Path, list[Turn]] = {}
+    for turn in todo:
+        models.setdefault(turn.model, []).append(turn)
+    until, waiting, running = time.time() + seconds, iter(models.values()), set()
     with workers(jobs) as pool:
         while True:
-            while len(running) < jobs and time.monotonic() < until and (turn := next(waiting, None)):
-                running[pool.submit(evaluated, turn)] = turn
+            while len(running) < jobs and time.time() < until and (some := next(waiting, None)):
+                running.add(pool.submit(scanned, some, until))
             if not running:
                 return
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                turn = running.pop(done)
-                try:
-                    yield turn, done.result()
-                except InputError as error:
-                    yield turn, error
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for one in done:
+                yield from one.result()
 
 
 def rows_of(split: str) -> dict[str, list[dict]]:
@@ -196,12 +214,11 @@ def main(argv: list[str] | None = None) -> int:
     further = [cfg.further] if split == cfg.split else []
     write_table(split, further)
     missed = 0
-    for turn, row in scans(todo, args.jobs, 60 * args.minutes):
+    for row in scans(todo, args.jobs, 60 * args.minutes):
         if isinstance(row, InputError):
             missed += 1
             print(row, flush=True)
             continue
-        write_whole(turn.row, json.dumps(row, indent=1, ensure_ascii=False) + "\n")
         write_table(split, further)
         print(*(row[key] for key in ("name", "settings", "family", "attack", "kind", "verdict", "seconds")), flush=True)
     draw(rows_of(split), RESULTS / ("figures" if further else f"figures_{split}"))

@@ -1,6 +1,7 @@
 """Which models the table is of, what a row says of one, and that a stopped evaluation goes on."""
 
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +148,11 @@ def test_a_stopped_evaluation_goes_on_and_a_model_that_cannot_be_built_stops_not
     def some(todo: list[Turn], jobs: int, seconds: float):
         for turn in todo[:7]:
             asked.append(turn.job.name)
-            yield turn, InputError("the disk is full.") if len(asked) == 3 else answered(turn)
+            if len(asked) == 3:
+                yield InputError("the disk is full.")
+                continue
+            evaluation.write_whole(turn.row, json.dumps(answered(turn)))
+            yield answered(turn)
 
     monkeypatch.setattr(evaluation, "scans", some)
     words = ["--config", str(elsewhere / "configs" / "benchmark.yaml"), "--size", "quick"]
@@ -164,6 +169,24 @@ def test_a_stopped_evaluation_goes_on_and_a_model_that_cannot_be_built_stops_not
     assert "6 scans to make" in capsys.readouterr().out
     assert set(asked[7:]) & set(first) == {first[2]}
     assert len(list((elsewhere / "Results" / "benchmark" / "test" / "ours").iterdir())) == 12
+
+
+def test_all_scans_of_a_model_are_made_by_one_process_and_what_fails_stops_no_other(elsewhere: Path, monkeypatch):
+    every = planned("test", "standard")
+    some = [turn for turn in every if turn.model == every[0].model]
+    assert len(some) > 3
+
+    def two_fail(turn: Turn) -> dict:
+        if turn.settings in ("vectors", "quick"):
+            raise InputError("the disk is full.")
+        return answered(turn)
+
+    monkeypatch.setattr(evaluation, "evaluated", two_fail)
+    outcomes = evaluation.scanned(some, time.time() + 60)
+    assert [isinstance(one, InputError) for one in outcomes] == [turn.settings in ("vectors", "quick") for turn in some]
+    written = {turn.settings for turn in some if turn.row.exists()}
+    assert written == {turn.settings for turn in some} - {"vectors", "quick"}
+    assert evaluation.scanned(some, time.time()) == []
 
 
 def test_no_scan_is_begun_when_the_minutes_are_over():
