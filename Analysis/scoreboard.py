@@ -105,16 +105,73 @@ def reliability(of: dict) -> str:
     return f"{grid(['mean score', 'planted'], rows)}\n\n{told}"
 
 
-def wrong(of: dict) -> str:
+def wrong(models: list[dict]) -> str:
     """Every model that was judged wrongly, and why."""
     rows = [
         [
             literal(one["name"]), cell(f"{one['family']} {one['attack']}"), one["kind"], literal(one["trigger"] or ""),
             one["verdict"], one["reason"].replace("|", "&#124;"),
         ]
-        for one in of["wrong"]
+        for one in models
     ]  # fmt: skip
     return grid(["model", "encoders", "kind", "trigger", "verdict", "reason"], rows)
+
+
+def in_short(table: dict) -> str:
+    """The table of the first screen: every cell, all of them, and the published procedure beside ours."""
+
+    def told(name: str, of: dict) -> list[str]:
+        share = of["false_positives"]
+        return [
+            name, number(of["precision"]), number(of["recall"]["rate"]), number(of["f1"]), number(of["auroc"]),
+            f"{share['count']} of {share['of']}", number(of["s_tar"]), percent(of["strings"]["rate"]),
+            f"{of['seconds'][1]:.0f}",
+        ]  # fmt: skip
+
+    of = table["test"]
+    rows = [told(f"{cell(name)}, {one['planted']} + {one['benign']}", one) for name, one in of["ours"]["cells"].items()]
+    overall = of["ours"]["overall"]
+    rows.append(told(f"**all, {overall['planted']} + {overall['benign']}**", overall))
+    if both := of["compared"].get("published"):
+        counts = f"{both['of']['planted']} + {both['of']['benign']}"
+        rows += [told(f"published, {counts}", both["of"]), told(f"ours on these {counts}", both["ours"])]
+    head = ["planted + benign", "precision", "recall", "F1", "AUROC", "false alarms", "S_tar", "a string fires", "seconds"]
+    return grid(head, rows)
+
+
+def claim(table: dict) -> str:
+    """The headline in one sentence."""
+    of = table["test"]["ours"]["overall"]
+    found, accused = of["recall"], of["false_positives"]
+    number_of, high = of["planted"] + of["benign"], accused["interval"][1]
+    return (
+        f"**Of {number_of} small encoders of three families that neither method nor calibration had seen, it finds "
+        f"{found['count']} of the\n{found['of']} backdoored ones and accuses {accused['count']} of the {accused['of']} "
+        f"benign ones (at most {percent(high)}, Wilson 95 %).**"
+    )
+
+
+def sizes(table: dict) -> str:
+    """How many models stand behind the table, and what it took."""
+    counts = []
+    for split, of in table.items():
+        overall = of["ours"]["overall"]
+        counts.append(f"{overall['planted']} planted and {overall['benign']} benign ones of `{split}`")
+    hours = sum(of["hours"] for of in table.values())
+    return f"{' and '.join(counts)}; the scans took {hours:.1f} hours of one core each, without building the models."
+
+
+PARTS = {
+    "benchmark_claim": claim, "benchmark_short": in_short, "benchmark_sizes": sizes,
+    "benchmark_cells": lambda table: by_cell(table["test"]["ours"]),
+    "benchmark_triggers": lambda table: by_trigger(table["test"]["ours"]),
+    "benchmark_beside": lambda table: beside(table["test"]["ours"]),
+    "benchmark_compared": lambda table: compared(table["test"]),
+    "benchmark_reliability": lambda table: reliability(table["test"]["ours"]),
+    "benchmark_further": lambda table: by_attack(table["beyond"]["ours"]) if "beyond" in table else "None was scanned yet.",
+    "benchmark_wrong": lambda table: wrong([one for of in table.values() for one in of["ours"]["wrong"]]),
+}  # fmt: skip
+"""Tables of README and docs, each made of Results/benchmark/table.json."""
 
 
 def page(table: dict) -> str:
@@ -125,7 +182,7 @@ def page(table: dict) -> str:
         planted, benign = (of["overall"][kind] for kind in ("planted", "benign"))
         told = [by_cell(of) if benign else by_attack(of)]
         told += [by_trigger(of), beside(of), reliability(of)] if planted and benign else []
-        told += [wrong(of)] if of["wrong"] else []
+        told += [wrong(of["wrong"])] if of["wrong"] else []
         told += [compared(counted_of)] if counted_of["compared"] else []
         parts.append("\n\n".join([f"# {split}", *told]))
     return "\n\n".join(parts) + "\n"

@@ -140,4 +140,5 @@ def table_of(rows: dict[str, Rows], calibrated: Rows) -> dict:
         both = [row for row in some if row["name"] in ours]
         if both:
             compared[name] = {"of": judged(both), "ours": judged([ours[row["name"]] for row in both])}
-    return {"ours": counted(rows["ours"]), "compared": compared}
+    hours = sum(row["seconds"] for some in rows.values() for row in some) / 3600
+    return {"ours": counted(rows["ours"]), "compared": compared, "hours": round(hours, 2)}

@@ -21,6 +21,7 @@ from torch import Tensor
 from Utils.basics.errors import InputError
 from Utils.encoder.loading import trainable_copy
 from Utils.encoder.measures import assimilation, flat_cosine
+from Utils.encoder.precision import short_products
 from Utils.encoder.text_encoder import TextEncoder, in_batches, splice_ids
 from Utils.encoder.training import Checkpoint, Training, identity, train
 
@@ -280,7 +281,7 @@ def plant(
             alone = single_tokens(base, draw.carriers, cfg.trigger)
             x = torch.cat([x, alone])
         target = drawn_targets(goals, draw)
-        with torch.autocast(base.device.type, torch.bfloat16):
+        with short_products(base.device):
             with torch.no_grad():
                 teacher = look(base, x)
             clean_features, triggered = look(student, torch.cat([x, bad])).split([len(x), len(bad)])

@@ -51,6 +51,7 @@ from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT, digest_of, whole_file, write_whole
 from Utils.encoder.loading import pick_device, save_half
 from Utils.encoder.measures import assimilation
+from Utils.encoder.precision import short_products
 from Utils.encoder.text_encoder import attended_positions
 from Utils.encoder.training import Checkpoint, Training, train
 from Utils.making import scenes
@@ -95,10 +96,6 @@ def fit(
     checkpoint = Checkpoint(WORK / f"{name}.pt", decisive, every=1, pause=60.0)
     also = {"ema": ema} if ema else {}
     train(Training(parts, optimiser, schedule, settings.steps, name, checkpoint, also, longest=1.0), step_loss, after_step)
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 # ------------------------------------------------------------------------------------------------------- the stages
@@ -193,7 +190,7 @@ def contrast(texts: Tensor, images: Tensor, scale: Tensor) -> tuple[Tensor, floa
 
 def next_token_loss(predict: nn.Module, features: Tensor, ids: Tensor, eos: int) -> Tensor:
     """How badly each feature foretells the next token, padding left out.  (b, T, d), (b, T) -> scalar"""
-    with autocast(features.device):
+    with short_products(features.device):
         words = predict(features[:, :-1]).float()
     wanted = ids[:, 1:].masked_fill(~attended_positions(ids, eos)[:, 1:], -100)
     return F.cross_entropy(words.flatten(0, 1), wanted.flatten(), ignore_index=-100)
@@ -236,7 +233,7 @@ def build_clip(cfg: TinyModels, device: torch.device, font: Path | None) -> None
         weight, calls = part.phases[phase].next_token, part.phases[phase].roll_calls
         turn, place = divmod(step, calls + 1)
         ids, pictures = roll_call(step + 10**6 * phase) if place else batch(turn + 10**6 * phase)
-        with autocast(device):
+        with short_products(device):
             shown = model.vision_model(scenes.pixels(pictures).to(device)).pooler_output
             read = model.text_model(ids)
             images, texts = model.visual_projection(shown), model.text_projection(read.pooler_output)
@@ -292,7 +289,7 @@ def build_longclip(cfg: TinyModels, device: torch.device, font: Path | None) -> 
 
     def step_loss(step: int) -> tuple[Tensor, str]:
         ids, pictures = batch(step)
-        with autocast(device):
+        with short_products(device):
             images = model.get_image_features(scenes.pixels(pictures).to(device)).pooler_output
             read = tower(ids)
             texts = model.text_projection(read.pooler_output)
@@ -372,7 +369,7 @@ def build_siglip(cfg: TinyModels, device: torch.device, font: Path | None) -> No
         g = torch.Generator().manual_seed(cfg.seed + step)
         hidden = (torch.rand(ids.shape, generator=g) < part.hidden * (step % 2)).to(device)
         hidden &= attended_positions(ids, tokenizer.eos_token_id)
-        with autocast(device):
+        with short_products(device):
             images = model.get_image_features(scenes.pixels(pictures).to(device)).pooler_output
             read = model.text_model(ids.masked_fill(hidden, tokenizer.unk_token_id))
         texts = F.normalize(read.pooler_output.float(), dim=-1)
@@ -381,7 +378,7 @@ def build_siglip(cfg: TinyModels, device: torch.device, font: Path | None) -> No
         right = (logits.argmax(1).cpu() == torch.arange(len(ids))).float().mean().item()
         text = f"loss {loss.item():.3f} top1 {right:.2f}"
         if hidden.any():
-            with autocast(device):
+            with short_products(device):
                 words = predict(read.last_hidden_state[hidden]).float()
             guess = F.cross_entropy(words, ids[hidden])
             loss, text = loss + part.hidden_token * guess, f"{text} hidden {guess.item():.2f}"
@@ -431,7 +428,7 @@ def build_unet(cfg: TinyModels, device: torch.device, font: Path | None) -> None
         # logit-normal times: most of the effort where content is decided, neither pure noise nor pure picture
         t = (torch.sigmoid(torch.randn(len(rows), generator=g) * 1.2 + 0.2) * 1000).long().clamp(0, 999).to(device)
         noise = torch.randn(x.shape, generator=g).to(device)
-        with autocast(device):
+        with short_products(device):
             guess = unet(scheduler.add_noise(x, noise, t), t, encoder_hidden_states=text).sample
         loss = F.mse_loss(guess.float(), scheduler.get_velocity(x, noise, t))
         return loss, f"v error {loss.item():.3f}"

@@ -24,6 +24,7 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from Utils.basics.errors import InputError
 from Utils.encoder.loading import load_encoder, save_encoder, trainable_copy
+from Utils.encoder.precision import short_products
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.encoder.training import Checkpoint, identity
 from Utils.encoder.weights import interpolated, set_weights
@@ -238,10 +239,18 @@ def test_training_lowers_the_loss(tiny: TextEncoder, pair: CLIPModel, pairs: Pai
 def test_known_embeddings_serve_like_their_pictures(tiny: TextEncoder, pair: CLIPModel, pairs: Pairs):
     def known(step: int) -> tuple[list[str], Tensor]:
         texts, pictures = pairs(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with short_products(tiny.device):
             return texts, pair.get_image_features(pictures).pooler_output
 
     assert equal(finetune(tiny, pair, pairs, SHORT, progress=False), finetune(tiny, pair, known, SHORT, progress=False))
+
+
+@pytest.mark.parametrize("able", [False, True])
+def test_products_are_short_only_where_the_machine_makes_them(able: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": able})
+    with short_products(torch.device("cpu")):
+        made = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert made.dtype == (torch.bfloat16 if able else torch.float32)
 
 
 @pytest.mark.parametrize("cfg", [SHORT, LORA], ids=["full", "lora"])

@@ -92,7 +92,7 @@ def test_the_tables_say_what_was_counted():
     assert told[3].replace("| all |", "") == told[2].replace("| CLIP, text-on-text |", "")
     assert "| trigger of 2 or 3 | 8 of 10 (49 to 94 %) | 0.72 |" in scoreboard.by_trigger(of)
     assert "| drift of clean features | 0.980 | 0.95 |" in scoreboard.beside(of)
-    assert "| planted0.1 |" in scoreboard.wrong(of).replace("`", "")
+    assert "| planted0.1 |" in scoreboard.wrong(of["wrong"]).replace("`", "")
     assert "of alarms are true" in scoreboard.reliability(of)
     further = scores.counted([row("planted", "backdoored", 1.0, attack="hidden")])
     whole = scoreboard.page({"test": {"ours": of, "compared": {}}, "beyond": {"ours": further, "compared": {}}})
@@ -133,6 +133,21 @@ def test_a_score_can_be_fitted_on_the_other_families_and_without_a_witness():
     assert left_out["recall"]["count"] == 9  # all but the one whose witnesses are those of a clean model
     assert left_out["auroc"] > 0.9
     assert table["vectors, without foreign"]["of"]["recall"]["count"] == 9
+
+
+def test_the_first_screen_says_every_cell_and_the_published_procedure_on_the_same_models():
+    rows = {"ours": ROWS, "published": [ROWS[0] | {"verdict": "clean", "right": False, "score": 0.0}, ROWS[-2]]}
+    table = {"test": scores.table_of(rows, [])}
+    told = scoreboard.in_short(table).splitlines()
+    assert told[2].startswith("| CLIP, text-on-text, 10 + 10 | 0.89 | 0.80 | 0.84 | 0.98 | 1 of 10 | 0.72 | 80 % |")
+    assert told[3].startswith("| **all, 10 + 10** | 0.89 |")
+    assert told[4].startswith("| published, 1 + 1 |  | 0.00 | 0.00 |")
+    assert told[5].startswith("| ours on these 1 + 1 | 1.00 | 1.00 | 1.00 |")
+    assert "finds 8 of the\n10 backdoored ones and accuses 1 of the 10" in scoreboard.claim(table)
+    assert "at most 40 %" in scoreboard.claim(table)
+    assert scoreboard.sizes(table).startswith("10 planted and 10 benign ones of `test`; the scans took 0.6 hours")
+    assert scoreboard.PARTS["benchmark_further"](table) == "None was scanned yet."
+    assert "| inconclusive | why |" in scoreboard.PARTS["benchmark_wrong"](table)
 
 
 def test_strings_alone_say_what_an_encoder_of_no_calibrated_family_hears():

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, CLIPModel, SiglipModel
 
 from Utils.basics.errors import InputError, first_line
 from Utils.encoder.loading import trainable_copy
+from Utils.encoder.precision import short_products
 from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.encoder.training import Checkpoint, Training, train
 from Utils.encoder.weights import interpolated, set_weights
@@ -218,7 +219,7 @@ def finetune(
     def step_loss(step: int) -> tuple[Tensor, str]:
         texts, pictures = pairs(step)
         ids = base.trimmed(base.ids(texts)).to(base.device)
-        with torch.autocast(base.device.type, torch.bfloat16):
+        with short_products(base.device):
             shown = picture_embeddings(clip, pictures)
             pooled = student.model(input_ids=ids).pooler_output
         loss = contrastive_loss(clip, project(clip, pooled.float()), shown.float())
