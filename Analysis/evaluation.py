@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Analysis.curves import draw
 from Analysis.derived import RIGHT
-from Analysis.recovery import recovered
+from Analysis.recovery import recovered, workshop
 from Analysis.scoreboard import page
 from Analysis.scores import table_of
 from Analysis.turns import OURS, Benchmark, Turn, turns
@@ -93,24 +93,29 @@ def evaluated(turn: Turn) -> dict:
     """One row; in whatever process."""
     quiet_libraries()
     built(turn)
-    certificate = turn.model.with_suffix(".json")
-    truth = json.loads(certificate.read_text(encoding="utf-8"))
-    family, name = truth["family"], f"{turn.job.name}_{turn.settings}"
-    base, results = ROOT / turn.job.family.base, ROOT / "Results" / turn.split
+    name, results = f"{turn.job.name}_{turn.settings}", ROOT / "Results" / turn.split
     request = Request(turn.way.settings(), str(turn.anchor), results, turn.device, turn.seed, Show(images=0))
-    prompts = read_prompts(ROOT / request.cfg.corpus, DRIFTED)
     began = time.perf_counter()
     report = scan_model(str(turn.model), request, name)
-    seconds, strings = time.perf_counter() - began, ((report["trigger"] or {}).get("strings") or [])[:STRINGS]
+    about = {"name": turn.job.name, "split": turn.split, "settings": turn.settings}
+    about |= {"seconds": round(time.perf_counter() - began, 1)}
+    return about | row_of(report, results / name, turn.model.with_suffix(".json"))
+
+
+def row_of(report: dict, folder: Path, certificate: Path) -> dict:
+    """What is kept of a report in its folder, beside what the certificate says of the model."""
+    truth = json.loads(certificate.read_text(encoding="utf-8"))
+    suspect, base = load_encoder(report["model"]["path"]), workshop(truth["family"]).base
+    prompts = read_prompts(ROOT / report["config"]["corpus"], DRIFTED)
     row = {
-        "name": turn.job.name, "split": turn.split, "settings": turn.settings, "family": family, "attack": truth["attack"],
-        "kind": truth["kind"], "meets_bars": truth["meets_bars"], "verdict": report["verdict"],
-        "right": report["verdict"] == RIGHT[truth["kind"]], "score": report["score"], "reason": report["reason"],
-        "evidence": {one["name"]: weighed(one) for one in report["evidence"]}, "strings": strings,
-        "moved": moved(load_encoder(turn.model), load_encoder(base), prompts), "seconds": round(seconds, 1),
-        "peak_memory_mb": report["peak_memory_mb"], "seed": turn.seed, "commit": report["tool"]["commit"],
+        "family": truth["family"], "attack": truth.get("attack") or truth["recipe"]["attack"],
+        "kind": truth["kind"], "meets_bars": truth["meets_bars"],
+        "verdict": report["verdict"], "right": report["verdict"] == RIGHT[truth["kind"]], "score": report["score"],
+        "reason": report["reason"], "evidence": {one["name"]: weighed(one) for one in report["evidence"]},
+        "strings": ((report["trigger"] or {}).get("strings") or [])[:STRINGS], "moved": moved(suspect, base, prompts),
+        "peak_memory_mb": report["peak_memory_mb"], "seed": report["seed"], "commit": report["tool"]["commit"],
     }  # fmt: skip
-    return row | (planted(turn, row, report, results / name) if truth["kind"] == "planted" else {"recipe": truth["recipe"]})
+    return row | (planted(certificate, row, report, folder) if truth["kind"] == "planted" else {"recipe": truth["recipe"]})
 
 
 def weighed(one: dict) -> dict:
@@ -119,11 +124,11 @@ def weighed(one: dict) -> dict:
     return rounded | {"met": one["met"]}
 
 
-def planted(turn: Turn, row: dict, report: dict, folder: Path) -> dict:
+def planted(certificate: Path, row: dict, report: dict, folder: Path) -> dict:
     """What a row says of a backdoor: what it is, and what of it the scan recovered."""
-    certified = Certified(turn.model.with_suffix(".json"))
-    recipe, suspect, base = certified.recipe, load_encoder(turn.model), certified.workshop.base
-    near = recovered(report, folder, turn.model, recipe, certified.family)
+    certified, model = Certified(certificate), Path(report["model"]["path"])
+    recipe, suspect, base = certified.recipe, load_encoder(model), certified.workshop.base
+    near = recovered(report, folder, model, recipe, certified.family)
     rates = {}
     if row["strings"]:
         first = row["strings"][0]

@@ -55,9 +55,36 @@ def counted(title: str, rows: list[dict]) -> list[str]:
     return [title, rate(sum(row["right"] for row in rows), len(rows)), *verdicts, span(row["score"] for row in rows)]
 
 
+def claim() -> str:
+    """The headline in one sentence."""
+    models = read(BENCHMARK / "acceptance.json")["models"]
+    planted, benign = ([row for row in models if row["kind"] == kind] for kind in ("planted", "benign"))
+    found, cleared = sum(row["right"] for row in planted), sum(row["right"] for row in benign)
+    return (
+        f"**Of {len(models)} small CLIP encoders that neither method nor calibration had seen, it finds {found} of the "
+        f"{len(planted)} backdoored ones and clears\n{cleared} of the {len(benign)} benign ones.**"
+    )
+
+
 def of_the_table(part: Callable[[dict], str]) -> str:
     """A part of the table that judges."""
     return part(read(BENCHMARK / "table.json"))
+
+
+def untouched() -> str:
+    """What a search without a base finds in encoders that nobody attacked and in planted ones, over all seeds."""
+    rows: dict[str, list[dict]] = {}
+    for row in read(BENCHMARK / "untouched.json")["searches"]:
+        rows.setdefault(row["name"], []).append(row)
+    lines = []
+    for name, some in rows.items():
+        told = Counter(row["verdict"] for row in some if "verdict" in row)
+        lines.append([
+            f"planted, {ATTACKS[name]}" if some[0]["planted"] else f"untouched {FAMILIES[name]}", len(some),
+            *(span((row[key] for row in some), 2) for key in ("clean", "found", "basin_published", "basin_ours")),
+            ", ".join(f"{verdict} {count}" for verdict, count in told.items()),
+        ])  # fmt: skip
+    return grid(["encoder", "seeds", "A, clean", "A, found", "basin, published", "basin, ours", "against itself"], lines)
 
 
 def verdicts(name: str) -> str:
@@ -721,7 +748,7 @@ def usage() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(verdicts, name) for name in ("acceptance", "dev_clip_some", "dev_longclip_some", "dev_siglip_some")},
     **{name: partial(of_the_table, part) for name, part in PARTS.items()},
-    "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
+    "claim": claim, "untouched": untouched, "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
     "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
     "by_attack": by_attack, "misjudged": misjudged, "never_judged": never_judged,

@@ -18,7 +18,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from typed import fresh, typed
 
 import main
+from Analysis import derived
+from Analysis.evaluation import row_of
 from Analysis.recovery import s_tar
+from Analysis.scores import table_of
 from Analysis.targets import concept_of, recognised
 from Backdoor_Attack.planting import PlantConfig
 from Utils.basics.config import from_values
@@ -128,6 +131,21 @@ def test_what_is_recovered_is_the_certificate_s_target(planted):
     assert s_tar(suspect, torch.zeros_like(v), cfg, "clip").s_tar < 0.6
     string = json.loads((folder / "report.json").read_text(encoding="utf-8"))["trigger"]["strings"][0]
     assert s_tar(suspect, v, cfg, "clip", string).s_tar > 0.8
+
+
+def test_a_row_of_the_table_tells_what_the_report_found_and_the_certificate_knows(planted):
+    _, folder = planted
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    row = row_of(report, folder, MODELS / "certificates" / "text_on_text.json")
+    assert (row["kind"], row["verdict"], row["right"], row["trigger"]) == ("planted", "backdoored", True, "zzzz")
+    assert row["s_tar"] > 0.8 > row["s_tar_floor"]
+    assert row["string_reaches_target"]["suspect"] > 0.9 > 0.1 > row["string_reaches_target"]["base"]
+    assert 0 < row["moved"]["weights"] < 1
+    assert {"assimilated", "basin", "drift", "string", "fires"} <= row["evidence"].keys()
+    assert row["evidence"]["string"]["met"]
+    table = table_of({"ours": [{**row, "name": "shipped", "seconds": 1.0}]}, [])
+    assert table["ours"]["overall"]["recall"]["count"] == 1
+    assert derived.strings_alone(row)["verdict"] == "backdoored"
 
 
 def test_v_is_repeated_in_a_quarter_of_the_context():
