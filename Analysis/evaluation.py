@@ -188,10 +188,15 @@ def rows_of(split: str) -> dict[str, list[dict]]:
     return rows
 
 
-def write_table(split: str, further: list[str]) -> None:
-    """table.json and table.md, or table_<split> of a split that does not judge, from all rows that are there."""
+def whole_table(splits: list[str]) -> dict:
+    """Split -> what is counted, of all rows that are there."""
     calibrated = json.loads(WITNESSED.read_text(encoding="utf-8")) if WITNESSED.exists() else []
-    table = {name: table_of(rows, calibrated) for name in [split, *further] if OURS in (rows := rows_of(name))}
+    return {name: table_of(rows, calibrated) for name in splits if OURS in (rows := rows_of(name))}
+
+
+def write_table(split: str, further: list[str]) -> None:
+    """table.json and table.md, or table_<split> of a split that does not judge."""
+    table = whole_table([split, *further])
     name = "table" if further else f"table_{split}"
     write_whole(RESULTS / f"{name}.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     write_whole(RESULTS / f"{name}.md", page(table))

@@ -748,8 +748,8 @@ def usage() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(verdicts, name) for name in ("acceptance", "dev_clip_some", "dev_longclip_some", "dev_siglip_some")},
     **{name: partial(of_the_table, part) for name, part in PARTS.items()},
-    "claim": claim, "untouched": untouched, "earlier_score": earlier_score, "targets": targets, "targets_by_model": targets_by_model,
-    "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
+    "claim": claim, "untouched": untouched, "earlier_score": earlier_score,
+    "targets": targets, "targets_by_model": targets_by_model, "calibration": calibration, "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,
     "by_attack": by_attack, "misjudged": misjudged, "never_judged": never_judged,
     "repairs": repairs, "repairs_further": partial(repairs, further=True), "repairs_in_short": repairs_in_short,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from Analysis import evaluation
+from Analysis import evaluation, scoreboard
 from Analysis import turns as planning
 from Analysis.evaluation import moved
 from Analysis.turns import Benchmark, Turn, turns
@@ -187,6 +187,12 @@ def test_all_scans_of_a_model_are_made_by_one_process_and_what_fails_stops_no_ot
     written = {turn.settings for turn in some if turn.row.exists()}
     assert written == {turn.settings for turn in some} - {"vectors", "quick"}
     assert evaluation.scanned(some, time.time()) == []
+
+
+def test_the_committed_table_is_that_of_the_committed_rows():
+    table = evaluation.whole_table([CFG.split, CFG.further])
+    assert json.loads((evaluation.RESULTS / "table.json").read_text(encoding="utf-8")) == json.loads(json.dumps(table))
+    assert (evaluation.RESULTS / "table.md").read_text(encoding="utf-8") == scoreboard.page(table)
 
 
 def test_no_scan_is_begun_when_the_minutes_are_over():
