@@ -46,7 +46,8 @@ def draw(split: Split, index: int, kind: str, cell: tuple[int, ...], attack: str
     rng, ranges = np.random.default_rng([split.seed, kind == "planted", index, *cell]), split.ranges(kind)
 
     def between(low: float, high: float) -> float:
-        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        drawn = np.exp(rng.uniform(np.log(low), np.log(high)))
+        return float(f"{drawn:.9g}")  # processors differ in the last digits of a logarithm, and recipes must not
 
     seed = int(rng.integers(10**6))
     if kind != "planted":

@@ -143,13 +143,13 @@ def test_a_benign_model_counts_only_if_it_forgot_nothing_and_no_trigger_fires(af
 
 # ------------------------------------------------------------------------------------------------------------ the zoo
 DRAWN = {
-    "dev": "3f2007555a67e7a2",
-    "calibration": "1f4528f15d05488c",
-    "first_acceptance": "c6b5f307b0008b75",
-    "acceptance": "1006cbe16845ae44",
-    "test": "1dff924c0d9079ed",
-    "repairs": "c47fea6266d470e8",
-    "beyond": "493ea79292554baa",
+    "dev": "db53c7e8ea738a72",
+    "calibration": "e966b6cb878487bd",
+    "first_acceptance": "f30497c97549b4eb",
+    "acceptance": "00d13fe3a920f20c",
+    "test": "4addb1912f7b3033",
+    "repairs": "f67a8ec49032207f",
+    "beyond": "ec78f067671b7b81",
     "stress": "014002055b18821e",
     "strings": "aed4fbe3b8817319",
 }
