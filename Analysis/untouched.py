@@ -29,7 +29,7 @@ from main import Request, assimilation_by_layer, landscape_around, prepare, scan
 from Utils.basics.config import load_config
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
-from Utils.encoder.loading import load_encoder
+from Utils.encoder.loading import load_encoder, quiet_libraries
 from Utils.found.show import Show
 from Utils.report.plots import LOOK, RED, counted, save
 from Utils.scan.landscape import Landscape
@@ -72,13 +72,13 @@ def alone(model: Path, seed: int, ours: ScanConfig, published: ScanConfig) -> tu
 
 def searched(name: str, model: str, seed: int) -> dict:
     """One row; in whatever process.  A base is scanned against itself besides."""
-    row = {"name": name, "planted": name in SUSPECTS, "seed": seed} | alone(MODELS / model, seed)[0]
+    quiet_libraries()
+    folder, configs = MODELS / model, settings()
+    row = {"name": name, "planted": name in SUSPECTS, "seed": seed} | alone(folder, seed, *configs)[0]
     if name in BASES:
         with tempfile.TemporaryDirectory() as output:
-            request = Request(
-                load_config(ScanConfig, SETTINGS), str(MODELS / model), Path(output), seed=seed, show=Show(images=0)
-            )
-            report = scan_model(str(MODELS / model), request, name)
+            request = Request(configs[0], str(folder), Path(output), seed=seed, show=Show(images=0))
+            report = scan_model(str(folder), request, name)
         row |= {"verdict": report["verdict"], "score": round(report["score"], 4)}
     return row
 

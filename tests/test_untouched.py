@@ -20,3 +20,21 @@ def test_both_landscapes_are_drawn_around_what_a_search_without_a_base_finds(tmp
         assert len(landscapes["ours"].eigenvalues) == 3 * len(landscapes["published"].eigenvalues)  # as many planes
     untouched.draw(found, tmp_path / "natural")
     assert {file.suffix for file in tmp_path.iterdir()} == {".png", ".pdf"}
+
+
+def test_a_base_is_scanned_against_itself_and_a_suspect_is_not(monkeypatch):
+    ours, published = (replace(cfg, prompts=40, landscape_points=5) for cfg in untouched.settings())
+    monkeypatch.setattr(untouched, "settings", lambda: (replace(ours, restarts=2, rounds=1, steps=8), published))
+    asked = []
+
+    def scan(model: str, request: untouched.Request, name: str) -> dict:
+        asked.append((model, request.anchor, request.seed, name))
+        return {"verdict": "clean", "score": 0.01}
+
+    monkeypatch.setattr(untouched, "scan_model", scan)
+    base, suspect = (untouched.searched(*named, 3) for named in PAIR.items())
+    assert asked == [(str(untouched.MODELS / "tiny-sd"), str(untouched.MODELS / "tiny-sd"), 3, "clip")]
+    assert (base["planted"], base["verdict"], base["seed"]) == (False, "clean", 3)
+    assert suspect["planted"]
+    assert "verdict" not in suspect
+    assert {"clean", "found", "basin_published", "basin_ours"} <= suspect.keys() & base.keys()
