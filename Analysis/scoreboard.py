@@ -142,10 +142,12 @@ def in_short(table: dict) -> str:
 def claim(table: dict) -> str:
     """The headline in one sentence."""
     of = table["test"]["ours"]["overall"]
+    scanned = {name.split(" ")[0] for name in table["test"]["ours"]["cells"]}
+    families = ", ".join(name for key, name in FAMILIES.items() if key in scanned)
     found, accused = of["recall"], of["false_positives"]
     number_of, high = of["planted"] + of["benign"], accused["interval"][1]
     return (
-        f"**Of {number_of} small encoders of three families that neither method nor calibration had seen, it finds "
+        f"**Of {number_of} small encoders ({families}) that neither method nor calibration had seen, it finds "
         f"{found['count']} of the\n{found['of']} backdoored ones and accuses {accused['count']} of the {accused['of']} "
         f"benign ones (at most {percent(high)}, Wilson 95 %).**"
     )
