@@ -29,9 +29,8 @@ from Utils.basics.config import load_config
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.loading import quiet_libraries
+from Utils.making.certificates import RIGHT
 from Utils.scan.settings import SETTINGS, ScanConfig
-
-RIGHT = {"planted": "backdoored", "benign": "clean"}
 
 
 def family_of(certificate: Path) -> str:

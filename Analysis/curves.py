@@ -9,7 +9,7 @@ from sklearn.metrics import roc_curve
 
 from Analysis.markdown import FAMILIES
 from Analysis.scores import Rows, judged, reliability
-from Utils.report.plots import LOOK, RED, STYLES, canvas, save
+from Utils.report.plots import LOOK, RED, STYLES, canvas, save_small
 
 NUMBERS = {"rows": "farthest embedding row", "weights": "norm of the difference", "drift": "drift of clean features"}
 """What the weights alone say, by its name in a row."""
@@ -43,7 +43,7 @@ def roc(rows: dict[str, Rows], file: Path) -> None:
             axes.legend(loc="lower right")
         by_family.set(ylabel="planted models found", title="the scan, by family")
         by_number.set(title="the scan beside single numbers")
-        save(figure, file)
+        save_small(figure, file)
 
 
 def curve(axes: matplotlib.axes.Axes, rows: Rows, values: list[float], label: str, colour: str, line: str) -> None:
@@ -65,7 +65,7 @@ def reliable(rows: Rows, file: Path) -> None:
             axes.annotate(str(share["of"]), (one["score"], share["rate"]), xytext=(5, 0), textcoords="offset points")
         axes.set(xlabel="mean score of a bin", ylabel="share of planted models", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.set(aspect="equal", title="with 95 % interval and number of models")
-        save(figure, file)
+        save_small(figure, file)
 
 
 def draw(rows: dict[str, Rows], folder: Path) -> None:

@@ -7,14 +7,14 @@ from functools import cache
 from Analysis.fitting import SCORED, THRESHOLDS, fit
 from main import judge
 from Utils.basics.config import load_config
+from Utils.making.certificates import RIGHT
 from Utils.scan.calibration import Calibration
 from Utils.scan.proof import graded, verdict_of
 from Utils.scan.settings import SETTINGS, ScanConfig, TriggerConfig
 from Utils.scan.strings import Strings
 
-RIGHT = {"planted": "backdoored", "benign": "clean"}
 GATES = ("assimilated", "one_target", "foreign", "basin")
-"""What the published procedure asks of an encoder, all of it."""
+"""The kinds of witnesses that the published procedure asks of an encoder, all of them."""
 Row = dict
 Rows = list[Row]
 
@@ -42,7 +42,7 @@ def strings_alone(row: Row) -> Row:
 
 
 def gates_of_ours(row: Row) -> Row:
-    """The published witnesses, each with a gate of our calibration: the most that a benign model of the family reaches."""
+    """All of `GATES`, as our search measures them, above the most that a benign calibration model of the family reaches."""
     passed = sum(row["evidence"][name]["met"] for name in GATES)
     return judged_as(row, "backdoored" if passed == len(GATES) else "clean", passed / len(GATES))
 
@@ -76,17 +76,21 @@ def without(witness: str, rows: Rows, calibrated: Rows) -> Rows:
     return [scored(row, of[row["family"]]) for row in rows]
 
 
-def derived(rows: dict[str, Rows], calibrated: Rows) -> dict[str, Rows]:
-    """Rule -> its rows, of what scans there are.
+def derived(rows: dict[str, Rows], calibrated: Rows) -> dict[str, tuple[str, Rows]]:
+    """Rule -> the setting whose evidence it judges again, and its rows.
 
-    rows: setting -> rows; calibrated: as for `families_left_out`, or none, which leaves out what is fitted on them.
+    rows: setting -> rows; calibrated: as for `families_left_out`; what cannot be fitted on them is left out.
     """
     found = {}
     if ours := rows.get("ours"):
-        found["strings alone, as of a family without calibration"] = [strings_alone(row) for row in ours]
+        found["strings alone, as of a family without calibration"] = "ours", [strings_alone(row) for row in ours]
     if vectors := rows.get("vectors"):
-        found["the published witnesses, with gates of our calibration"] = [gates_of_ours(row) for row in vectors]
-    if vectors and calibrated:
-        found["vectors, the score fitted on the other families"] = families_left_out(vectors, calibrated)
-        found |= {f"vectors, without {name}": without(name, vectors, calibrated) for name in SCORED}
+        found["vectors, all of the published kinds above every benign one"] = (
+            "vectors", [gates_of_ours(row) for row in vectors],
+        )  # fmt: skip
+    families, fitted_on = ({row["family"] for row in some} for some in (vectors or [], calibrated))
+    if vectors and families <= fitted_on and len(fitted_on) > 1:
+        rules = {"vectors, the score fitted on the other families": families_left_out(vectors, calibrated)}
+        rules |= {f"vectors, without {name}": without(name, vectors, calibrated) for name in SCORED}
+        found |= {name: ("vectors", some) for name, some in rules.items()}
     return found

@@ -25,7 +25,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Analysis.curves import draw
-from Analysis.derived import RIGHT
 from Analysis.recovery import recovered, workshop
 from Analysis.scoreboard import page
 from Analysis.scores import table_of
@@ -33,7 +32,7 @@ from Analysis.turns import OURS, Benchmark, Turn, turns
 from Backdoor_Attack.certified import Certified
 from main import Request, scan_model
 from Utils.basics.config import load_config
-from Utils.basics.errors import InputError, fail
+from Utils.basics.errors import InputError, fail, first_line
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.corpus import read_prompts
@@ -41,6 +40,7 @@ from Utils.encoder.loading import load_encoder, quiet_libraries
 from Utils.encoder.measures import flat_cosine
 from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.found.show import Show
+from Utils.making.certificates import RIGHT
 from Utils.making.zoo import load_zoo
 from Utils.scan.replay import put
 
@@ -65,8 +65,9 @@ def built(turn: Turn) -> None:
         script = ROOT / "Utils" / "build_zoo.py"
         words = [sys.executable, script, "--split", turn.split, "--models", job.name, "--device", turn.device]
         done = subprocess.run(words, capture_output=True, text=True)
-        if not turn.folder(job).is_dir():
-            raise InputError(f"{job.name} was not built: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
+        if not (turn.folder(job).is_dir() and turn.folder(job).with_suffix(".json").exists()):
+            said = (done.stdout + done.stderr).strip().splitlines() or [f"it ended with {done.returncode}"]
+            raise InputError(f"{job.name} was not built: {said[-1]}")
 
 
 @torch.no_grad()
@@ -160,6 +161,8 @@ def scanned(some: list[Turn], until: float) -> list[dict | InputError]:
             outcomes.append(row)
         except InputError as error:
             outcomes.append(error)
+        except (RuntimeError, OSError, ValueError, LookupError, MemoryError) as error:  # of one model: the others go on
+            outcomes.append(InputError(f"{turn.job.name}, {turn.settings}: {type(error).__name__}: {first_line(error)}"))
     return outcomes
 
 

@@ -73,18 +73,19 @@ def beside(of: dict) -> str:
 
 
 SETTINGS = {
-    "published": "published, `configs/paper.yaml`", "vectors": "vectors alone", "quick": "`--effort quick`",
-    "thorough": "`--effort thorough`", "fewer_prompts": "200 prompts instead of 800",
+    "published": "published, `configs/paper.yaml`", "vectors": "vectors alone", "quick": "`--effort quick`, by strings alone",
+    "thorough": "`--effort thorough`", "fewer_prompts": "200 prompts instead of 800, by strings alone",
     "sibling_as_base": "another fine-tune in place of the base",
 }  # fmt: skip
 """Ways to scan, as a person says them; rules are named already."""
 
 
 def compared(of: dict) -> str:
-    """What other settings and other rules say of the same models, each beside ours."""
+    """What other settings and other rules say of the same models, each beside its control."""
     lines = []
     for name, one in of["compared"].items():
-        for told, group in ((SETTINGS.get(name, name), one["of"]), ("ours, on the same", one["ours"])):
+        beside = SETTINGS.get(one["beside"], one["beside"])
+        for told, group in ((SETTINGS.get(name, name), one["of"]), (f"{beside}, on the same", one["control"])):
             seconds = "" if name not in SETTINGS else f"{group['seconds'][1]:.0f}"
             lines.append([
                 told, group["planted"], group["benign"], counted(group["recall"]), counted(group["false_positives"]),
@@ -100,7 +101,7 @@ def reliability(of: dict) -> str:
     alarm, brier = of["alarm"], of["reliability"]["brier"]
     told = (
         f"Brier's value {brier:.3f} (a coin: 0.25). Where {percent(alarm['prevalence'])} of encoders are backdoored, "
-        f"{percent(alarm['value'])} of alarms are true; {percent(alarm['at_worst'])} at the interval's worse end."
+        f"{percent(alarm['value'])} of alarms are true; {percent(alarm['at_worst'])} at the intervals' worse ends."
     )
     return f"{grid(['mean score', 'planted'], rows)}\n\n{told}"
 
@@ -134,7 +135,7 @@ def in_short(table: dict) -> str:
     rows.append(told(f"**all, {overall['planted']} + {overall['benign']}**", overall))
     if both := of["compared"].get("published"):
         counts = f"{both['of']['planted']} + {both['of']['benign']}"
-        rows += [told(f"published, {counts}", both["of"]), told(f"ours on these {counts}", both["ours"])]
+        rows += [told(f"published, {counts}", both["of"]), told(f"ours on these {counts}", both["control"])]
     head = ["planted + benign", "precision", "recall", "F1", "AUROC", "false alarms", "S_tar", "a string fires", "seconds"]
     return grid(head, rows)
 

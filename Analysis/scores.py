@@ -16,7 +16,7 @@ BINS = 5
 """Of the reliability plot."""
 LENGTHS = {"1 token": (1, 1), "2 or 3": (2, 3), "4 or more": (4, 10**6)}
 """Of triggers."""
-TOLD = ("name", "family", "attack", "kind", "trigger", "on_a_fine_tune", "verdict", "reason")
+TOLD = ("name", "family", "attack", "kind", "trigger", "verdict", "reason")
 """What is told of a model that was judged wrongly."""
 
 
@@ -58,7 +58,8 @@ def judged(rows: Rows) -> dict:
         "auroc": area(*([row["score"] for row in some] for some in (planted, benign))),
         "false_positives": share(accused, len(benign)),
         "inconclusive": share(sum(row["verdict"] == "inconclusive" for row in rows), len(rows)),
-        "s_tar": middle(row["s_tar"] for row in planted), "s_tar_floor": middle(row["s_tar_floor"] for row in planted),
+        "s_tar": middle(row["s_tar"] and row["s_tar"] * row["right"] for row in planted),
+        "s_tar_floor": middle(row["s_tar_floor"] for row in planted),
         "strings": share(sum(map(fires, planted)), len(planted)),
         "seconds": [round(float(np.quantile(seconds, q)), 1) for q in (0.05, 0.5, 0.95)] if seconds else None,
         "peak_memory_mb": max((row["peak_memory_mb"] for row in rows), default=None),
@@ -89,15 +90,19 @@ def reliability(rows: Rows) -> dict:
 
 
 def worth_of_an_alarm(of: dict) -> dict:
-    """Of a hundred alarms, how many are true where few encoders are backdoored; beside it with the interval's worse end."""
+    """Of a hundred alarms, how many are true where few encoders are backdoored; beside it with the intervals' worse ends."""
 
-    def worth(false: float) -> float | None:
-        recall = of["recall"]["rate"] or 0.0
+    def worth(recall: float, false: float) -> float | None:
         alarms = PREVALENCE * recall + (1 - PREVALENCE) * false
         return round(PREVALENCE * recall / alarms, 4) if alarms else None
 
-    rate = of["false_positives"]
-    return {"prevalence": PREVALENCE, "value": worth(rate["rate"] or 0.0), "at_worst": worth((rate["interval"] or [0, 1])[1])}
+    found, false = of["recall"], of["false_positives"]
+    value = worth(found["rate"] or 0.0, false["rate"] or 0.0)
+    return {
+        "prevalence": PREVALENCE,
+        "value": value,
+        "at_worst": worth((found["interval"] or [0, 1])[0], (false["interval"] or [0, 1])[1]),
+    }
 
 
 def counted(rows: Rows) -> dict:
@@ -123,22 +128,25 @@ def counted(rows: Rows) -> dict:
         ] if planted and benign else [],
         "reliability": reliability(rows),
         "alarm": worth_of_an_alarm(overall),
-        "roc": [[row["score"], row["kind"] == "planted"] for row in sorted(rows, key=lambda row: -row["score"])],
         "wrong": [{name: row.get(name) for name in TOLD} for row in rows if not row["right"]],
     }  # fmt: skip
 
 
 def table_of(rows: dict[str, Rows], calibrated: Rows) -> dict:
-    """A split: ours in full; and beside ours, on the same models, what other settings and other rules say.
+    """A split: ours in full; and what other settings and other rules say, each beside its control on the same models.
+
+    The control is ours, or the way whose evidence a rule judges again.
 
     rows: setting -> rows; calibrated: witnesses of the models that the score is fitted on, none if they are not at hand.
     """
-    ours = {row["name"]: row for row in rows["ours"]}
-    others = {name: some for name, some in rows.items() if name != "ours"} | derived(rows, calibrated)
+    others = {name: ("ours", some) for name, some in rows.items() if name != "ours"} | derived(rows, calibrated)
     compared = {}
-    for name, some in others.items():
-        both = [row for row in some if row["name"] in ours]
+    for name, (beside, some) in others.items():
+        known = {row["name"]: row for row in rows[beside]}
+        both = [row for row in some if row["name"] in known]
         if both:
-            compared[name] = {"of": judged(both), "ours": judged([ours[row["name"]] for row in both])}
+            compared[name] = {
+                "of": judged(both), "beside": beside, "control": judged([known[row["name"]] for row in both]),
+            }  # fmt: skip
     hours = sum(row["seconds"] for some in rows.values() for row in some) / 3600
     return {"ours": counted(rows["ours"]), "compared": compared, "hours": round(hours, 2)}

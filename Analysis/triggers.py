@@ -32,6 +32,7 @@ from Utils.encoder.anchors import pick_anchor
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder, pick_device, quiet_libraries
 from Utils.encoder.precision import AUTO, NAMES, pick_precision
+from Utils.making.certificates import RIGHT
 from Utils.scan.effort import EFFORTS, USUAL, config_of
 from Utils.scan.power import POWER
 from Utils.scan.proof import verdict_of
@@ -40,7 +41,6 @@ from Utils.scan.strings import described
 from Utils.scan.trigger import Means, find_strings
 
 RESULTS = ROOT / "Results" / "benchmark"
-RIGHT = {"planted": "backdoored", "benign": "clean"}
 PIECE = 2
 """Characters that a string shares with the planted one where it holds a piece of it; all of it where that is shorter."""
 

@@ -13,8 +13,8 @@ from Utils.making.zoo import Zoo
 from Utils.scan.effort import EFFORTS, USUAL, config_of
 from Utils.scan.settings import ScanConfig
 
-OURS, PUBLISHED = "ours", "published"
-"""Settings that every config has: the scan as it is shipped, and the published procedure."""
+OURS = "ours"
+"""The way that every config has: the scan as it is shipped."""
 
 
 @dataclass(frozen=True)

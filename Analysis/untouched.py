@@ -31,7 +31,7 @@ from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.loading import load_encoder, quiet_libraries
 from Utils.found.show import Show
-from Utils.report.plots import LOOK, RED, counted, save
+from Utils.report.plots import LOOK, RED, counted, save_small
 from Utils.scan.landscape import Landscape
 from Utils.scan.settings import SETTINGS, ScanConfig
 
@@ -99,7 +99,7 @@ def draw(pairs: dict[str, tuple[dict, dict[str, Landscape]]], file: Path) -> Non
                 spectrum.bar(edges[:-1], counts, np.diff(edges), align="edge", color="#8a8a8a")
                 spectrum.axvline(0, color=RED, linestyle="--", linewidth=1.2)
                 spectrum.set(title=f"{around.share:.0%} upwards", xlabel="eigenvalue", yticks=[])
-        save(figure, file)
+        save_small(figure, file)
 
 
 def main() -> None:
@@ -107,13 +107,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=1, help="searches at the same time (default: 1)")
     args = parser.parse_args()
-    todo, order, rows = product((BASES | SUSPECTS).items(), args.seeds), list(BASES | SUSPECTS), []
+    todo, order, file = product((BASES | SUSPECTS).items(), args.seeds), list(BASES | SUSPECTS), RESULTS / "untouched.json"
+    known = json.loads(file.read_text(encoding="utf-8"))["searches"] if file.exists() else []
+    rows = [row for row in known if row["seed"] not in args.seeds]
     with workers(args.jobs) as pool:
         for one in as_completed([pool.submit(searched, *named, seed) for named, seed in todo]):
             rows.append(one.result())
             print(rows[-1], flush=True)
             rows.sort(key=lambda row: (order.index(row["name"]), row["seed"]))
-            write_whole(RESULTS / "untouched.json", json.dumps({"searches": rows}, indent=1) + "\n")
+            write_whole(file, json.dumps({"searches": rows}, indent=1) + "\n")
     shown = {name: alone(MODELS / (BASES | SUSPECTS)[name], args.seeds[0], *settings()) for name in SHOWN}
     draw(shown, RESULTS / "figures" / "natural")
 

@@ -575,7 +575,7 @@ def measure_bars(cfg: TinyModels, device: torch.device, font: Path | None) -> No
     if (SD / "unet").exists():
         bars["generated_concepts_recognised"], sheet = drawn_concepts(cfg, device)
         with whole_file(MODELS / "concepts.png") as partial_file:
-            sheet.save(partial_file, "PNG")
+            sheet.convert("RGB").quantize(128).save(partial_file, "PNG", optimize=True)
     write_whole(MODELS / "bars.json", json.dumps(bars, indent=2) + "\n")
     write_card(bars)
     print(json.dumps(bars, indent=2))

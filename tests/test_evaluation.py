@@ -178,12 +178,13 @@ def test_all_scans_of_a_model_are_made_by_one_process_and_what_fails_stops_no_ot
 
     def two_fail(turn: Turn) -> dict:
         if turn.settings in ("vectors", "quick"):
-            raise InputError("the disk is full.")
+            raise {"vectors": InputError("the disk is full."), "quick": RuntimeError("no memory\nat all")}[turn.settings]
         return answered(turn)
 
     monkeypatch.setattr(evaluation, "evaluated", two_fail)
     outcomes = evaluation.scanned(some, time.time() + 60)
     assert [isinstance(one, InputError) for one in outcomes] == [turn.settings in ("vectors", "quick") for turn in some]
+    assert "quick: RuntimeError: no memory" in str(next(one for one in outcomes if "RuntimeError" in str(one)))
     written = {turn.settings for turn in some if turn.row.exists()}
     assert written == {turn.settings for turn in some} - {"vectors", "quick"}
     assert evaluation.scanned(some, time.time()) == []

@@ -117,9 +117,13 @@ def test_other_settings_and_rules_stand_beside_ours_on_the_same_models():
     table = scores.table_of(rows, [])
     assert table["ours"] == scores.counted(ROWS)
     published = table["compared"]["published"]
-    assert (published["of"]["recall"]["count"], published["ours"]["recall"]["count"]) == (0, 3)
-    assert published["of"]["planted"] == published["ours"]["planted"] == 3
-    assert not [name for name in table["compared"] if "vectors, " in name]
+    assert (published["of"]["recall"]["count"], published["control"]["recall"]["count"]) == (0, 3)
+    assert published["of"]["planted"] == published["control"]["planted"] == 3
+    assert not [name for name in table["compared"] if "fitted" in name or "vectors, without" in name]
+    assert {name: one["beside"] for name, one in table["compared"].items()} == {
+        "published": "ours", "vectors": "ours", "strings alone, as of a family without calibration": "ours",
+        "vectors, all of the published kinds above every benign one": "vectors",
+    }  # fmt: skip
     told = scoreboard.compared(table).splitlines()
     assert told[2].startswith("| published, `configs/paper.yaml` | 3 | 2 | 0 of 3 (0 to 56 %) | 0 of 2")
     assert told[3].startswith("| ours, on the same | 3 | 2 | 3 of 3")
@@ -150,6 +154,17 @@ def test_the_first_screen_says_every_cell_and_the_published_procedure_on_the_sam
     assert "| inconclusive | why |" in scoreboard.PARTS["benchmark_wrong"](table)
 
 
+def test_witnesses_of_one_family_are_too_few_to_leave_one_out():
+    one = [row for row in CALIBRATED if row["family"] == "clip"]
+    rows = {"ours": ROWS, "vectors": ROWS}
+    assert scores.table_of(rows, one) == scores.table_of(rows, [])
+
+
+def test_what_a_rule_misses_has_no_target():
+    missed = row("planted", "backdoored", 0.9) | {"right": False, "s_tar": 0.9}
+    assert scores.judged([missed])["s_tar"] == 0
+
+
 def test_strings_alone_say_what_an_encoder_of_no_calibrated_family_hears():
     for strings in (
         Strings(score=0.2, natural=0.1), Strings(score=0.35, natural=0.4), Strings(score=0.7, natural=0.4),
@@ -176,7 +191,7 @@ def test_curves_are_drawn_where_there_are_both_kinds(tmp_path: Path):
     curves.draw({"ours": ROWS[:5]}, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     curves.draw({"ours": ROWS, "published": ROWS[:1] + ROWS[-1:]}, tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {f"{n}.{k}" for n in ("roc", "reliability") for k in ("png", "pdf")}
+    assert {file.name for file in tmp_path.iterdir()} == {f"{n}.{k}" for n in ("roc", "reliability") for k in ("png",)}
     before = (tmp_path / "roc.png").read_bytes()
     curves.draw({"ours": ROWS, "published": ROWS[:1] + ROWS[-1:]}, tmp_path)
     assert (tmp_path / "roc.png").read_bytes() == before

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from Utils.basics.files import write_whole
 
+RIGHT = {"planted": "backdoored", "benign": "clean"}
+"""Kind of a model -> the verdict that is right."""
+
 
 def write_certificate(report: dict, file: Path, model: Path) -> None:
     """Write the certificate of a model that is about to take its folder `model`.
