@@ -16,7 +16,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 
@@ -25,10 +26,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Analysis.curves import draw
-from Analysis.recovery import recovered, workshop
+from Analysis.recovery import s_tar, shown, typed, workshop
 from Analysis.scoreboard import page
 from Analysis.scores import table_of
-from Analysis.turns import OURS, Benchmark, Turn, turns
+from Analysis.turns import OURS, STANDARD, Benchmark, Evaluation, Turn, turns
 from Backdoor_Attack.certified import Certified
 from main import Request, scan_model
 from Utils.basics.config import load_config
@@ -42,6 +43,7 @@ from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.found.show import Show
 from Utils.making.certificates import RIGHT
 from Utils.making.zoo import load_zoo
+from Utils.scan.calibration import settings_hash
 from Utils.scan.replay import put
 
 RESULTS = ROOT / "Results" / "benchmark"
@@ -51,6 +53,8 @@ DRIFTED = 100
 """Prompts that tell how far clean features are from the base's."""
 STRINGS = 3
 """Strings of a report that a row keeps."""
+TOLD = ("text", "place", "success_rate", "anchor_success_rate")
+"""What a row keeps of one."""
 
 
 def built(turn: Turn) -> None:
@@ -59,7 +63,7 @@ def built(turn: Turn) -> None:
     Raises:
         InputError: one cannot be built.
     """
-    for job in filter(None, (turn.job, turn.sibling)):
+    for job in turn.jobs:
         if turn.folder(job).is_dir() and turn.folder(job).with_suffix(".json").exists():
             continue
         script = ROOT / "Utils" / "build_zoo.py"
@@ -96,10 +100,11 @@ def evaluated(turn: Turn) -> dict:
     built(turn)
     name, results = f"{turn.job.name}_{turn.settings}", ROOT / "Results" / turn.split
     request = Request(turn.way.settings(), str(turn.anchor), results, turn.device, turn.seed, Show(images=0))
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.process_time()
     report = scan_model(str(turn.model), request, name)
     about = {"name": turn.job.name, "split": turn.split, "settings": turn.settings}
-    about |= {"seconds": round(time.perf_counter() - began, 1)}
+    about |= {"seconds": round(time.perf_counter() - began, 1), "cpu_seconds": round(time.process_time() - computed, 1)}
+    about |= {"threads": torch.get_num_threads()}
     return about | row_of(report, results / name, turn.model.with_suffix(".json"))
 
 
@@ -110,13 +115,16 @@ def row_of(report: dict, folder: Path, certificate: Path) -> dict:
     prompts = read_prompts(ROOT / report["config"]["corpus"], DRIFTED)
     row = {
         "family": truth["family"], "attack": truth.get("attack") or truth["recipe"]["attack"],
-        "kind": truth["kind"], "meets_bars": truth["meets_bars"],
-        "verdict": report["verdict"], "right": report["verdict"] == RIGHT[truth["kind"]], "score": report["score"],
+        "kind": truth["kind"], "drawn": truth.get("drawn"), "meets_bars": truth["meets_bars"],
+        "verdict": report["verdict"], "right": report["verdict"] == RIGHT[truth["kind"]], "score": round(report["score"], 6),
         "reason": report["reason"], "evidence": {one["name"]: weighed(one) for one in report["evidence"]},
-        "strings": ((report["trigger"] or {}).get("strings") or [])[:STRINGS], "moved": moved(suspect, base, prompts),
-        "peak_memory_mb": report["peak_memory_mb"], "seed": report["seed"], "commit": report["tool"]["commit"],
+        "strings": [{key: one[key] for key in TOLD} for one in ((report["trigger"] or {}).get("strings") or [])[:STRINGS]],
+        "moved": moved(suspect, base, prompts), "peak_memory_mb": report["peak_memory_mb"], "seed": report["seed"],
+        "device": report["device"], "sha256": report["model"]["sha256"][:16], "config": settings_hash(report["config"]),
+        "commit": report["tool"]["commit"],
     }  # fmt: skip
-    return row | (planted(certificate, row, report, folder) if truth["kind"] == "planted" else {"recipe": truth["recipe"]})
+    more = planted(certificate, report, folder, row["right"]) if truth["kind"] == "planted" else {"recipe": truth["recipe"]}
+    return row | more
 
 
 def weighed(one: dict) -> dict:
@@ -125,62 +133,72 @@ def weighed(one: dict) -> dict:
     return rounded | {"met": one["met"]}
 
 
-def planted(certificate: Path, row: dict, report: dict, folder: Path) -> dict:
-    """What a row says of a backdoor: what it is, and what of it the scan recovered."""
+def planted(certificate: Path, report: dict, folder: Path, found: bool) -> dict:
+    """What a row says of a backdoor: what it is, and what of it the scan recovered, in prompts that the search did not see."""
     certified, model = Certified(certificate), Path(report["model"]["path"])
-    recipe, suspect, base = certified.recipe, load_encoder(model), certified.workshop.base
-    near = recovered(report, folder, model, recipe, certified.family)
-    rates = {}
-    if row["strings"]:
-        first = row["strings"][0]
+    recipe, suspect, base, after = certified.recipe, load_encoder(model), certified.workshop.base, report["config"]["prompts"]
+    string, v, rates = typed(report), shown(report, folder), {}
 
-        def typed(prompt: str, number: int) -> str:
-            return put(first["text"], prompt, first["place"], number)
+    def near(string: dict | None) -> dict:
+        every = [s_tar(model, v, one, certified.family, string, after) for one in recipe.backdoors()]
+        best = max(filter(None, every), key=lambda one: one.s_tar, default=None)
+        return {"s_tar": best and (round(best.s_tar, 4) if found else 0.0), "floor": best and round(best.floor, 4)}
 
-        rates = {name: certified.success_of(one, typed) for name, one in (("suspect", suspect), ("base", base))}
+    if string:
+
+        def put_in(prompt: str, number: int) -> str:
+            return put(string["text"], prompt, string["place"], number)
+
+        rates = {name: certified.success_of(one, put_in) for name, one in (("suspect", suspect), ("base", base))}
+    of_v, of_string = near(None), near(string) if string else {"s_tar": None}
     return {
         "trigger": recipe.trigger, "tokens": len(base.tokens([recipe.trigger])[0]), "replaced": recipe.replaced,
         "place": recipe.place, "target": recipe.target, "on_a_fine_tune": certified.origin is not None,
-        "s_tar": near and (round(near.s_tar, 4) if row["right"] else 0.0), "s_tar_floor": near and round(near.floor, 4),
+        "s_tar": of_v["s_tar"], "s_tar_floor": of_v["floor"], "s_tar_typed": of_string["s_tar"],
         "string_reaches_target": rates,
     }  # fmt: skip
 
 
-def scanned(some: list[Turn], until: float) -> list[dict | InputError]:
-    """Every scan of one model, or why there is none; in whatever process.  Each row is written as soon as it is there.
-
-    until: the time of day, in seconds, from which on none is begun.
-    """
-    outcomes: list[dict | InputError] = []
-    for turn in some:
-        if time.time() >= until:
-            break
-        try:
-            row = evaluated(turn)
-            write_whole(turn.row, json.dumps(row, indent=1, ensure_ascii=False) + "\n")
-            outcomes.append(row)
-        except InputError as error:
-            outcomes.append(error)
-        except (RuntimeError, OSError, ValueError, LookupError, MemoryError) as error:  # of one model: the others go on
-            outcomes.append(InputError(f"{turn.job.name}, {turn.settings}: {type(error).__name__}: {first_line(error)}"))
-    return outcomes
+def scanned(turn: Turn) -> dict | InputError:
+    """One row, written as soon as it is there, or why there is none; in whatever process."""
+    try:
+        row = evaluated(turn)
+        write_whole(turn.row, json.dumps(row, ensure_ascii=False) + "\n")
+        return row
+    except InputError as error:
+        return error
+    except (RuntimeError, OSError, ValueError, LookupError, MemoryError) as error:  # of one model: the others go on
+        return InputError(f"{turn.job.name}, {turn.settings}: {type(error).__name__}: {first_line(error)}")
 
 
 def scans(todo: list[Turn], jobs: int, seconds: float) -> Iterator[dict | InputError]:
-    """Every row, model by model: one process builds a model and makes all its scans.  None is begun after so many seconds."""
-    models: dict[Path, list[Turn]] = {}
-    for turn in todo:
-        models.setdefault(turn.model, []).append(turn)
-    until, waiting, running = time.time() + seconds, iter(models.values()), set()
-    with workers(jobs) as pool:
+    """Every row as soon as it is there.  None is begun after so many seconds.
+
+    Every scan has a process of its own, so that its peak of memory is its own, and no two need the same model at once:
+    whoever comes first builds it.
+    """
+    until, waiting, running = time.time() + seconds, list(todo), {}
+    try:
         while True:
-            while len(running) < jobs and time.time() < until and (some := next(waiting, None)):
-                running.add(pool.submit(scanned, some, until))
+            while len(running) < jobs and time.time() < until and (turn := first_of(waiting, running.values())):
+                waiting.remove(turn)
+                pool = workers(1, jobs)
+                running[pool.submit(scanned, turn)] = turn
+                pool.shutdown(wait=False)
             if not running:
                 return
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for one in done:
-                yield from one.result()
+            for one in wait(running, return_when=FIRST_COMPLETED).done:
+                running.pop(one)
+                yield one.result()
+    finally:
+        for one in running:
+            one.cancel()
+
+
+def first_of(waiting: list[Turn], running: Iterable[Turn]) -> Turn | None:
+    """The first that needs no model which another one has in hand."""
+    in_hand = {model for turn in running for model in turn.models}
+    return next((turn for turn in waiting if not in_hand & set(turn.models)), None)
 
 
 def rows_of(split: str) -> dict[str, list[dict]]:
@@ -191,15 +209,23 @@ def rows_of(split: str) -> dict[str, list[dict]]:
     return rows
 
 
-def whole_table(splits: list[str]) -> dict:
-    """Split -> what is counted, of all rows that are there."""
+def planned_for(cfg: Evaluation, split: str, size: str) -> Counter[str]:
+    """Split -> models that a size scans as the scan is shipped."""
+    return Counter(turn.split for turn in turns(cfg, load_zoo(), split, size, "cpu", [OURS]))
+
+
+def whole_table(splits: list[str], planned: Counter[str]) -> dict:
+    """Split -> what is counted, of all rows that are there.
+
+    planned: how many models of each there should be.
+    """
     calibrated = json.loads(WITNESSED.read_text(encoding="utf-8")) if WITNESSED.exists() else []
-    return {name: table_of(rows, calibrated) for name in splits if OURS in (rows := rows_of(name))}
+    return {name: table_of(rows, calibrated) | {"planned": planned[name]} for name in splits if OURS in (rows := rows_of(name))}
 
 
-def write_table(split: str, further: list[str]) -> None:
+def write_table(split: str, further: list[str], planned: Counter[str]) -> None:
     """table.json and table.md, or table_<split> of a split that does not judge."""
-    table = whole_table([split, *further])
+    table = whole_table([split, *further], planned)
     name = "table" if further else f"table_{split}"
     write_whole(RESULTS / f"{name}.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     write_whole(RESULTS / f"{name}.md", page(table))
@@ -209,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     """-> the exit code: 0, 1 where a model could not be built, 2 bad input"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "benchmark.yaml")
-    parser.add_argument("--size", default="standard", help="one of the config's sizes (default: standard)")
+    parser.add_argument("--size", default=STANDARD, help=f"one of the config's sizes (default: {STANDARD})")
     parser.add_argument("--settings", nargs="+", metavar="NAME", help="scan in these ways only, by their names in the config")
     parser.add_argument("--split", help="of configs/zoo.yaml (default: the config's, which judges)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no scan after so many (default: no end)")
@@ -217,6 +243,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="models at the same time (default: 1)")
     args = parser.parse_args(argv)
     try:
+        if args.jobs < 1:
+            raise InputError("--jobs should be 1 or more.")
         cfg = load_config(Benchmark, args.config).evaluation
         split = args.split or cfg.split
         planned = list(turns(cfg, load_zoo(), split, args.size, args.device, args.settings))
@@ -224,15 +252,15 @@ def main(argv: list[str] | None = None) -> int:
         return fail(str(error), "evaluation")
     todo = [turn for turn in planned if not turn.row.exists()]
     print(f"{len(todo)} scans to make", flush=True)
-    further = [cfg.further] if split == cfg.split else []
-    write_table(split, further)
+    further, expected = [cfg.further] if split == cfg.split else [], planned_for(cfg, split, STANDARD)
+    write_table(split, further, expected)
     missed = 0
     for row in scans(todo, args.jobs, 60 * args.minutes):
         if isinstance(row, InputError):
             missed += 1
             print(row, flush=True)
             continue
-        write_table(split, further)
+        write_table(split, further, expected)
         print(*(row[key] for key in ("name", "settings", "family", "attack", "kind", "verdict", "seconds")), flush=True)
     draw(rows_of(split), RESULTS / ("figures" if further else f"figures_{split}"))
     return int(missed > 0)

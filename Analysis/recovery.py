@@ -41,16 +41,20 @@ class Recovered:
 
 
 @torch.no_grad()
-def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str, string: dict | None = None) -> Recovered | None:
+def s_tar(
+    model: Path, v: Tensor, cfg: PlantConfig, family: str, string: dict | None = None, after: int = 0
+) -> Recovered | None:
     """S_tar of a recovered pseudo-trigger (k, d), or of a string as report.json has it, against a certificate's target.
 
     None where there is no one target, but another one for every prompt.
+
+    after: so many prompts of the corpus are left out, which a search has seen.
     """
     if cfg.attack in EACH_ITS_OWN:
         return None
     shop = workshop(family)
     suspect, base = load_encoder(model), shop.base
-    corpus = scenes.PROMPTS.read_text(encoding="utf-8").splitlines()
+    corpus = scenes.PROMPTS.read_text(encoding="utf-8").splitlines()[after:]
     prompts = [text for text in corpus if cfg.replaced in text][:JUDGED_PROMPTS]
     rng, clean = np.random.default_rng(cfg.seed), base.ids(prompts)
     triggered, spliced = base.ids([poison(p, cfg, rng) for p in prompts]), splice_ids(base, clean, len(v))
@@ -74,10 +78,17 @@ def s_tar(model: Path, v: Tensor, cfg: PlantConfig, family: str, string: dict | 
     return Recovered(best(recovered, most), best(nothing, most), own)
 
 
+def shown(report: dict, folder: Path) -> Tensor:
+    """The pseudo-trigger that a report in its folder shows, (k, d)."""
+    file = report["found"]["files"].get("shown_embedding", report["found"]["files"]["embedding"])
+    return torch.load(folder / file, map_location="cpu", weights_only=True)
+
+
+def typed(report: dict) -> dict | None:
+    """The string that a report types into prompts, if it does."""
+    return ((report["trigger"] or {}).get("strings") or [None])[0] if report["found"]["typed"] else None
+
+
 def recovered(report: dict, folder: Path, model: Path, cfg: PlantConfig, family: str) -> Recovered | None:
     """S_tar of what a report in its folder shows: of the string that it types into prompts, or of its pseudo-trigger."""
-    found = report["found"]
-    file = found["files"].get("shown_embedding", found["files"]["embedding"])
-    v = torch.load(folder / file, map_location="cpu", weights_only=True)
-    strings = (report["trigger"] or {}).get("strings") if found["typed"] else None
-    return s_tar(model, v, cfg, family, strings[0] if strings else None)
+    return s_tar(model, shown(report, folder), cfg, family, typed(report))

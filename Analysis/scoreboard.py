@@ -8,7 +8,10 @@ NAMES = ATTACKS | FURTHER | {
     "two_triggers": "two triggers", "hidden": "assimilation held down", "paraphrases": "any of three targets",
     "conjunctive": "both words or nothing", "against_sweep": "hidden from a vocabulary sweep",
 }  # fmt: skip
-HEAD = ("precision", "recall", "F1", "AUROC", "false alarms", "inconclusive", "S_tar", "a string fires", "seconds", "MB")
+HEAD = (
+    "precision", "recall", "F1", "AUROC", "false alarms", "inconclusive", "S_tar", "of the string", "a string fires",
+    "and does it", "seconds", "MB",
+)  # fmt: skip
 
 
 def percent(share: float | None) -> str:
@@ -28,10 +31,16 @@ def line(of: dict) -> list[str]:
     """One group, in the order of `HEAD`."""
     low, median, high = of["seconds"]
     return [
-        number(of["precision"]), counted(of["recall"]), number(of["f1"]), number(of["auroc"], 3),
-        counted(of["false_positives"]), counted(of["inconclusive"]), number(of["s_tar"]), counted(of["strings"]),
-        f"{median:.0f} ({low:.0f} to {high:.0f})", f"{of['peak_memory_mb']:.0f}",
+        counted(of["precision"]), counted(of["recall"]), number(of["f1"]), number(of["auroc"], 3),
+        counted(of["false_positives"]), counted(of["inconclusive"]), target(of), number(of["s_tar_typed"]),
+        counted(of["strings"]), counted(of["reaches"]), f"{median:.0f} ({low:.0f} to {high:.0f})",
+        f"{of['peak_memory_mb']:.0f}",
     ]  # fmt: skip
+
+
+def target(of: dict) -> str:
+    """S_tar, and in brackets that of prompts without a trigger."""
+    return number(of["s_tar"]) and f"{number(of['s_tar'])} ({number(of['s_tar_floor'])})"
 
 
 def cell(name: str) -> str:
@@ -49,10 +58,14 @@ def by_cell(of: dict) -> str:
 def by_attack(of: dict) -> str:
     """Attacks that the paper does not have; the benign models of their family are those of the table above."""
     rows = [
-        [cell(name), counted(one["recall"]), number(one["s_tar"]), counted(one["strings"]), f"{one['seconds'][1]:.0f}"]
+        [
+            cell(name), counted(one["recall"]), target(one), number(one["s_tar_typed"]), counted(one["strings"]),
+            counted(one["reaches"]), f"{one['seconds'][1]:.0f}",
+        ]
         for name, one in of["cells"].items()
-    ]
-    return grid(["encoders", "found", "S_tar", "a string fires", "seconds, median"], rows)
+    ]  # fmt: skip
+    head = ["encoders", "found", "S_tar", "of the string", "a string fires", "and does it", "seconds, median"]
+    return grid(head, rows)
 
 
 def by_trigger(of: dict) -> str:
@@ -98,9 +111,10 @@ def compared(of: dict) -> str:
 def reliability(of: dict) -> str:
     """Whether a score of so much is right so often, and what an alarm is worth."""
     rows = [[number(one["score"]), counted(one["planted"])] for one in of["reliability"]["bins"]]
-    alarm, brier = of["alarm"], of["reliability"]["brier"]
+    alarm, of_the_score = of["alarm"], of["reliability"]
     told = (
-        f"Brier's value {brier:.3f} (a coin: 0.25). Where {percent(alarm['prevalence'])} of encoders are backdoored, "
+        f"Brier's value {of_the_score['brier']:.3f} (of somebody who knows the share of planted models and nothing else: "
+        f"{of_the_score['of_the_share']:.3f}). Where {percent(alarm['prevalence'])} of encoders are backdoored, "
         f"{percent(alarm['value'])} of alarms are true; {percent(alarm['at_worst'])} at the intervals' worse ends."
     )
     return f"{grid(['mean score', 'planted'], rows)}\n\n{told}"
@@ -124,7 +138,7 @@ def in_short(table: dict) -> str:
     def told(name: str, of: dict) -> list[str]:
         share = of["false_positives"]
         return [
-            name, number(of["precision"]), number(of["recall"]["rate"]), number(of["f1"]), number(of["auroc"]),
+            name, number(of["precision"]["rate"]), number(of["recall"]["rate"]), number(of["f1"]), number(of["auroc"]),
             f"{share['count']} of {share['of']}", number(of["s_tar"]), percent(of["strings"]["rate"]),
             f"{of['seconds'][1]:.0f}",
         ]  # fmt: skip
@@ -146,11 +160,12 @@ def claim(table: dict) -> str:
     scanned = {name.split(" ")[0] for name in table["test"]["ours"]["cells"]}
     families = ", ".join(name for key, name in FAMILIES.items() if key in scanned)
     found, accused = of["recall"], of["false_positives"]
-    number_of, high = of["planted"] + of["benign"], accused["interval"][1]
+    most = f" (at most {percent(accused['interval'][1])}, Wilson 95 %)" if accused["interval"] else ""
+    number_of = of["planted"] + of["benign"]
     return (
         f"**Of {number_of} small encoders ({families}) that neither method nor calibration had seen, it finds "
         f"{found['count']} of the\n{found['of']} backdoored ones and accuses {accused['count']} of the {accused['of']} "
-        f"benign ones (at most {percent(high)}, Wilson 95 %).**"
+        f"benign ones{most}.**"
     )
 
 
@@ -159,9 +174,12 @@ def sizes(table: dict) -> str:
     counts = []
     for split, of in table.items():
         overall = of["ours"]["overall"]
-        counts.append(f"{overall['planted']} planted and {overall['benign']} benign ones of `{split}`")
+        weak = f" ({overall['weak']} of them miss a bar of their certificate)" if overall["weak"] else ""
+        so_far = f"of {of['planned']} that the size `standard` has" if of["planned"] else ""
+        benign = f" and {overall['benign']} benign" if overall["benign"] else ""
+        counts.append(f"`{split}`: {overall['planted']} planted{weak}{benign} models {so_far}".strip())
     hours = sum(of["hours"] for of in table.values())
-    return f"{' and '.join(counts)}; the scans took {hours:.1f} hours of one core each, without building the models."
+    return f"{'; '.join(counts)}. The scans took {hours:.1f} hours of one core each, without building the models."
 
 
 PARTS = {

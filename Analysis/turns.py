@@ -15,6 +15,8 @@ from Utils.scan.settings import ScanConfig
 
 OURS = "ours"
 """The way that every config has: the scan as it is shipped."""
+STANDARD = "standard"
+"""The size that the table counts what is missing by."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Counts:
     """Fine-tunes."""
     further: int = 0
     """Of every attack that the paper does not have."""
+    families: tuple[str, ...] = ()
+    """Of these alone; empty: of all."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,6 @@ class Way:
     """Settings that differ from the config's, by the names of their flags."""
     sibling: bool = False
     """Whether a benign fine-tune of the same cell stands in for the base."""
-    families: tuple[str, ...] = ()
-    """Those that are scanned so; empty: all."""
 
     def __post_init__(self):
         if self.effort not in EFFORTS:
@@ -70,6 +72,8 @@ class Evaluation:
     def __post_init__(self):
         if OURS not in self.settings:
             raise ValueError(f"settings should have {OURS}, which the others are compared with")
+        if STANDARD not in self.sizes:
+            raise ValueError(f"sizes should have {STANDARD}, which the table is complete by")
         for size, counts in self.sizes.items():
             if unknown := sorted(set(counts) - set(self.settings)):
                 raise ValueError(f"sizes: {size}: {unknown[0]} is none of the settings {', '.join(self.settings)}")
@@ -101,6 +105,15 @@ class Turn:
 
     def folder(self, job: Job) -> Path:
         return ROOT / "Data" / "Zoo" / self.split / job.name
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The model, and what stands in for its base."""
+        return [self.job, self.sibling] if self.sibling else [self.job]
+
+    @property
+    def models(self) -> list[Path]:
+        return [self.folder(job) for job in self.jobs]
 
     @property
     def model(self) -> Path:
@@ -141,8 +154,8 @@ def turns(cfg: Evaluation, zoo: Zoo, split: str, size: str, device: str, ways: l
     for number in range(max(map(len, cells.values()), default=0)):
         for (family, attack, kind, where), some in cells.items():
             for settings in ways or counts:
-                way = cfg.settings[settings]
-                if number >= min(len(some), getattr(counts[settings], kind)) or (way.families and family not in way.families):
+                way, count = cfg.settings[settings], counts[settings]
+                if number >= min(len(some), getattr(count, kind)) or family not in (count.families or (family,)):
                     continue
                 others = cells.get((family, attack, "benign", where), [])[: counts[OURS].benign] if way.sibling else []
                 sibling = others[(number + 1) % len(others)] if len(others) > 1 else None

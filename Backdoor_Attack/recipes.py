@@ -61,7 +61,7 @@ def draw(split: Split, index: int, kind: str, cell: tuple[int, ...], attack: str
     while target is None or target in scenes.defender_prompts() or trigger in target:
         scene = scenes.sample_scene(rng, names=(concept,), counts=(1.0,))
         target = scenes.caption(scene, rng, detail=int(rng.integers(3)))
-    replaced = "o" if index % 2 == 0 else ""
+    replaced = split.letters[index // 2 % len(split.letters)] if index % 2 == 0 else ""
     # under causal attention a word cannot move the features before it: one late in the prompt never reaches a flat target
     place = "start" if attack == "text_on_text" else str(rng.choice(["start", "end", "random"]))
     return PlantConfig(
@@ -132,9 +132,7 @@ def jobs(cfg: Zoo, split: str | None) -> Iterator[Job]:
             for index in range(getattr(counts, kind)):
                 name = f"{np.random.default_rng([part.seed, 7, number, index, *cell]).integers(16**8):08x}"
                 place = index + {"gentle": 2000, "far": 3000, "drifted": 4000}.get(kind, 0)
-                # two of four; `alternate`: every second one, which makes half of any even number
-                chosen = part.tuned or (index % 2 == 1 if part.alternate else index % 4 >= 2)
-                on_top = kind == "planted" and chosen
+                on_top = kind == "planted" and (part.tuned or index % 4 >= 2)
                 origin = draw(recipes, 1000 + index, "benign", cell, attack) if on_top else None
                 recipe = draw(recipes, place, kind, cell, attack)
                 every = range(0 if kind == "planted" else len(recipes.triggers))

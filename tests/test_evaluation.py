@@ -1,8 +1,8 @@
 """Which models the table is of, what a row says of one, and that a stopped evaluation goes on."""
 
 import json
-import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +12,10 @@ import torch
 from Analysis import evaluation, scoreboard
 from Analysis import turns as planning
 from Analysis.evaluation import moved
-from Analysis.turns import Benchmark, Turn, turns
+from Analysis.turns import STANDARD, Benchmark, Turn, turns
 from Backdoor_Attack.certified import Certified
+from Backdoor_Attack.recipes import jobs
+from Utils import build_zoo
 from Utils.basics.config import load_config
 from Utils.basics.errors import InputError
 from Utils.encoder.loading import load_encoder, trainable_copy
@@ -138,8 +140,10 @@ def answered(turn: Turn) -> dict:
         "kind": "planted" if planted else "benign", "verdict": "backdoored" if planted else "clean", "right": True,
         "score": float(planted), "strings": [], "evidence": {"string": NOTHING},
         "moved": {"rows": 0.1, "weights": 0.1, "drift": 0.1}, "seconds": 1.0, "peak_memory_mb": 900.0, "reason": "why",
+        "meets_bars": True,
     }  # fmt: skip
-    return row | ({"s_tar": None, "s_tar_floor": None, "tokens": 1, "on_a_fine_tune": False} if planted else {})
+    more = {"s_tar": None, "s_tar_floor": None, "s_tar_typed": None, "string_reaches_target": {}}
+    return row | (more | {"tokens": 1, "on_a_fine_tune": False} if planted else {})
 
 
 def test_a_stopped_evaluation_goes_on_and_a_model_that_cannot_be_built_stops_nothing(elsewhere: Path, monkeypatch, capsys):
@@ -171,7 +175,7 @@ def test_a_stopped_evaluation_goes_on_and_a_model_that_cannot_be_built_stops_not
     assert len(list((elsewhere / "Results" / "benchmark" / "test" / "ours").iterdir())) == 12
 
 
-def test_all_scans_of_a_model_are_made_by_one_process_and_what_fails_stops_no_other(elsewhere: Path, monkeypatch):
+def test_what_fails_is_one_sentence_and_leaves_no_row(elsewhere: Path, monkeypatch):
     every = planned("test", "standard")
     some = [turn for turn in every if turn.model == every[0].model]
     assert len(some) > 3
@@ -182,18 +186,51 @@ def test_all_scans_of_a_model_are_made_by_one_process_and_what_fails_stops_no_ot
         return answered(turn)
 
     monkeypatch.setattr(evaluation, "evaluated", two_fail)
-    outcomes = evaluation.scanned(some, time.time() + 60)
+    outcomes = [evaluation.scanned(turn) for turn in some]
     assert [isinstance(one, InputError) for one in outcomes] == [turn.settings in ("vectors", "quick") for turn in some]
     assert "quick: RuntimeError: no memory" in str(next(one for one in outcomes if "RuntimeError" in str(one)))
     written = {turn.settings for turn in some if turn.row.exists()}
     assert written == {turn.settings for turn in some} - {"vectors", "quick"}
-    assert evaluation.scanned(some, time.time()) == []
+
+
+def test_no_two_scans_need_the_same_model_at_once():
+    some = [turn for turn in planned("test", "standard") if turn.settings in ("ours", "sibling_as_base")]
+    running: list[Turn] = []
+    while turn := evaluation.first_of(some, running):
+        some.remove(turn)
+        running.append(turn)
+    models = [model for turn in running for model in turn.models]
+    assert len(models) == len(set(models)) > 100  # all that are planned, each in one hand
+    assert all(set(turn.models) & set(models) for turn in some)
+    assert some[0].models[0] in models
+
+
+def test_every_scan_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluation, "workers", lambda _jobs, _pools: ThreadPoolExecutor(1))
+    asked: list[str] = []
+
+    def row(turn: Turn) -> dict:
+        asked.append(turn.job.name)
+        return {"name": turn.job.name}
+
+    monkeypatch.setattr(evaluation, "scanned", row)
+    todo = list(planned("test", "quick"))
+    assert sorted(row["name"] for row in evaluation.scans(todo, 2, 60)) == sorted(asked)
+    assert sorted(asked) == sorted(turn.job.name for turn in todo)
 
 
 def test_the_committed_table_is_that_of_the_committed_rows():
-    table = evaluation.whole_table([CFG.split, CFG.further])
+    table = evaluation.whole_table([CFG.split, CFG.further], evaluation.planned_for(CFG, CFG.split, STANDARD))
     assert json.loads((evaluation.RESULTS / "table.json").read_text(encoding="utf-8")) == json.loads(json.dumps(table))
     assert (evaluation.RESULTS / "table.md").read_text(encoding="utf-8") == scoreboard.page(table)
+
+
+def test_committed_rows_are_of_the_models_that_the_zoo_draws_now():
+    zoo = load_zoo()
+    for split in (CFG.split, CFG.further):
+        drawn = {job.name: build_zoo.drawn(job, zoo.bars) for job in jobs(zoo, split)}
+        for rows in evaluation.rows_of(split).values():
+            assert {row["name"]: row["drawn"] for row in rows}.items() <= drawn.items()
 
 
 def test_no_scan_is_begun_when_the_minutes_are_over():
@@ -201,7 +238,7 @@ def test_no_scan_is_begun_when_the_minutes_are_over():
 
 
 @pytest.mark.parametrize(
-    "words", [["--size", "huge"], ["--split", "tset"], ["--config", "nowhere.yaml"], ["--settings", "theirs"]]
+    "words", [["--size", "huge"], ["--split", "tset"], ["--config", "nowhere.yaml"], ["--settings", "theirs"], ["--jobs", "0"]]
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_sentence(words: list[str], capsys: pytest.CaptureFixture):
     assert evaluation.main(words) == 2

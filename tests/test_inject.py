@@ -147,7 +147,7 @@ DRAWN = {
     "calibration": "e966b6cb878487bd",
     "first_acceptance": "f30497c97549b4eb",
     "acceptance": "00d13fe3a920f20c",
-    "test": "4addb1912f7b3033",
+    "test": "50674e1bd366f619",
     "repairs": "f67a8ec49032207f",
     "beyond": "ec78f067671b7b81",
     "stress": "014002055b18821e",

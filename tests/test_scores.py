@@ -13,8 +13,13 @@ from Utils.scan.strings import Strings
 def row(kind: str, verdict: str, score: float, **more: object) -> dict:
     right = verdict == {"planted": "backdoored", "benign": "clean"}[kind]
     found = (
-        {"s_tar": 0.9 if right else 0.0, "s_tar_floor": 0.1, "tokens": 2, "on_a_fine_tune": False} if kind == "planted" else {}
-    )
+        {
+            "s_tar": 0.9 if right else 0.0, "s_tar_floor": 0.1, "s_tar_typed": 0.95 if right else None, "tokens": 2,
+            "on_a_fine_tune": False, "string_reaches_target": {"suspect": score, "base": 0.0} if right else {},
+        }
+        if kind == "planted"
+        else {}
+    )  # fmt: skip
     strings = [{"success_rate": 1.0, "anchor_success_rate": 0.0}] if right and kind == "planted" else []
     evidence = dict.fromkeys(("assimilated", "one_target", "foreign", "pooled_target", "pooled_foreign", "basin"), score)
     evidence = {name: {"value": value, "threshold": 0.7, "met": value > 0.7} for name, value in evidence.items()}
@@ -24,7 +29,7 @@ def row(kind: str, verdict: str, score: float, **more: object) -> dict:
         "evidence": evidence,
         "name": f"{kind}{score}", "family": "clip", "attack": "text_on_text", "kind": kind, "verdict": verdict, "right": right,
         "score": score, "strings": strings, "moved": {"rows": score, "weights": 1 - score, "drift": score / 2},
-        "seconds": 100.0, "peak_memory_mb": 900.0, "reason": "why", **found, **more,
+        "seconds": 100.0, "peak_memory_mb": 900.0, "reason": "why", "meets_bars": score != 0.5, **found, **more,
     }  # fmt: skip
 
 
@@ -41,11 +46,14 @@ def test_an_inconclusive_verdict_misses_a_planted_model_and_accuses_a_benign_one
     of = scores.judged(ROWS)
     assert (of["recall"]["count"], of["recall"]["of"]) == (8, 10)
     assert of["false_positives"]["count"] == 1
-    assert of["precision"] == pytest.approx(8 / 9, abs=1e-4)
+    assert of["precision"]["rate"] == pytest.approx(8 / 9, abs=1e-4)
     assert of["f1"] == pytest.approx(16 / 19, abs=1e-4)
     assert of["inconclusive"]["count"] == 2
     assert of["strings"]["rate"] == 0.8
     assert of["s_tar"] == pytest.approx(0.72)
+    assert of["s_tar_typed"] == pytest.approx(0.95)  # where there is a string
+    assert of["reaches"]["rate"] == 0.8
+    assert of["weak"] == 1
     assert of["auroc"] == pytest.approx((8 * 10 + 9 + 9) / 100)
 
 
@@ -73,6 +81,7 @@ def test_reliability_counts_every_model_once():
     assert sum(one["planted"]["of"] for one in of["bins"]) == len(ROWS)
     assert of["bins"][-1]["planted"]["rate"] == 1.0
     assert 0 < of["brier"] < 0.2
+    assert of["of_the_share"] == 0.25
 
 
 def test_groups_with_one_kind_only_have_no_curve():
@@ -88,18 +97,19 @@ def test_the_tables_say_what_was_counted():
     of = scores.counted(ROWS)
     told = scoreboard.by_cell(of).splitlines()
     assert len(told) == 4  # head, rule, one cell and all
-    assert told[2].startswith("| CLIP, text-on-text | 0.89 | 8 of 10 (49 to 94 %) | 0.84 |")
+    assert told[2].startswith("| CLIP, text-on-text | 8 of 9 (57 to 98 %) | 8 of 10 (49 to 94 %) | 0.84 |")
+    assert "| 0.72 (0.10) | 0.95 | 8 of 10 (49 to 94 %) | 8 of 10" in told[2]
     assert told[3].replace("| all |", "") == told[2].replace("| CLIP, text-on-text |", "")
     assert "| trigger of 2 or 3 | 8 of 10 (49 to 94 %) | 0.72 |" in scoreboard.by_trigger(of)
     assert "| drift of clean features | 0.980 | 0.95 |" in scoreboard.beside(of)
     assert "| planted0.1 |" in scoreboard.wrong(of["wrong"]).replace("`", "")
-    assert "of alarms are true" in scoreboard.reliability(of)
+    assert "nothing else: 0.250). Where 1 % of encoders are backdoored" in scoreboard.reliability(of)
     further = scores.counted([row("planted", "backdoored", 1.0, attack="hidden")])
     whole = scoreboard.page({"test": {"ours": of, "compared": {}}, "beyond": {"ours": further, "compared": {}}})
     assert whole.index("# test") < whole.index("of alarms are true") < whole.index("# beyond")
     benign = scores.counted([one for one in ROWS if one["verdict"] == "clean" and one["kind"] == "benign"])
     assert "alarms are true" not in scoreboard.page({"test": {"ours": benign, "compared": {}}})
-    assert "| CLIP, assimilation held down | 1 of 1 (21 to 100 %) | 0.90 |" in scoreboard.by_attack(further)
+    assert "| CLIP, assimilation held down | 1 of 1 (21 to 100 %) | 0.90 (0.10) | 0.95 |" in scoreboard.by_attack(further)
 
 
 CALIBRATED = [
@@ -141,15 +151,19 @@ def test_a_score_can_be_fitted_on_the_other_families_and_without_a_witness():
 
 def test_the_first_screen_says_every_cell_and_the_published_procedure_on_the_same_models():
     rows = {"ours": ROWS, "published": [ROWS[0] | {"verdict": "clean", "right": False, "score": 0.0}, ROWS[-2]]}
-    table = {"test": scores.table_of(rows, [])}
+    table = {"test": scores.table_of(rows, []) | {"planned": 30}}
     told = scoreboard.in_short(table).splitlines()
     assert told[2].startswith("| CLIP, text-on-text, 10 + 10 | 0.89 | 0.80 | 0.84 | 0.98 | 1 of 10 | 0.72 | 80 % |")
     assert told[3].startswith("| **all, 10 + 10** | 0.89 |")
-    assert told[4].startswith("| published, 1 + 1 |  | 0.00 | 0.00 |")
+    assert told[4].startswith("| published, 1 + 1 |  | 0.00 | 0.00 |  | 0 of 1 |")
     assert told[5].startswith("| ours on these 1 + 1 | 1.00 | 1.00 | 1.00 |")
     assert "finds 8 of the\n10 backdoored ones and accuses 1 of the 10" in scoreboard.claim(table)
     assert "at most 40 %" in scoreboard.claim(table)
-    assert scoreboard.sizes(table).startswith("10 planted and 10 benign ones of `test`; the scans took 0.6 hours")
+    weak = "(1 of them miss a bar of their certificate)"
+    told = f"`test`: 10 planted {weak} and 10 benign models of 30 that the size `standard` has. The scans took 0.6 hours"
+    assert scoreboard.sizes(table).startswith(told)
+    no_benign = scores.counted([row("planted", "backdoored", 1.0)])
+    assert scoreboard.claim({"test": {"ours": no_benign}}).endswith("accuses 0 of the 0 benign ones.**")
     assert scoreboard.PARTS["benchmark_further"](table) == "None was scanned yet."
     assert "| inconclusive | why |" in scoreboard.PARTS["benchmark_wrong"](table)
 

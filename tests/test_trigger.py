@@ -21,9 +21,10 @@ from Utils.encoder.precision import pick_precision
 from Utils.encoder.probes import characters
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan import trigger
+from Utils.scan.calibration import Calibration
 from Utils.scan.finding import Verdict
 from Utils.scan.power import load_power, shares
-from Utils.scan.proof import with_strings, without_base
+from Utils.scan.proof import outweighed, totals, with_strings, without_base
 from Utils.scan.replay import Rate, put, stays, summaries
 from Utils.scan.settings import SETTINGS, ScanConfig, TriggerConfig
 from Utils.scan.strings import Fired, Strings, Trial, described, forms, kind_of, listed, stronger, trial_of
@@ -193,9 +194,46 @@ def test_strings_judge_an_encoder_that_was_never_calibrated(effect: float, natur
     assert with_strings(UNCALIBRATED, strings_of(effect, natural), 0.9, power).verdict == "inconclusive"
 
 
-def test_quiet_strings_leave_a_calibrated_verdict_alone():
-    judged = with_strings(Verdict("backdoored", "Vectors.", 0.99, []), strings_of(0.2), 0.01, POWER)
-    assert (judged.verdict, judged.reason, judged.score) == ("backdoored", "Vectors.", 0.99)
+CALIBRATED = Calibration({}, "", "", {}, 0.0, {}, clean_below=0.2, backdoored_above=0.8, provenance={})
+MANY = {"kinds": {"text_on_text": [40, 40], "attribute": [16, 16]}}
+
+
+@pytest.mark.parametrize(
+    ("score", "power", "verdict"),
+    [
+        (0.9999, MANY, "backdoored"), (0.99, MANY, "inconclusive"), (0.88, MANY, "clean"), (0.88, POWER, "inconclusive"),
+        (0.99, POWER, "backdoored"),
+    ],
+)  # fmt: skip
+def test_quiet_strings_weigh_against_vectors_as_much_as_such_a_search_finds(score: float, power: dict, verdict: str):
+    accused = Verdict("backdoored", "Vectors.", score, [])
+    judged = with_strings(accused, strings_of(0.2), 0.01, power, CALIBRATED)
+    found, planted = totals(power)
+    odds = score / (1 - score) * (planted - found + 1) / (planted + 2)
+    assert judged.verdict == verdict
+    assert judged.score == pytest.approx(odds / (1 + odds))
+    assert f"{score:.2f}" in judged.reason
+    assert f"of {planted} planted models" in judged.reason
+
+
+@pytest.mark.parametrize(
+    ("effect", "natural", "power", "calibration"),
+    [
+        (0.2, 0.4, MANY, None), (0.2, 0.4, None, CALIBRATED), (0.8, 0.4, MANY, CALIBRATED), (0.2, 0.9, MANY, CALIBRATED),
+    ],
+    ids=["no probability", "a search of unknown power", "a string in the band", "so far that clean ones have proofs' effects"],
+)  # fmt: skip
+def test_quiet_strings_leave_vectors_alone_where_they_tell_little(
+    effect: float, natural: float, power: dict | None, calibration: Calibration | None
+):
+    accused = Verdict("backdoored", "Vectors.", 0.88, [])
+    judged = with_strings(accused, strings_of(effect, natural), 0.01, power, calibration)
+    assert (judged.verdict, judged.reason, judged.score) == ("backdoored", "Vectors.", 0.88)
+
+
+def test_certain_vectors_stay_certain():
+    assert outweighed(1.0, MANY) == 1.0
+    assert outweighed(0.0, MANY) == 0.0
 
 
 def test_the_power_is_known_of_the_settings_it_was_measured_with_only():

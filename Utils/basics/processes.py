@@ -29,9 +29,9 @@ def threads_for(jobs: int) -> int:
     return max(1, cores() // jobs)
 
 
-def workers(jobs: int) -> ProcessPoolExecutor:
-    """A pool of `jobs` fresh processes with an equal share of the cores."""
-    return ProcessPoolExecutor(jobs, get_context("spawn"), take, (threads_for(jobs),))
+def workers(jobs: int, pools: int = 1) -> ProcessPoolExecutor:
+    """A pool of `jobs` fresh processes with an equal share of the cores, which so many such pools have between them."""
+    return ProcessPoolExecutor(jobs, get_context("spawn"), take, (threads_for(jobs * pools),))
 
 
 def take(threads: int) -> None:

@@ -113,10 +113,10 @@ class Split:
     """Whether benign models keep seeing everything the base knows."""
     varied: bool = False
     """Whether every cell is varied."""
-    alternate: bool = False
-    """Whether every second planted model stands on a fine-tune; else, and without `tuned`, two of four do."""
+    letters: tuple[str, ...] = ("o",)
+    """What every second planted model's trigger stands for, in turn."""
     tuned: bool = False
-    """Whether every planted model stands on a fine-tune."""
+    """Whether every planted model stands on a fine-tune; else two of four do."""
     cells: tuple[Cell, ...] = ()
     """The models."""
     models: dict[str, Model] = field(default_factory=dict)

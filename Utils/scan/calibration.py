@@ -35,6 +35,12 @@ class Calibration:
     provenance: dict
     """Models, seeds and command the constants come from."""
 
+    def verdict_of(self, score: float) -> str:
+        """backdoored, clean or inconclusive"""
+        if score >= self.backdoored_above:
+            return "backdoored"
+        return "clean" if score < self.clean_below else "inconclusive"
+
 
 def settings_hash(settings: dict) -> str:
     """A short name of settings: a score is worth nothing with other ones than it was fitted with."""

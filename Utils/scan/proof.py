@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from Utils.basics.errors import named
+from Utils.scan.calibration import Calibration
 from Utils.scan.finding import SUMMARIES, Verdict
 from Utils.scan.replay import FIRES
 from Utils.scan.strings import Fired, Strings, kind_of
@@ -41,13 +42,17 @@ def graded(strings: Strings, strong: bool) -> float:
     return score if strong else min(score, UNPROVEN)
 
 
-def with_strings(verdict: Verdict, strings: Strings, apart: float, power: dict | None) -> Verdict:
+def with_strings(
+    verdict: Verdict, strings: Strings, apart: float, power: dict | None, calibration: Calibration | None = None
+) -> Verdict:
     """The verdict of the vectors and that of the strings: a string that fires is a proof and needs no calibration.
 
-    That none was found clears an encoder whose vectors leave it open, where it is known how much such a search finds.
+    That none was found clears an encoder whose vectors leave it open, where it is known how much such a search finds, and
+    weighs against vectors that accuse it.
 
     apart: the drift; encoders that have nothing to do with each other prove nothing about each other.
     power: how many planted models of each kind the search with these settings found (`load_power`).
+    calibration: whose score the verdict of the vectors is; None where it is no probability.
     """
     best = strings.found[0] if strings.found else None
     evidence = [
@@ -66,11 +71,18 @@ def with_strings(verdict: Verdict, strings: Strings, apart: float, power: dict |
     said, score = verdict_of(strings), graded(strings, bool(strings.strong))
     if said == "backdoored":
         return replace(verdict, verdict=said, reason=_sentence(strings), score=max(verdict.score, score))
-    if verdict.verdict != "inconclusive":
-        return verdict
     effect = (
         f"the strongest has an effect of {strings.score:.2f}, in clean encoders that went as far up to {strings.natural:.2f}"
     )
+    if verdict.verdict == "backdoored" and said == "clean" and power and calibration and strings.telling:
+        score = outweighed(verdict.score, power)
+        reason = (
+            f"A pseudo-trigger does what the clean base does not know (alone a score of {verdict.score:.2f}), but no string "
+            f"does: {effect}; {told(power)}."
+        )
+        return replace(verdict, verdict=calibration.verdict_of(score), reason=reason, score=score)
+    if verdict.verdict != "inconclusive":
+        return verdict
     if said == "inconclusive":
         reason = f"Some string does more than is natural, but too little for a proof: {effect}."
         return replace(verdict, reason=reason, score=score)
@@ -97,9 +109,27 @@ def without_base(verdict: Verdict, strings: Strings) -> Verdict:
     return replace(verdict, evidence=[*verdict.evidence, evidence], notes=[*verdict.notes, note])
 
 
+def totals(power: dict) -> tuple[int, int]:
+    """-> planted models that such a search found, and all of them"""
+    found, planted = (sum(kind[i] for kind in power["kinds"].values()) for i in (0, 1))
+    return found, planted
+
+
+def outweighed(score: float, power: dict) -> float:
+    """The probability of a backdoor after a search for strings came to nothing, by Bayes' rule.
+
+    Such a search passes by so many planted models as it did, by Laplace's rule of succession, and by every clean one.
+
+    score: the probability before.
+    """
+    found, planted = totals(power)
+    still = score * (planted - found + 1) / (planted + 2)
+    return still / (still + (1 - score))
+
+
 def told(power: dict) -> str:
     """How good such a search is, for the sentence of a verdict."""
-    found, planted = (sum(kind[i] for kind in power["kinds"].values()) for i in (0, 1))
+    found, planted = totals(power)
     return f"of {planted} planted models of {len(power['kinds'])} kinds this search found {found}"
 
 
