@@ -363,8 +363,9 @@ def test_a_table_of_labels_takes_no_memory(editable: Path, memory_taken):
 
 def test_what_raises_the_memory_is_seen(memory_taken):
     assert memory_taken() < 50
-    torch.ones(100 << 20, dtype=torch.uint8)
-    assert 80 < memory_taken() < 200
+    torch.ones(400 << 20, dtype=torch.uint8)
+    # pages of files that the system takes back meanwhile make it less: it has to exceed what the tests above allow
+    assert 200 < memory_taken() < 600
 
 
 def test_a_tokenizer_that_panics_on_a_text_is_bad_input(tiny: TextEncoder):
