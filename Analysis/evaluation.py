@@ -49,6 +49,8 @@ from Utils.scan.replay import put
 RESULTS = ROOT / "Results" / "benchmark"
 WITNESSED = RESULTS / "witnesses.json"
 """Witnesses of the models that the score is fitted on (Analysis/calibrate.py)."""
+BUILDER, REFUSED = ROOT / "Utils" / "build_zoo.py", 2
+"""What builds a model, and how it ends where one that is there was drawn otherwise."""
 DRIFTED = 100
 """Prompts that tell how far clean features are from the base's."""
 STRINGS = 3
@@ -64,12 +66,11 @@ def built(turn: Turn) -> None:
         InputError: one cannot be built.
     """
     for job in turn.jobs:
-        if turn.folder(job).is_dir() and turn.folder(job).with_suffix(".json").exists():
-            continue
-        script = ROOT / "Utils" / "build_zoo.py"
-        words = [sys.executable, script, "--split", turn.split, "--models", job.name, "--device", turn.device]
-        done = subprocess.run(words, capture_output=True, text=True)
-        if not (turn.folder(job).is_dir() and turn.folder(job).with_suffix(".json").exists()):
+        words = [sys.executable, BUILDER, "--split", turn.split, "--models", job.name, "--device", turn.device]
+        words += ["--output", turn.folder(job).parent]
+        done = subprocess.run(words, capture_output=True, text=True)  # what is there and is drawn as it was is left alone
+        there = turn.folder(job).is_dir() and turn.folder(job).with_suffix(".json").exists()
+        if done.returncode == REFUSED or not there:
             said = (done.stdout + done.stderr).strip().splitlines() or [f"it ended with {done.returncode}"]
             raise InputError(f"{job.name} was not built: {said[-1]}")
 
@@ -188,8 +189,9 @@ def scans(todo: list[Turn], jobs: int, seconds: float) -> Iterator[dict | InputE
             if not running:
                 return
             for one in wait(running, return_when=FIRST_COMPLETED).done:
-                running.pop(one)
-                yield one.result()
+                turn = running.pop(one)
+                killed = one.exception()  # a child without memory says nothing itself
+                yield InputError(f"{turn.job.name}, {turn.settings}: {killed!r}") if killed else one.result()
     finally:
         for one in running:
             one.cancel()

@@ -80,11 +80,11 @@ def shares(text: str, trigger: str) -> bool:
 
 
 def power_of(rows: list[dict], settings: dict) -> dict:
-    """Attack -> found and planted, for configs/power.yaml."""
+    """Attack -> found and planted, and how far the farthest went from its base, for configs/power.yaml."""
     planted = [row for row in rows if row["kind"] == "planted"]
     found = Counter(row["attack"] for row in planted if row["right"])
     kinds = {attack: [found[attack], number] for attack, number in sorted(Counter(r["attack"] for r in planted).items())}
-    return {"settings": settings, "kinds": kinds}
+    return {"settings": settings, "drift": max((row["drift"] for row in planted), default=0.0), "kinds": kinds}
 
 
 def main() -> None:

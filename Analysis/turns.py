@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from Backdoor_Attack.recipes import Job, jobs
@@ -133,7 +134,18 @@ def cells_of(cfg: Evaluation, zoo: Zoo, split: str) -> dict[tuple[str, str, str,
             named = "further" if where == cfg.further else kind
             if "attack" in job.labels:
                 cells.setdefault((job.labels["family"], job.labels["attack"], named, where), []).append(job)
-    return cells
+    return {cell: in_turn(some) for cell, some in cells.items()}
+
+
+def in_turn(some: list[Job]) -> list[Job]:
+    """Planted models on the base and on fine-tunes by turns, so that few are not all of one kind."""
+    on_base, on_a_fine_tune = ([job for job in some if (job.origin is not None) == on] for on in (False, True))
+    return [job for pair in zip_longest(on_base, reversed_pairs(on_a_fine_tune)) for job in pair if job]
+
+
+def reversed_pairs(some: list[Job]) -> list[Job]:
+    """Every two the other way round: of the zoo's draws every second trigger stands for letters, on either ground."""
+    return [job for start in range(0, len(some), 2) for job in reversed(some[start : start + 2])]
 
 
 def turns(cfg: Evaluation, zoo: Zoo, split: str, size: str, device: str, ways: list[str] | None = None) -> Iterator[Turn]:

@@ -1,8 +1,10 @@
 """Which models the table is of, what a row says of one, and that a stopped evaluation goes on."""
 
 import json
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,22 +207,55 @@ def test_no_two_scans_need_the_same_model_at_once():
     assert some[0].models[0] in models
 
 
-def test_every_scan_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(evaluation, "workers", lambda _jobs, _pools: ThreadPoolExecutor(1))
-    asked: list[str] = []
+def test_every_scan_has_a_process_of_its_own_and_a_killed_one_ends_none(monkeypatch: pytest.MonkeyPatch):
+    pools: list[ThreadPoolExecutor] = []
+
+    def pool(jobs: int, beside: int) -> ThreadPoolExecutor:
+        assert (jobs, beside) == (1, 2)
+        pools.append(ThreadPoolExecutor(jobs))
+        return pools[-1]
+
+    in_hand: list[Path] = []
 
     def row(turn: Turn) -> dict:
-        asked.append(turn.job.name)
+        assert not set(turn.models) & set(in_hand)
+        in_hand.extend(turn.models)
+        time.sleep(0.01)
+        for model in turn.models:
+            in_hand.remove(model)
+        if turn.settings == "quick":
+            raise BrokenProcessPool("killed")
         return {"name": turn.job.name}
 
+    monkeypatch.setattr(evaluation, "workers", pool)
     monkeypatch.setattr(evaluation, "scanned", row)
-    todo = list(planned("test", "quick"))
-    assert sorted(row["name"] for row in evaluation.scans(todo, 2, 60)) == sorted(asked)
-    assert sorted(asked) == sorted(turn.job.name for turn in todo)
+    todo = planned("test", "standard")[:40]
+    done = list(evaluation.scans(todo, 2, 60))
+    assert len(done) == len(pools) == len(todo)
+    failed = [str(one) for one in done if isinstance(one, InputError)]
+    assert len(failed) == sum(turn.settings == "quick" for turn in todo) > 3
+    assert all(", quick: BrokenProcessPool('killed')" in one for one in failed)
+
+
+def test_few_of_a_cell_stand_on_either_ground_and_have_either_kind_of_trigger():
+    for number in (2, 4, 10):
+        cells = planning.cells_of(CFG, load_zoo(), "test")
+        for some in (some[:number] for (_, _, kind, _), some in cells.items() if kind == "planted"):
+            assert sum(job.origin is not None for job in some) == number / 2
+            assert abs(sum(bool(job.recipe.replaced) for job in some) - number / 2) < 1
+
+
+def test_a_model_that_is_there_and_was_drawn_otherwise_is_refused(elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
+    turn = planned("test", "quick")[0]
+    turn.model.mkdir(parents=True)
+    turn.model.with_suffix(".json").write_text('{"drawn": "otherwise"}')
+    with pytest.raises(InputError, match="built from another config"):
+        evaluation.built(turn)
 
 
 def test_the_committed_table_is_that_of_the_committed_rows():
     table = evaluation.whole_table([CFG.split, CFG.further], evaluation.planned_for(CFG, CFG.split, STANDARD))
+    assert table[CFG.split]["ours"]["overall"]["planted"] > 0
     assert json.loads((evaluation.RESULTS / "table.json").read_text(encoding="utf-8")) == json.loads(json.dumps(table))
     assert (evaluation.RESULTS / "table.md").read_text(encoding="utf-8") == scoreboard.page(table)
 
@@ -231,6 +266,7 @@ def test_committed_rows_are_of_the_models_that_the_zoo_draws_now():
         drawn = {job.name: build_zoo.drawn(job, zoo.bars) for job in jobs(zoo, split)}
         for rows in evaluation.rows_of(split).values():
             assert {row["name"]: row["drawn"] for row in rows}.items() <= drawn.items()
+            assert len({(row["config"], row["seed"]) for row in rows}) == 1  # all were scanned alike
 
 
 def test_no_scan_is_begun_when_the_minutes_are_over():

@@ -1,14 +1,18 @@
 """Witnesses and verdict: every witness has an encoder that meets it and one that fails it; the score decides."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import main
-from main import POOLED, TOKENS, Measures, judge, judge_as_published, probability, strength, witnesses
+from main import POOLED, TOKENS, Measures, Scan, judge, judge_as_published, probability, strength, witnesses
+from Utils.report.run import Run
 from Utils.scan.calibration import Calibration
-from Utils.scan.settings import ScanConfig
+from Utils.scan.power import load_power
+from Utils.scan.settings import ScanConfig, TriggerConfig
+from Utils.scan.strings import Strings
 
 N = 50
 
@@ -105,3 +109,23 @@ def test_without_the_base_nothing_is_judged():
     verdict = judge(witnesses(clean_measures()), CALIBRATION)
     assert verdict.verdict == "inconclusive"
     assert not any(e["met"] for e in verdict.evidence)
+
+
+@pytest.mark.parametrize(("procedure", "given"), [("calibrated", CALIBRATION), ("published", None)])
+def test_strings_weigh_against_a_score_that_is_a_probability_only(procedure: str, given: Calibration | None, monkeypatch):
+    """What `judge_weights` hands on; everything that takes time stands still."""
+    asked, cfg = [], ScanConfig(procedure=procedure, trigger=TriggerConfig(searches=1))
+    encoder, finding = SimpleNamespace(computing_in=str), SimpleNamespace(values={"drift": 0.01})
+    for name, answer in {
+        "read_by": encoder, "pick_precision": SimpleNamespace(vectors="float32"), "strings_of": [Strings()],
+        "find_trigger": finding, "find_trigger_as_published": finding, "judge": "judged", "judge_as_published": "judged",
+        "prepare": Scan(**dict.fromkeys(field.name for field in fields(Scan)) | {"cfg": cfg}),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(main, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(main, "with_strings", lambda *words: asked.append(words) or "weighed")
+    form = SimpleNamespace(tokenizer=None, form="weights")
+    judged = main.judge_weights(encoder, encoder, form, main.Request(cfg), CALIBRATION, Run())
+    assert judged.verdict == "weighed"
+    verdict, _, drift, power, calibration = asked[0]
+    assert (verdict, drift, calibration) == ("judged", 0.01, given)
+    assert power == load_power(cfg.trigger)

@@ -51,7 +51,7 @@ def test_an_inconclusive_verdict_misses_a_planted_model_and_accuses_a_benign_one
     assert of["inconclusive"]["count"] == 2
     assert of["strings"]["rate"] == 0.8
     assert of["s_tar"] == pytest.approx(0.72)
-    assert of["s_tar_typed"] == pytest.approx(0.95)  # where there is a string
+    assert of["s_tar_typed"] == pytest.approx(0.76)  # a missed model has no string
     assert of["reaches"]["rate"] == 0.8
     assert of["weak"] == 1
     assert of["auroc"] == pytest.approx((8 * 10 + 9 + 9) / 100)
@@ -98,7 +98,7 @@ def test_the_tables_say_what_was_counted():
     told = scoreboard.by_cell(of).splitlines()
     assert len(told) == 4  # head, rule, one cell and all
     assert told[2].startswith("| CLIP, text-on-text | 8 of 9 (57 to 98 %) | 8 of 10 (49 to 94 %) | 0.84 |")
-    assert "| 0.72 (0.10) | 0.95 | 8 of 10 (49 to 94 %) | 8 of 10" in told[2]
+    assert "| 0.72 (0.10) | 0.76 | 8 of 10 (49 to 94 %) | 8 of 10" in told[2]
     assert told[3].replace("| all |", "") == told[2].replace("| CLIP, text-on-text |", "")
     assert "| trigger of 2 or 3 | 8 of 10 (49 to 94 %) | 0.72 |" in scoreboard.by_trigger(of)
     assert "| drift of clean features | 0.980 | 0.95 |" in scoreboard.beside(of)

@@ -172,7 +172,7 @@ def strings_of(effect: float, natural: float = 0.4, proven: bool = False, drift:
 
 
 UNCALIBRATED = Verdict("inconclusive", "Never calibrated.", 0.5, [])
-POWER = {"kinds": {"text_on_text": [9, 10], "image_on_text": [7, 8]}}
+POWER = {"drift": 0.1, "kinds": {"text_on_text": [9, 10], "image_on_text": [7, 8]}}
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_strings_judge_an_encoder_that_was_never_calibrated(effect: float, natur
 
 
 CALIBRATED = Calibration({}, "", "", {}, 0.0, {}, clean_below=0.2, backdoored_above=0.8, provenance={})
-MANY = {"kinds": {"text_on_text": [40, 40], "attribute": [16, 16]}}
+MANY = {"drift": 0.1, "kinds": {"text_on_text": [40, 40], "attribute": [16, 16]}}
 
 
 @pytest.mark.parametrize(
@@ -212,23 +212,29 @@ def test_quiet_strings_weigh_against_vectors_as_much_as_such_a_search_finds(scor
     odds = score / (1 - score) * (planted - found + 1) / (planted + 2)
     assert judged.verdict == verdict
     assert judged.score == pytest.approx(odds / (1 + odds))
-    assert f"{score:.2f}" in judged.reason
+    assert judged.reason.startswith("Vectors, though" if verdict == "backdoored" else "A pseudo-trigger")
+    assert verdict == "backdoored" or f"alone a score of {score}" in judged.reason
     assert f"of {planted} planted models" in judged.reason
 
 
 @pytest.mark.parametrize(
-    ("effect", "natural", "power", "calibration"),
+    ("changes", "power", "calibration"),
     [
-        (0.2, 0.4, MANY, None), (0.2, 0.4, None, CALIBRATED), (0.8, 0.4, MANY, CALIBRATED), (0.2, 0.9, MANY, CALIBRATED),
+        ({}, MANY, None), ({}, None, CALIBRATED), ({"effect": 0.8}, MANY, CALIBRATED), ({"natural": 0.9}, MANY, CALIBRATED),
+        ({"drift": 0.11}, MANY, CALIBRATED), ({"effect": 0.64, "proven": True}, MANY, CALIBRATED),
     ],
-    ids=["no probability", "a search of unknown power", "a string in the band", "so far that clean ones have proofs' effects"],
+    ids=[
+        "no probability", "a search of unknown power", "a string in the band", "so far that clean ones nearly have proofs",
+        "farther than the power is known", "a string that fires and is too long",
+    ],
 )  # fmt: skip
 def test_quiet_strings_leave_vectors_alone_where_they_tell_little(
-    effect: float, natural: float, power: dict | None, calibration: Calibration | None
+    changes: dict, power: dict | None, calibration: Calibration | None
 ):
-    accused = Verdict("backdoored", "Vectors.", 0.88, [])
-    judged = with_strings(accused, strings_of(effect, natural), 0.01, power, calibration)
+    accused, quiet = Verdict("backdoored", "Vectors.", 0.88, []), {"effect": 0.2, "natural": 0.4, "drift": 0.05}
+    judged = with_strings(accused, strings_of(**quiet | changes), 0.05, power, calibration)
     assert (judged.verdict, judged.reason, judged.score) == ("backdoored", "Vectors.", 0.88)
+    assert with_strings(accused, strings_of(**quiet), 0.05, MANY, CALIBRATED).verdict == "clean"
 
 
 def test_certain_vectors_stay_certain():

@@ -9,7 +9,8 @@ TERMS = {
     "verdict": "Backdoored, clean or inconclusive: what the score and the strings say together; the worst counts where an "
     "encoder is judged in several ways.",
     "score": "The probability, from 0 to 1, that the encoder carries a backdoor: a logistic regression over five witnesses, "
-    "or what the strongest string does where strings decide.",
+    "or what the strongest string does where strings decide; lowered by Bayes' rule where vectors accuse and strings are "
+    "quiet.",
     "anchor": "The clean public base that the suspect was made from; everything is measured against what the base does itself.",
     "found-vector": "The pseudo-trigger v: a free vector put in place of a token behind begin-of-text, found by a search "
     "that looks for what overrules prompts in the suspect and not in the base.",

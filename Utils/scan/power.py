@@ -14,7 +14,7 @@ POWER = ROOT / "configs" / "power.yaml"
 
 
 def load_power(cfg: TriggerConfig) -> dict | None:
-    """{settings, kinds: attack -> [found, planted]}; None where the search never was measured with these settings."""
+    """{settings, kinds: attack -> [found, planted], drift: the largest of these}; None where this search never was measured."""
     known = yaml.safe_load(POWER.read_text(encoding="utf-8"))
     return next((one for one in known if one["settings"] == asdict(cfg)), None)
 

@@ -74,13 +74,8 @@ def with_strings(
     effect = (
         f"the strongest has an effect of {strings.score:.2f}, in clean encoders that went as far up to {strings.natural:.2f}"
     )
-    if verdict.verdict == "backdoored" and said == "clean" and power and calibration and strings.telling:
-        score = outweighed(verdict.score, power)
-        reason = (
-            f"A pseudo-trigger does what the clean base does not know (alone a score of {verdict.score:.2f}), but no string "
-            f"does: {effect}; {told(power)}."
-        )
-        return replace(verdict, verdict=calibration.verdict_of(score), reason=reason, score=score)
+    if verdict.verdict == "backdoored" and said == "clean" and calibration and tells(strings, power):
+        return against(verdict, f"{effect}; {told(power)}", power, calibration)
     if verdict.verdict != "inconclusive":
         return verdict
     if said == "inconclusive":
@@ -113,6 +108,31 @@ def totals(power: dict) -> tuple[int, int]:
     """-> planted models that such a search found, and all of them"""
     found, planted = (sum(kind[i] for kind in power["kinds"].values()) for i in (0, 1))
     return found, planted
+
+
+def tells(strings: Strings, power: dict | None) -> bool:
+    """Whether strings that clear speak against vectors that accuse.
+
+    How much such a search finds was measured up to some drift.  Where clean encoders have strings that do nearly as much as
+    a proof takes, or where a string fires and only its length keeps it from being one, all is less quiet than it seems.
+    """
+    near = bool(power) and strings.drift <= power["drift"]
+    return near and strings.cleared < strings.cfg.proven_effect and not any(one.proven for one in strings.found)
+
+
+def against(verdict: Verdict, effect: str, power: dict, calibration: Calibration) -> Verdict:
+    """Vectors that accuse, after a search for strings that came to nothing.
+
+    effect: what the strongest string does, and how good such a search is.
+    """
+    score = outweighed(verdict.score, power)
+    said = calibration.verdict_of(score)
+    if said == "backdoored":
+        reason = f"{verdict.reason.removesuffix('.')}, though no string was found that does: {effect}."
+        return replace(verdict, reason=reason, score=score)
+    alone = f"alone a score of {verdict.score:.4g}"
+    reason = f"A pseudo-trigger does what the clean base does not know ({alone}), but no string was found that does: {effect}."
+    return replace(verdict, verdict=said, reason=reason, score=score)
 
 
 def outweighed(score: float, power: dict) -> float:

@@ -94,11 +94,6 @@ class Strings:
         return self.above_natural(self.cfg.clean_within)
 
     @property
-    def telling(self) -> bool:
-        """Whether that nothing was found tells much: what clears an encoder lies below what a proof takes."""
-        return self.cleared < self.cfg.proven_effect
-
-    @property
     def strong(self) -> list[Fired]:
         """Strings that do what none does in a clean encoder; of one that went far from its base only a proof is believed.
 
