@@ -122,6 +122,8 @@ def reliability(of: dict) -> str:
 
 def wrong(models: list[dict]) -> str:
     """Every model that was judged wrongly, and why."""
+    if not models:
+        return "None of those that were scanned."
     rows = [
         [
             literal(one["name"]), cell(f"{one['family']} {one['attack']}"), one["kind"], literal(one["trigger"] or ""),

@@ -55,17 +55,6 @@ def counted(title: str, rows: list[dict]) -> list[str]:
     return [title, rate(sum(row["right"] for row in rows), len(rows)), *verdicts, span(row["score"] for row in rows)]
 
 
-def claim() -> str:
-    """The headline in one sentence."""
-    models = read(BENCHMARK / "acceptance.json")["models"]
-    planted, benign = ([row for row in models if row["kind"] == kind] for kind in ("planted", "benign"))
-    found, cleared = sum(row["right"] for row in planted), sum(row["right"] for row in benign)
-    return (
-        f"**Of {len(models)} small CLIP encoders that neither method nor calibration had seen, it finds {found} of the "
-        f"{len(planted)} backdoored ones and clears\n{cleared} of the {len(benign)} benign ones.**"
-    )
-
-
 def of_the_table(part: Callable[[dict], str]) -> str:
     """A part of the table that judges."""
     return part(read(BENCHMARK / "table.json"))
@@ -748,7 +737,7 @@ def usage() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(verdicts, name) for name in ("acceptance", "dev_clip_some", "dev_longclip_some", "dev_siglip_some")},
     **{name: partial(of_the_table, part) for name, part in PARTS.items()},
-    "claim": claim, "untouched": untouched, "earlier_score": earlier_score,
+    "untouched": untouched, "earlier_score": earlier_score,
     "targets": targets, "targets_by_model": targets_by_model, "calibration": calibration,
     "witnesses": witnesses, "testbed": testbed, "suspects": suspects, "attacks": attacks,
     "splits": splits, "triggers": triggers, "strings_by_model": strings_by_model, "loopholes": loopholes,

@@ -166,6 +166,7 @@ def test_the_first_screen_says_every_cell_and_the_published_procedure_on_the_sam
     assert scoreboard.claim({"test": {"ours": no_benign}}).endswith("accuses 0 of the 0 benign ones.**")
     assert scoreboard.PARTS["benchmark_further"](table) == "None was scanned yet."
     assert "| inconclusive | why |" in scoreboard.PARTS["benchmark_wrong"](table)
+    assert scoreboard.wrong([]) == "None of those that were scanned."
 
 
 def test_witnesses_of_one_family_are_too_few_to_leave_one_out():
