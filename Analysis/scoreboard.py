@@ -163,9 +163,10 @@ def claim(table: dict) -> str:
     families = ", ".join(name for key, name in FAMILIES.items() if key in scanned)
     found, accused = of["recall"], of["false_positives"]
     most = f" (at most {percent(accused['interval'][1])}, Wilson 95 %)" if accused["interval"] else ""
-    number_of = of["planted"] + of["benign"]
+    number_of, planned = of["planted"] + of["benign"], table["test"]["planned"]
+    so_far = f"; {planned} are planned" if number_of < planned else ""
     return (
-        f"**Of {number_of} small encoders ({families}) that neither method nor calibration had seen, it finds "
+        f"**Of {number_of} small encoders ({families}{so_far}) that neither method nor calibration had seen, it finds "
         f"{found['count']} of the\n{found['of']} backdoored ones and accuses {accused['count']} of the {accused['of']} "
         f"benign ones{most}.**"
     )

@@ -163,7 +163,10 @@ def test_the_first_screen_says_every_cell_and_the_published_procedure_on_the_sam
     told = f"`test`: 10 planted {weak} and 10 benign models of 30 that the size `standard` has. The scans took 0.6 hours"
     assert scoreboard.sizes(table).startswith(told)
     no_benign = scores.counted([row("planted", "backdoored", 1.0)])
-    assert scoreboard.claim({"test": {"ours": no_benign}}).endswith("accuses 0 of the 0 benign ones.**")
+    few = {"test": {"ours": no_benign, "planned": 1}}
+    assert scoreboard.claim(few).startswith("**Of 1 small encoders (CLIP) that")
+    assert scoreboard.claim(few).endswith("accuses 0 of the 0 benign ones.**")
+    assert "(CLIP; 30 are planned)" in scoreboard.claim(table)
     assert scoreboard.PARTS["benchmark_further"](table) == "None was scanned yet."
     assert "| inconclusive | why |" in scoreboard.PARTS["benchmark_wrong"](table)
     assert scoreboard.wrong([]) == "None of those that were scanned."
