@@ -22,6 +22,7 @@ from Utils.encoder.probes import characters
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.scan import trigger
 from Utils.scan.calibration import Calibration
+from Utils.scan.effort import config_of, recall_of
 from Utils.scan.finding import Verdict
 from Utils.scan.power import load_power, shares
 from Utils.scan.proof import outweighed, totals, with_strings, without_base
@@ -172,7 +173,7 @@ def strings_of(effect: float, natural: float = 0.4, proven: bool = False, drift:
 
 
 UNCALIBRATED = Verdict("inconclusive", "Never calibrated.", 0.5, [])
-POWER = {"drift": 0.1, "kinds": {"text_on_text": [9, 10], "image_on_text": [7, 8]}}
+POWER = {"whole": True, "drift": 0.1, "kinds": {"text_on_text": [9, 10], "image_on_text": [7, 8]}}
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_strings_judge_an_encoder_that_was_never_calibrated(effect: float, natur
 
 
 CALIBRATED = Calibration({}, "", "", {}, 0.0, {}, clean_below=0.2, backdoored_above=0.8, provenance={})
-MANY = {"drift": 0.1, "kinds": {"text_on_text": [40, 40], "attribute": [16, 16]}}
+MANY = {"whole": True, "drift": 0.1, "kinds": {"text_on_text": [40, 40], "attribute": [16, 16]}}
 
 
 @pytest.mark.parametrize(
@@ -247,8 +248,21 @@ def test_the_power_is_known_of_the_settings_it_was_measured_with_only():
     power = load_power(shipped)
     assert all(0 <= found <= planted for found, planted in power["kinds"].values())
     assert shares(power)["text_on_text"] > 0.5
+    assert power["whole"]
     assert load_power(replace(shipped, steps=1)) is None
+    assert load_power(replace(shipped, searches=0)) is None
     assert shares(None) == {}
+
+
+def test_a_search_with_more_turns_is_known_to_find_what_its_first_turns_do():
+    shipped = load_config(ScanConfig, SETTINGS).trigger
+    thorough = config_of(ScanConfig, SETTINGS, "thorough", {}).trigger
+    power = load_power(thorough)
+    assert power == load_power(shipped) | {"whole": False}
+    assert "a part of this search found" in with_strings(UNCALIBRATED, strings_of(0.3), 0.01, power).reason
+    assert recall_of(ScanConfig, SETTINGS, "thorough").startswith("found at least")
+    fewer = load_power(replace(shipped, searches=shipped.searches - 1))
+    assert fewer["settings"]["searches"] < shipped.searches
 
 
 def test_a_benign_twin_goes_as_far_as_it_is_asked_and_leaves_its_base(tiny_sd, prompts):

@@ -48,7 +48,8 @@ TERMS = {
     "pictures": "What the clean base's own diffusion pipeline draws from what the suspect makes of a prompt, with the same "
     "seeds in every row.",
     "read-as": "The prompt of the corpus that the clean base puts nearest to what an encoder makes of a text.",
-    "power": "How many planted models of each kind the search for strings found with the same settings: what a clean verdict "
+    "power": "How many planted models of each kind the search for strings found with the same settings, or with fewer turns: "
+    "what a clean verdict "
     "is worth.",
     "readings": "Texts that the suspect's tokenizer cuts into other tokens than the base's does.",
     "attention-received": "The share of their attention that the tokens behind v give it, mean over heads, tokens and prompts.",

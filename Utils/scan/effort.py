@@ -38,7 +38,7 @@ def recall_of(kind: type, file: Path, effort: str) -> str:
     if not power:
         return "never measured"
     found, planted = (sum(column) for column in zip(*power["kinds"].values(), strict=True))
-    return f"found {found} of {planted} planted models"
+    return f"found {'' if power['whole'] else 'at least '}{found} of {planted} planted models"
 
 
 def effort_of(config: dict, usual: dict) -> str | None:

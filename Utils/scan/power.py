@@ -14,9 +14,15 @@ POWER = ROOT / "configs" / "power.yaml"
 
 
 def load_power(cfg: TriggerConfig) -> dict | None:
-    """{settings, kinds: attack -> [found, planted], drift: the largest of these}; None where this search never was measured."""
+    """{settings, kinds: attack -> [found, planted], drift: the largest of these, whole}; None where it never was measured.
+
+    whole: whether this very search was measured, or one that has fewer turns.  Turns come one after the other, so that
+    all of the shorter search is in the longer one.
+    """
     known = yaml.safe_load(POWER.read_text(encoding="utf-8"))
-    return next((one for one in known if one["settings"] == asdict(cfg)), None)
+    of = {one["settings"]["searches"]: one for one in known if one["settings"] | {"searches": cfg.searches} == asdict(cfg)}
+    measured = max((searches for searches in of if searches <= cfg.searches), default=None)
+    return None if measured is None else of[measured] | {"whole": measured == cfg.searches}
 
 
 def shares(power: dict | None) -> dict[str, float]:

@@ -150,7 +150,8 @@ def outweighed(score: float, power: dict) -> float:
 def told(power: dict) -> str:
     """How good such a search is, for the sentence of a verdict."""
     found, planted = totals(power)
-    return f"of {planted} planted models of {len(power['kinds'])} kinds this search found {found}"
+    search = "this search" if power["whole"] else "a part of this search"
+    return f"of {planted} planted models of {len(power['kinds'])} kinds {search} found {found}"
 
 
 def _sentence(strings: Strings) -> str:
