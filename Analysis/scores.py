@@ -71,7 +71,7 @@ def judged(rows: Rows) -> dict:
         "inconclusive": share(sum(row["verdict"] == "inconclusive" for row in rows), len(rows)),
         "s_tar": middle(row["s_tar"] and row["s_tar"] * row["right"] for row in planted),
         "s_tar_floor": middle(row["s_tar_floor"] for row in planted),
-        "s_tar_typed": middle(of_the_string(row) for row in planted),
+        "s_tar_typed": middle(map(of_the_string, planted)) if any(row["s_tar_typed"] for row in planted) else None,
         "strings": share(sum(map(fires, planted)), len(planted)),
         "reaches": share(sum(map(reaches, planted)), len(planted)),
         "weak": sum(not row["meets_bars"] for row in planted),
