@@ -134,6 +134,26 @@ def wrong(models: list[dict]) -> str:
     return grid(["model", "encoders", "kind", "trigger", "verdict", "reason"], rows)
 
 
+def bars(of: dict) -> list[tuple[str, str, str, bool]]:
+    """What the scan should reach on the paper's attacks: what, the bar, what was measured, and whether it is met."""
+    overall, worst = of["overall"], min((one["f1"] for one in of["cells"].values() if one["f1"] is not None), default=None)
+    false, allowed = overall["false_positives"], max(1, overall["benign"] // 60)
+    return [
+        ("F1", "0.97", number(overall["f1"]), (overall["f1"] or 0) >= 0.97),
+        ("F1 of the weakest cell", "0.90", number(worst), (worst or 0) >= 0.90),
+        ("false alarms", "1 in 60 benign models", f"{false['count']} of {false['of']}", false["count"] <= allowed),
+        ("AUROC", "0.99", number(overall["auroc"], 3), (overall["auroc"] or 0) >= 0.99),
+        ("inconclusive", "5 %", counted(overall["inconclusive"]), overall["inconclusive"]["rate"] <= 0.05),
+        ("S_tar of the vector", "0.90", number(overall["s_tar"]), (overall["s_tar"] or 0) >= 0.90),
+        ("a string fires", "85 %", counted(overall["strings"]), (overall["strings"]["rate"] or 0) >= 0.85),
+    ]
+
+
+def by_bar(of: dict) -> str:
+    """Every bar, beside what was measured."""
+    return grid(["what", "bar", "measured", "met"], [[*told, "yes" if met else "no"] for *told, met in bars(of)])
+
+
 def in_short(table: dict) -> str:
     """The table of the first screen: every cell, all of them, and the published procedure beside ours."""
 
@@ -164,7 +184,8 @@ def in_short(table: dict) -> str:
         "a string fires",
     ]
     head.append("seconds")
-    return grid(head, rows)
+    missed = "; ".join(f"{what} {measured} (bar: {bar})" for what, bar, measured, met in bars(of["ours"]) if not met)
+    return grid(head, rows) + f"\n\nBars that are missed: {missed or 'none'} ([docs/benchmark.md](docs/benchmark.md#bars))."
 
 
 def claim(table: dict) -> str:
@@ -197,6 +218,7 @@ def sizes(table: dict) -> str:
 
 
 PARTS = {
+    "benchmark_bars": lambda table: by_bar(table["test"]["ours"]),
     "benchmark_claim": claim, "benchmark_short": in_short, "benchmark_sizes": sizes,
     "benchmark_cells": lambda table: by_cell(table["test"]["ours"]),
     "benchmark_triggers": lambda table: by_trigger(table["test"]["ours"]),
