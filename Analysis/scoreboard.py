@@ -173,17 +173,9 @@ def in_short(table: dict) -> str:
         counts = f"{both['of']['planted']} + {both['of']['benign']}"
         rows += [told(f"published, {counts}", both["of"]), told(f"ours on these {counts}", both["control"])]
     head = [
-        "planted + benign",
-        "precision",
-        "recall",
-        "F1",
-        "AUROC",
-        "false alarms",
-        "S_tar",
-        "of the string",
-        "a string fires",
-    ]
-    head.append("seconds")
+        "planted + benign", "precision", "recall", "F1", "AUROC", "false alarms", "S_tar", "of the string", "a string fires",
+        "seconds",
+    ]  # fmt: skip
     missed = "; ".join(f"{what} {measured} (bar: {bar})" for what, bar, measured, met in bars(of["ours"]) if not met)
     return grid(head, rows) + f"\n\nBars that are missed: {missed or 'none'} ([docs/benchmark.md](docs/benchmark.md#bars))."
 
@@ -209,12 +201,12 @@ def sizes(table: dict) -> str:
     counts = []
     for split, of in table.items():
         overall = of["ours"]["overall"]
-        weak = f" ({overall['weak']} of them miss a bar of their certificate)" if overall["weak"] else ""
-        so_far = f"of {of['planned']} that the size `standard` has" if of["planned"] else ""
-        benign = f" and {overall['benign']} benign" if overall["benign"] else ""
-        counts.append(f"`{split}`: {overall['planted']} planted{weak}{benign} models {so_far}".strip())
+        scanned = overall["planted"] + overall["benign"]
+        weak = f", {overall['weak']} of which miss a bar of their certificate" if overall["weak"] else ""
+        planned = f" of {of['planned']} that the size `standard` has" if of["planned"] else ""
+        counts.append(f"`{split}`: {scanned}{planned} (planted {overall['planted']}{weak}; benign {overall['benign']})")
     hours = sum(of["hours"] for of in table.values())
-    return f"{'; '.join(counts)}. The scans took {hours:.1f} hours of one core each, without building the models."
+    return f"{', '.join(counts)}. The scans took {hours:.1f} hours of one core each, without building the models."
 
 
 PARTS = {

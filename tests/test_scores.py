@@ -159,8 +159,8 @@ def test_the_first_screen_says_every_cell_and_the_published_procedure_on_the_sam
     assert told[5].startswith("| ours on these 1 + 1 | 1.00 | 1.00 | 1.00 |")
     assert "finds 8 of the\n10 backdoored ones and accuses 1 of the 10" in scoreboard.claim(table)
     assert "at most 40 %" in scoreboard.claim(table)
-    weak = "(1 of them miss a bar of their certificate)"
-    told = f"`test`: 10 planted {weak} and 10 benign models of 30 that the size `standard` has. The scans took 0.6 hours"
+    weak = "planted 10, 1 of which miss a bar of their certificate; benign 10"
+    told = f"`test`: 20 of 30 that the size `standard` has ({weak}). The scans took 0.6 hours"
     assert scoreboard.sizes(table).startswith(told)
     no_benign = scores.counted([row("planted", "backdoored", 1.0)])
     few = {"test": {"ours": no_benign, "planned": 1}}
