@@ -238,6 +238,14 @@ def test_quiet_strings_leave_vectors_alone_where_they_tell_little(
     assert with_strings(accused, strings_of(**quiet), 0.05, MANY, CALIBRATED).verdict == "clean"
 
 
+def test_the_page_of_misses_says_what_quiet_strings_leave_of_a_score():
+    power = load_power(load_config(ScanConfig, SETTINGS).trigger)
+    page = (ROOT / "docs" / "misses.md").read_text(encoding="utf-8")
+    assert "of 0.80 to 0.93 *clean* is left at the usual effort, up to 0.995 *inconclusive*" in page
+    said = [CALIBRATED.verdict_of(outweighed(score, power)) for score in (0.80, 0.93, 0.94, 0.995, 0.996)]
+    assert said == ["clean", "clean", "inconclusive", "inconclusive", "backdoored"]
+
+
 def test_certain_vectors_stay_certain():
     assert outweighed(1.0, MANY) == 1.0
     assert outweighed(0.0, MANY) == 0.0
