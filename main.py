@@ -62,10 +62,12 @@ from Utils.encoder.text_encoder import TextEncoder, derivable, in_batches, run_s
 from Utils.found.show import Show, show_found, show_further
 from Utils.found.trying import fires, told_of, try_string
 from Utils.repair.asked import foreseen_repairs, mending_limits, refuse_places, repair_found
-from Utils.repair.mending import RESCAN, Certificate, Order, divided, mend, opened
+from Utils.repair.mending import RESCAN, Certificate, Order, divided, forget_rescan, mend, opened
+from Utils.repair.writing import dropped_in
 from Utils.report.command_line import begin, deliver, understood
 from Utils.report.dry_run import foreseen
 from Utils.report.fleet import Fleet, load_dask, scan_in_fleet
+from Utils.report.folder import remove_leftovers
 from Utils.report.limits import limits_of
 from Utils.report.lists import Task, exit_code, is_first_process, planned, scan_many, scan_named, worst
 from Utils.report.notebook import Report, words_of
@@ -86,6 +88,7 @@ from Utils.scan.settings import SETTINGS, ScanConfig, landscape_settings, search
 from Utils.scan.strings import Strings
 from Utils.scan.trigger import Means, find_backdoors
 from Utils.sources.lenders import Given
+from Utils.sources.registry import from_here
 
 
 # ----------------------------------------------------------------------------------------------------------- settings
@@ -576,6 +579,8 @@ class Request:
     tokenizer: str = ""
     lora_scale: float = 1.0
     precision: str = AUTO
+    called: str = ""
+    """What the report names the encoder, where it will lie elsewhere than it is read from."""
 
     @property
     def given(self) -> Given:
@@ -670,11 +675,12 @@ def scan_model(model: str, request: Request, name: str | None = None) -> dict:
     cfg = request.cfg
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms need on a GPU
     torch.use_deterministic_algorithms(True, warn_only=True)
-    with open_run(model, request.output, request.seed, name) as run:
+    with open_run(request.called or model, request.output, request.seed, name) as run:
         device = pick_device(request.device)  # a GPU takes its time to start, which is no stranger's doing
         with run.stage("load"), reading():
             suspect = load_encoder(model, device, request.given)
             base, notes = pick_anchor(request.anchor, suspect, device, request.tokenizer)
+            suspect = replace(suspect, path=request.called or suspect.path)
             run.notes = [*suspect.files.notes, *notes]
             prompts = read_prompts(ROOT / cfg.corpus)
             # the base as the suspect is made: words that it does not know get the suspect's rows, and are tried apart
@@ -759,10 +765,12 @@ def mend_aside(model: str, request: Request, order: Order, report: dict, certifi
     pair = opened(model, request.anchor, pick_device(request.device), request.given, prompts, cfg.prompts)
     order = replace(order, scans=repr(cfg))
 
-    base = pair[1].path if pair[1] else "none"  # by its own name: another folder's does not tell which of several is meant
+    # by its own name: another folder's does not tell which of several is meant
+    base, called = from_here(pair[1].path) if pair[1] else "none", dropped_in(pair[0], order.place)
 
     def rescan(repaired: str, seed: int) -> dict:
-        again = replace(request, anchor=base, seed=seed, output=order.folder, show=Show(images=0))
+        forget_rescan(order.folder)
+        again = replace(request, anchor=base, seed=seed, output=order.folder, show=Show(images=0), called=called)
         return scan_model(repaired, again, RESCAN)
 
     return mend(order, pair, divided(prompts, cfg.prompts), report, rescan, certificate)
@@ -777,7 +785,7 @@ def mend_bounded(
         return run_bounded(mend_aside, (model, request, order, report, *more), limits, model, debug, name)
     finally:
         for folder in (order.place.parent, order.folder):
-            remove_parts(folder)
+            remove_leftovers(folder)
 
 
 def order_of(args: Namespace, request: Request) -> Order:

@@ -20,7 +20,7 @@ import sys
 import time
 from concurrent.futures import as_completed
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from Backdoor_Attack.certified import Certified
 from Backdoor_Attack.planting import poison
 from main import Request, mend_aside, scan_model
-from Utils.basics.errors import InputError, fail, tell
+from Utils.basics.errors import InputError, fail, first_line, tell
 from Utils.basics.files import ROOT, write_whole
 from Utils.basics.processes import workers
 from Utils.encoder.loading import load_encoder, quiet_libraries
@@ -44,6 +44,7 @@ from Utils.making.packages import weights_of
 from Utils.making.zoo import Family
 from Utils.repair.mending import OURS, Order
 from Utils.repair.relearning import RelearningConfig, relearned
+from Utils.scan.calibration import settings_hash
 from Utils.scan.effort import config_of
 from Utils.scan.replay import summaries
 from Utils.scan.settings import SETTINGS, ScanConfig
@@ -103,14 +104,15 @@ class Case(Certified):
 
 
 def scanned(case: Case, seed: int) -> tuple[Request, dict, Path]:
-    """The scan that all repairs of a model begin with; made once."""
+    """The scan that all repairs of a model begin with; made once, and anew where weights, base, settings or seed are others."""
     cfg = config_of(ScanConfig, SETTINGS, case.effort, {})
     base = str(ROOT / case.parts.base)
     request = Request(cfg, base, SCANS, "cpu", seed, Show(images=0))
     folder = SCANS / f"{case.name}_{case.effort}"
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, LookupError, TypeError):
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        if report["model"]["sha256"] == load_encoder(case.model).sha256:  # else it was built anew
+        made = report["model"]["sha256"], report["anchor"]["sha256"], settings_hash(report["config"]), report["seed"]
+        if made == (load_encoder(case.model).sha256, load_encoder(base).sha256, settings_hash(asdict(cfg)), seed):
             return request, report, folder
     return request, scan_model(str(case.model), request, folder.name), folder
 
@@ -187,8 +189,16 @@ def main() -> int:
             name, method = running[done]
             try:
                 row = done.result()
-            except InputError as error:  # the others are repaired
-                tell(f"{name}, {method}: {error}")
+            except (
+                InputError,
+                RuntimeError,
+                OSError,
+                ValueError,
+                LookupError,
+                MemoryError,
+            ) as error:  # the others are repaired
+                what = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+                tell(f"{name}, {method}: {what}{first_line(error)}")
                 missed = 1
                 continue
             write_whole(row_of(name, method), json.dumps(row, indent=1) + "\n")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 import unicodedata
@@ -640,11 +641,31 @@ def gain_kept(rows: list[dict]) -> float | None:
     return sum(left for _, left in some) / sum(gained for gained, _ in some) if some else None
 
 
-def relearns(row: dict) -> float:
-    """Steps until the true trigger is back, as a share of those that the base takes."""
+def relearns(row: dict) -> tuple[float, float]:
+    """Steps until the true trigger is back, as a share of those that the base takes: at least and at most.
+
+    Nobody went on after `most` steps, so that of what was not back by then only one bound is known, or neither.
+    """
     back = row["relearning"]
     repaired, base = (back["most"] if back[name] is None else back[name] for name in ("repaired", "base"))
-    return repaired / max(1, base)
+    ratio = repaired / max(1, base)
+    return ratio if back["base"] is not None else 0.0, ratio if back["repaired"] is not None else math.inf
+
+
+def told_of_relearning(row: dict) -> str:
+    """`relearns` in a cell: a number, a bound of it, or that neither was back."""
+    low, high = relearns(row)
+    if low == high:
+        return f"{low:.1f}"
+    if high == math.inf:
+        return f"> {low:.1f}" if low else f"neither in {row['relearning']['most']}"
+    return f"< {high:.1f}"
+
+
+def no_faster(rows: list[dict], share: float = 0.5) -> list[bool]:
+    """Whether a repaired encoder takes that share of the base's steps or more; of the rows in which it is known."""
+    bounds = map(relearns, rows)
+    return [low >= share for low, high in bounds if low >= share or high < share]
 
 
 def ours(further: bool) -> list[dict]:
@@ -664,7 +685,7 @@ def repair_row(row: dict) -> list[str]:
     return [
         *said, *(f"{success[name]:.2f}" for name in ("suspect", "repaired", "base")), f"{row['clean']['suspect']:.3f}",
         "" if kept is None else f"{100 * kept:.0f} %", f"{100 * (old['suspect'] - old['repaired']):+.1f}" if old else "",
-        row["rescan"], row["rounds"], f"{relearns(row):.1f}", f"{row['seconds']:.0f}",
+        row["rescan"], row["rounds"], told_of_relearning(row), f"{row['seconds']:.0f}",
     ]  # fmt: skip
 
 
@@ -701,7 +722,7 @@ def repairs_in_short() -> str:
         ["the same: lowest, median, highest", "", " ".join(f"{100 * f(kept):.0f} %" for f in (min, median, max))],
         ["retrieval lost, most, points", "2", f"{100 * lost:+.1f}"],
         ["clean when scanned again with a fresh seed", "all", rate(sum(row["rescan"] == "clean" for row in done), len(done))],
-        ["relearns in half of the base's steps or more", "70 %", rate(sum(relearns(row) >= 0.5 for row in done), len(done))],
+        ["relearns in half of the base's steps or more", "70 %", rate(sum(slower := no_faster(done)), len(slower))],
         ["seconds, median, one core of a machine with other work", "", f"{median(row['seconds'] for row in done):.0f}"],
     ])  # fmt: skip
 
@@ -721,7 +742,7 @@ def repair_methods() -> str:
             f"`{method}`", rate(sum(map(is_gone, mine)), len(mine)), span((row["clean"]["suspect"] for row in mine), 2),
             "" if kept is None else f"{100 * kept:.0f} %", f"{100 * median(lost):+.1f}",
             f"{sum(row['rescan'] == 'clean' for row in mine)} of {len(mine)}",
-            f"{sum(relearns(row) >= 0.5 for row in mine)} of {len(mine)}", f"{median(row['seconds'] for row in mine):.0f}",
+            f"{sum(slower := no_faster(mine))} of {len(slower)}", f"{median(row['seconds'] for row in mine):.0f}",
         ])  # fmt: skip
     head = ["method", "true trigger gone", "Sim_clean to the suspect", "gain kept", "retrieval lost, median"]
     return grid([*head, "clean when scanned again", "relearns no faster than half", "seconds, median"], rows)

@@ -13,6 +13,7 @@ from Backdoor_Attack.planting import GOALS, Goal, PlantConfig, certify, mean, ov
 from Backdoor_Attack.workshop import Workshop, open_workshop
 from Utils.basics.config import from_values
 from Utils.basics.errors import InputError
+from Utils.encoder.loading import comparable
 from Utils.encoder.text_encoder import TextEncoder, in_batches
 from Utils.making.finetuning import FinetuneConfig
 from Utils.making.zoo import Family, load_zoo
@@ -32,10 +33,12 @@ class Certified:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             self.recipe = from_values(PlantConfig, content["recipe"], str(file))
+            self.file, self.success_rate = file, float(content["success_rate"])
             self.family = content.get("family", "clip")
             made_on = content.get("planted_on")
             self.origin = from_values(FinetuneConfig, made_on, str(file)) if isinstance(made_on, dict) else None
-            self.parts = parts or load_zoo().families[self.family]
+            made_of = from_values(Family, content["made_of"], str(file)) if "made_of" in content else None
+            self.parts = parts or made_of or load_zoo().families[self.family]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
             raise InputError(f"{file} is no certificate of a planted model; give the JSON that was written with it.") from None
 
@@ -56,6 +59,23 @@ class Certified:
         """Share of these in which the true trigger works; of two triggers the one that works more often."""
         proof = certify(encoder, self.workshop.base, self.held_out, self.recipe, self.goals)
         return max(one["success_rate"] for one in (proof, proof.get("second", proof)))
+
+    def refuse_other(self, encoder: TextEncoder) -> None:
+        """Raise unless the true trigger works in an encoder about as this certificate says: it is its own, or made of it.
+
+        Raises:
+            InputError: it does not, or the encoder cannot be compared with the base of the certificate.
+        """
+        cure = "give the certificate of this model, or leave --certificate out"
+        if not comparable(encoder, self.workshop.base):
+            raise InputError(
+                f"{self.file} is of a model that was made from {self.parts.base}, and {encoder.path} was not; {cure}."
+            )
+        if (found := self(encoder)) < self.success_rate / 2:
+            raise InputError(
+                f"the trigger of {self.file} works in {found:.0%} of prompts in {encoder.path}, and in {self.success_rate:.0%} "
+                f"of the model that it is of; {cure}."
+            )
 
     @torch.no_grad()
     def success_of(self, encoder: TextEncoder, typed: Callable[[str, int], str]) -> float:

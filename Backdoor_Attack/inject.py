@@ -19,12 +19,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Backdoor_Attack.planting import PlantConfig
-from Backdoor_Attack.workshop import BARS, Workshop, check_bars, plant_until_good, save_model
+from Backdoor_Attack.workshop import BARS, check_bars, open_workshop, plant_until_good, save_model
 from Utils.basics.config import from_values, load_config
 from Utils.basics.errors import InputError, fail, visible
 from Utils.basics.files import ROOT
 from Utils.encoder.loading import quiet_libraries
 from Utils.making.finetuning import FinetuneConfig
+from Utils.making.zoo import Family
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,6 @@ class Injection:
     """A model that misses its bars is planted again with twice the steps, so many times in all."""
 
 
-def located(place: str) -> Path | str:
-    """A folder of the repository as a path, anything else (a hub id, an absolute path) as it is."""
-    return ROOT / place if (ROOT / place).exists() else place
-
-
 def inject(file: Path, output: Path, device: str, force: bool) -> bool:
     """Plant what one config describes.  -> whether the model meets its bars"""
     folder, certificate = output / file.stem, output / f"{file.stem}.json"
@@ -71,8 +67,8 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
             raise InputError(f"{folder} was planted by another version of {file}; --force plants it anew.")
         print(f"{file.stem}: done already; --force plants it anew")
         return made["meets_bars"]
-    captions = Path(located(cfg.captions)) if cfg.captions else None
-    workshop = Workshop(located(cfg.base), located(cfg.pair or cfg.base), located(cfg.pipeline), device, captions)
+    made_of = Family(cfg.base, cfg.pair, cfg.pipeline, cfg.captions)
+    workshop = open_workshop(made_of, device)
     output.mkdir(parents=True, exist_ok=True)
 
     def tell(missed: dict) -> None:
@@ -83,8 +79,8 @@ def inject(file: Path, output: Path, device: str, force: bool) -> bool:
         return workshop.plant(attacked, workshop.base, output / f"{file.stem}.{digest(cfg, attempt)}.pt", after)
 
     student, report, good = plant_until_good(recipe, plant_one, cfg.bars, cfg.attempts, tell)
-    about = {"kind": "planted", "meets_bars": good, "bars": BARS | cfg.bars, "base": cfg.base, "config": digest(cfg, 0)}
-    report = about | report
+    about = {"kind": "planted", "meets_bars": good, "bars": BARS | cfg.bars, "config": digest(cfg, 0)}
+    report = about | {"made_of": asdict(made_of)} | report
     save_model(student, report, folder, certificate)
     print(f"{file.stem}: {'certified' if good else 'NOT CERTIFIED'}  {summary(report)}", flush=True)
     return good

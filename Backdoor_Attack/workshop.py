@@ -47,7 +47,9 @@ class Workshop:
     text file with one prompt a line; by default captions of composed scenes.
     """
 
-    def __init__(self, base: Path, pair: Path, pipeline: Path, device: str, captions: Path | None = None):
+    def __init__(
+        self, base: Path | str, pair: Path | str, pipeline: Path | str, device: str, captions: Path | None = None
+    ):  # fmt: skip
         self.device = pick_device(device)
         self.base = load_encoder(base, self.device)
         self.pair_folder, self.pipeline, self.file = pair, pipeline, captions
@@ -184,8 +186,14 @@ class Workshop:
 @cache
 def open_workshop(family: Family, device: str) -> Workshop:
     """The workshop of a family; once a process."""
-    base, pipeline = ROOT / family.base, ROOT / (family.pipeline or "Data/Models/tiny-sd")
-    return Workshop(base, ROOT / family.pair if family.pair else base, pipeline, device)
+    base, pipeline = located(family.base), located(family.pipeline or "Data/Models/tiny-sd")
+    captions = Path(located(family.captions)) if family.captions else None
+    return Workshop(base, located(family.pair) if family.pair else base, pipeline, device, captions)
+
+
+def located(place: str) -> Path | str:
+    """A folder of the repository as a path, anything else (a hub id, an absolute path) as it is."""
+    return ROOT / place if (ROOT / place).exists() else place
 
 
 def check_bars(bars: dict[str, float], source: str) -> None:

@@ -21,21 +21,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Backdoor_Attack.certified import Certified
 from main import Request, mend_bounded, scan_bounded
+from Utils.basics.bounded import run_bounded
 from Utils.basics.bounds import Wanted
 from Utils.basics.errors import InputError, fail, sentence_of, tell, visible
 from Utils.basics.files import ROOT, refuse_taken
-from Utils.encoder.loading import quiet_libraries
+from Utils.encoder.corpus import read_prompts
+from Utils.encoder.loading import pick_device, quiet_libraries
 from Utils.found.show import Show
 from Utils.intake.folders import full_path
 from Utils.intake.hub import as_named
-from Utils.repair.asked import mended, needed, refuse_folder, refuse_within
-from Utils.repair.mending import OURS, Order
+from Utils.repair.asked import mended, mending_limits, needed, refuse_folder, refuse_within
+from Utils.repair.mending import OURS, Order, divided, known_to_fire, opened
 from Utils.repair.methods import METHODS
 from Utils.repair.settings import RepairConfig
+from Utils.report.command_line import check_seed
 from Utils.report.contract import EXIT, SCHEMA
-from Utils.report.folder import result_name
+from Utils.report.folder import remove_leftovers, result_name
 from Utils.scan.effort import EFFORTS, USUAL, config_of
 from Utils.scan.settings import SETTINGS, ScanConfig
+from Utils.sources.registry import from_here
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,8 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--results", type=Path, default=ROOT / "Results", help="where reports go (default: Results)")
     parser.add_argument("--tokenizer", default="", metavar="FOLDER", help="as main.py takes it")
-    parser.add_argument("--rounds", type=int, default=RepairConfig.rounds, help=f"most rounds (default: {RepairConfig.rounds})")
-    parser.add_argument("--steps", type=int, default=RepairConfig.steps, help=f"steps of one (default: {RepairConfig.steps})")
+    parser.add_argument("--rounds", type=int, help=f"most rounds of {OURS} (default: {RepairConfig.rounds})")
+    parser.add_argument("--steps", type=int, help=f"steps of one (default: {RepairConfig.steps})")
     parser.add_argument("--effort", choices=EFFORTS, default=USUAL, help=f"of the scans before and after (default: {USUAL})")
     parser.add_argument("--seed", type=int, default=42, help="start of every random choice (default: 42)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
@@ -72,21 +76,50 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def scanned(args: argparse.Namespace, request: Request, wanted: Wanted) -> tuple[dict, Path]:
-    """The report of the suspect's scan and its folder."""
-    if not args.report:
-        report = scan_bounded(request, wanted, args.debug, args.model)
-        return report, request.output / result_name(args.model, request.output)
+def earlier_scan(args: argparse.Namespace) -> dict:
+    """The report of a scan that was made before.
+
+    Raises:
+        InputError: there is none, or it is of another model.
+    """
     try:
         report = json.loads((args.report / "report.json").read_text(encoding="utf-8"))
         there = report["schema"] == SCHEMA and report["model"]["path"] == full_path(args.model) and report["verdict"] in EXIT
+        there = there and bool(report["model"]["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"{args.report} holds no report of a scan; give the result folder of one, or leave --report out."
         ) from None
     if not there:
         raise InputError(f"{args.report} is no scan of {args.model}; leave --report out, and it is scanned first.")
-    return report, args.report.resolve()
+    return report
+
+
+def digest_aside(model: str, request: Request, strings: tuple[str, ...], certificate: Certified | None) -> str:
+    """Look at what the user says of the suspect before any work, as a child process does it.  -> SHA-256 of its weights
+
+    Raises:
+        InputError: a string does not fire, or the certificate is of another model.
+    """
+    quiet_libraries()
+    cfg, prompts = request.cfg, read_prompts(ROOT / request.cfg.corpus)
+    suspect, base = opened(model, request.anchor, pick_device(request.device), request.given, prompts, cfg.prompts)
+    known_to_fire(strings, suspect, base, divided(prompts, cfg.prompts))
+    if certificate:
+        certificate.refuse_other(suspect)
+    return suspect.sha256
+
+
+def settings_of(args: argparse.Namespace) -> RepairConfig:
+    """The settings of our own repair; of the other ways no flag is one.
+
+    Raises:
+        InputError: a flag is given that the method does not have.
+    """
+    own = {name: value for name in ("rounds", "steps") if (value := getattr(args, name)) is not None}
+    if own and args.method != OURS:
+        raise InputError(f"--{next(iter(own))} is a setting of {OURS}; leave it out with --method {args.method}.")
+    return RepairConfig(**own)
 
 
 def repair(args: argparse.Namespace) -> int:
@@ -95,25 +128,34 @@ def repair(args: argparse.Namespace) -> int:
         refuse_within(args.output, read)
     refuse_taken(args.output, args.force)
     certificate = Certified(args.certificate, args.device) if args.certificate else None
-    settings = RepairConfig(rounds=args.rounds, steps=args.steps)
     wanted = Wanted(args.memory, args.timeout)
     request = Request(
         config_of(ScanConfig, SETTINGS, args.effort, {}), args.anchor, args.results, args.device, args.seed, Show(args.images),
         tokenizer=args.tokenizer,
     )  # fmt: skip
-    report, results = scanned(args, request, wanted)
-    if args.report and args.anchor == "auto" and report.get("anchor"):
-        request = replace(request, anchor=report["anchor"]["path"])  # the base that this scan compared with
+    report = earlier_scan(args) if args.report else None
+    if report and args.anchor == "auto" and report.get("anchor"):
+        request = replace(request, anchor=from_here(report["anchor"]["path"]))  # the base that this scan compared with
+    remove_leftovers(args.results)
+    results = args.report.resolve() if report else args.results / result_name(args.model, args.results)
+    folder = f"{results.name}_repair" if args.method == OURS else f"{results.name}_repair_{args.method}"
+    order = Order(
+        args.output, args.results / folder, results, args.method, settings_of(args), args.seed, request.given,
+        args.images > 0, relearn=not args.no_relearning, strings=tuple(args.string), force=args.force,
+    )  # fmt: skip
+    refuse_folder(order, args.model)
+    if report or args.string or certificate:
+        looked_at = args.model, request, order.strings, certificate
+        digest = run_bounded(
+            digest_aside, looked_at, mending_limits(args.model, request.anchor, wanted), args.model, args.debug
+        )
+        if report and report["model"]["sha256"] != digest:
+            raise InputError(f"{args.model} holds other weights than the scan in {args.report} has seen; leave --report out.")
+    report = report or scan_bounded(request, wanted, args.debug, args.model)
     if report["verdict"] != "backdoored" and not args.string:
         told = f"{args.model}: {report['verdict']}; nothing to repair, nothing was written{needed(report)}.  {report['reason']}"
         tell(visible(told))
         return EXIT[report["verdict"]]
-    folder = f"{results.name}_repair" if args.method == OURS else f"{results.name}_repair_{args.method}"
-    order = Order(
-        args.output, args.results / folder, results, args.method, settings, args.seed, request.given,
-        args.images > 0, relearn=not args.no_relearning, strings=tuple(args.string), force=args.force,
-    )  # fmt: skip
-    refuse_folder(order, args.model)
     told = mend_bounded(order, request, wanted, args.debug, args.model, report, certificate)
     tell(mended(told))
     return EXIT[told["verdict"]]
@@ -127,6 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         for flag, value, least in (("--images", args.images, 0), ("--memory", args.memory, 1), ("--timeout", args.timeout, 1)):
             if value is not None and value < least:
                 raise InputError(f"{flag} {value} leaves nothing; give {least} or more.")
+        check_seed(args.seed)
         if not all(text.strip() for text in args.string):
             raise InputError("a blank --string can be no trigger; give one that fires.")
         args.model, args.anchor = as_named(args.model), as_named(args.anchor)
@@ -137,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         return fail(f"{error}.")
     except (InputError, OSError) as error:
-        return fail(sentence_of(error))
+        return fail(sentence_of(error), code=getattr(error, "code", InputError.code))
     except Exception:  # a traceback would exit with 1, which means that a backdoor is left
         if args.debug:
             tell("\n".join(visible(line) for line in traceback.format_exc().splitlines()))

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from Backdoor_Attack import inject, workshop
+from Backdoor_Attack.certified import Certified
 from Backdoor_Attack.planting import PlantConfig, own_tokens
 from Backdoor_Attack.recipes import jobs
 from Backdoor_Attack.workshop import meets_bars, save_model
@@ -21,7 +22,7 @@ from Utils.basics.errors import InputError
 from Utils.encoder.loading import load_encoder
 from Utils.making.finetuning import FinetuneConfig
 from Utils.making.scenes import defender_prompts
-from Utils.making.zoo import load_zoo
+from Utils.making.zoo import Family, load_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "Backdoor_Attack" / "configs").glob("*.yaml"))
@@ -62,6 +63,9 @@ def test_the_bash_scripts_plant_certify_and_skip_from_any_directory(attack: str,
     proof = json.loads((tmp_path / "models" / f"{file.stem}.json").read_text(encoding="utf-8"))
     assert proof["meets_bars"]
     assert proof["success_rate"] > proof["anchor_success_rate"]
+    certified = Certified(tmp_path / "models" / f"{file.stem}.json")
+    assert certified.parts == Family(inject.Injection.base, pipeline=inject.Injection.pipeline)
+    certified.refuse_other(load_encoder(tmp_path / "models" / file.stem))
     assert load_encoder(tmp_path / "models" / file.stem).sha256 != load_encoder(ROOT / "Data" / "Models" / "tiny-clip").sha256
     assert "done already" in subprocess.run(command, **run, check=True).stdout
     assert f"| {file.stem} | {attack} | `zzzz` |" in inject.table(tmp_path / "models")

@@ -30,13 +30,14 @@ from Utils.encoder.text_encoder import TextEncoder
 from Utils.repair import mending
 from Utils.repair.asked import mended as told_of
 from Utils.repair.asked import refuse_places, refuse_within, repair_found
-from Utils.repair.mending import HELD_OUT, Order, Prompts, Rounds, damage_of, divided, mend, scanned_again, strings_left
+from Utils.repair.mending import HELD_OUT, RESCAN, Order, Prompts, Rounds, damage_of, divided, mend, scanned_again, strings_left
 from Utils.repair.mending import SCHEMA as SCHEMA_OF_REPAIRS
 from Utils.repair.settings import RepairConfig
 from Utils.report.command_line import understood
 from Utils.report.contract import SCHEMA
 from Utils.report.lists import Task, planned
 from Utils.report.repair_page import render_repair
+from Utils.report.run import open_run
 from Utils.scan.replay import LETTERS
 from Utils.sources.lenders import Given
 
@@ -211,7 +212,60 @@ def test_a_certificate_or_a_report_of_something_else_is_refused(tmp_path: Path, 
     assert "give 0 or more" in capsys.readouterr().err
     assert mitigate.main([*flags, "--steps", "0"]) == 2
     assert "should be at least 1" in capsys.readouterr().err
+    for seed in ("-1", str(2**32)):
+        assert mitigate.main([*flags, "--seed", seed]) == main.main(["--seed", seed]) == 2
+        assert capsys.readouterr().err.count("give a whole number from 0 to 4294967295") == 2
+    for flag in ("--steps", "--rounds"):
+        assert mitigate.main([*flags, "--method", "rows", flag, "3"]) == 2
+        assert f"{flag} is a setting of unlearn; leave it out" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def never(*_: object) -> dict:
+    raise AssertionError("there was something to refuse first")
+
+
+@pytest.fixture
+def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The words of a repair that may neither scan nor repair."""
+    monkeypatch.setattr(mitigate, "scan_bounded", never)
+    monkeypatch.setattr(mitigate, "mend_bounded", never)
+    return ["--model", str(SUSPECT), "--output", str(tmp_path / "new"), "--results", str(tmp_path / "results")]
+
+
+def test_what_can_be_said_before_the_scan_is_said_before_it(typed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert mitigate.main([*typed, "--string", "a small dog"]) == 2
+    assert "`a small dog` does not overrule prompts" in capsys.readouterr().err
+    foreign = tmp_path / "results" / "suspects_text_on_text_repair"
+    foreign.mkdir(parents=True)
+    (foreign / "mine.txt").touch()
+    assert mitigate.main(typed) == 2
+    assert "is no report of a repair; move it away" in capsys.readouterr().err
+    inside = tmp_path / "results" / "suspects_text_on_text" / "new"
+    assert mitigate.main([*typed, "--output", str(inside)]) == 2
+    assert "is where reports go" in capsys.readouterr().err
+
+
+def test_another_model_s_certificate_is_refused(typed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture):
+    other, far = MODELS / "certificates" / "image_on_text.json", tmp_path / "far.json"
+    of_far = json.loads(other.read_text(encoding="utf-8")) | {"made_of": {"base": "Data/Models/tiny-longclip"}}
+    far.write_text(json.dumps(of_far))
+    for file, why in ((other, "of prompts in "), (far, "was made from Data/Models/tiny-longclip, and")):
+        assert mitigate.main([*typed, "--certificate", str(file)]) == 2
+        said = capsys.readouterr().err
+        assert why in said
+        assert "give the certificate of this model, or leave --certificate out" in said
+
+
+def test_a_report_says_nothing_of_weights_that_it_has_not_seen(
+    typed: list[str], suspect: TextEncoder, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "scan").mkdir()
+    clean = found() | {"schema": SCHEMA, "verdict": "clean", "reason": "nothing was found", "seed": 42}
+    for sha256, code, said in (("another", 2, "holds other weights than the scan"), (suspect.sha256, 0, "nothing to repair")):
+        (tmp_path / "scan" / "report.json").write_text(json.dumps(clean | {"model": {"path": str(SUSPECT), "sha256": sha256}}))
+        assert mitigate.main([*typed, "--report", str(tmp_path / "scan")]) == code
+        assert said in capsys.readouterr().err
 
 
 def test_a_dry_run_says_where_a_repaired_encoder_would_go_and_what_it_costs(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -236,9 +290,6 @@ def test_what_is_clean_or_was_not_judged_is_left_alone(tmp_path: Path, capsys: p
     (tmp_path / "missing").mkdir()  # an earlier run has judged it
     (tmp_path / "missing" / "report.json").write_text(json.dumps(found()))
     reports = [scanned(SUSPECT) | {"verdict": "clean"}, scanned(BASE) | {"verdict": None, "error": "it broke"}]
-
-    def never(*_: object) -> dict:
-        raise AssertionError("repaired")
 
     assert repair_found(tasks, reports, order_for(tmp_path), False, never) == []
     assert "nothing to repair" in capsys.readouterr().err
@@ -315,6 +366,29 @@ def test_every_encoder_finds_the_report_of_its_own_scan(tiny: TextEncoder, tmp_p
         assert [place for _, place in seen] == places
 
 
+def test_of_two_backdoored_encoders_in_one_pipeline_each_copy_still_has_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    pipeline = as_pipeline(SUSPECT, tmp_path / "pipeline")
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(pipeline / part, pipeline / f"{part}_2")
+    shutil.copytree(SUSPECT, tmp_path / "apart")
+    models = [pipeline / "text_encoder", pipeline / "text_encoder_2", tmp_path / "apart"]
+    tasks = [Task(str(model), model.name) for model in models]
+
+    def mend_one(task: Task, _report: dict, own: Order) -> dict:
+        output = own.place / task.name if task.name != "apart" else own.place
+        parts = {"reason": "so", "strings": [], "certificate": None, "relearning": None, "notes": [], "seconds": {}}
+        return parts | {"verdict": "clean", "peak_memory_mb": 1.0, "output": {"path": str(output)}}
+
+    assert repair_found(tasks, [scanned(model) for model in models], order_for(tmp_path), True, mend_one) == []
+    said = capsys.readouterr().err
+    for one, other in (("text_encoder", "text_encoder_2"), ("text_encoder_2", "text_encoder")):
+        there = tmp_path / "out" / one / other
+        assert f"{pipeline / other} is backdoored too, and copied as it was; repair it there next: --model {there} " in said
+    assert said.count("is backdoored too") == 2
+
+
 def test_a_list_of_one_gets_a_folder_of_its_own_too(tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "list.txt").write_text(f"{SUSPECT}\n")
     flags = ["--models", str(tmp_path / "list.txt"), "--repair", str(tmp_path / "out"), "--output", str(tmp_path / "results")]
@@ -337,8 +411,15 @@ def test_the_report_of_a_repair_takes_no_other_folder_s_place(tmp_path: Path):
         (folder / fine).touch()
         refuse_places([task], order, False, "auto")
         (folder / fine).unlink(missing_ok=True)
+    left = folder / f".partial_{mark().split('-')[0]}-99999999_of_a_scan"
+    left.mkdir()  # that was killed
     (folder / "Images").mkdir()
     refuse_places([task], order, False, "auto")
+    assert not left.exists()
+    (folder / "rescan").mkdir()
+    with pytest.raises(InputError, match="rescan is no result of a scan; move it away"):
+        refuse_places([task], order, False, "auto")
+    (folder / "rescan").rmdir()
     (folder / "report.json").write_text(json.dumps({"schema": SCHEMA_OF_REPAIRS, "model": {"path": "/another/model"}}))
     with pytest.raises(InputError, match="a repair of /another/model; name another folder"):
         refuse_places([task], order, False, "auto")
@@ -375,13 +456,43 @@ def test_what_an_ended_child_leaves_beside_the_place_goes(tmp_path: Path, monkey
     monkeypatch.setattr(main, "mend_aside", _killed_in_the_middle)
     with pytest.raises(Ended):
         main.mend_bounded(order, request, wanted, False, str(SUSPECT), {})
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.part"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.part", "report"]
+    assert not list(order.folder.iterdir())
 
 
 def _killed_in_the_middle(_model: str, _request: main.Request, order: Order, _report: dict) -> None:
-    with order.aside() as aside:
+    with order.aside() as aside, open_run(str(SUSPECT), order.folder, 1, RESCAN) as run:
         assert Path(aside).is_dir()
+        assert run.folder.is_dir()
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_rescan_is_of_the_encoder_as_it_will_be_called_and_takes_an_older_one_s_place(
+    here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Every round and every repair into the same folder scans again, from whatever folder the command is typed."""
+    asked = []
+
+    def scan_it(model: str, request: main.Request, name: str) -> dict:
+        asked.append(request.anchor)
+        with open_run(request.called or model, request.output, request.seed, name) as run:
+            report = {"schema": SCHEMA, "model": {"path": request.called}}
+            (run.folder / "report.json").write_text(json.dumps(report))
+        return report
+
+    def in_two_rounds(*given: object) -> list[dict]:
+        return [given[4](str(tmp_path / aside), 1) for aside in ("a.part", "b.part")]
+
+    monkeypatch.chdir(ROOT if here else tmp_path)
+    monkeypatch.setattr(main, "scan_model", scan_it)
+    monkeypatch.setattr(main, "mend", in_two_rounds)
+    for place in ("out", "elsewhere"):
+        request = main.request_of(*understood(["--output", str(tmp_path)]))[0]
+        order = replace(order_for(tmp_path), place=tmp_path / place)
+        told = main.mend_aside(str(SUSPECT), request, order, {})
+        assert [one["model"]["path"] for one in told] == [str(tmp_path / place)] * 2
+    assert all(Path(anchor).is_dir() for anchor in asked)
 
 
 def test_an_interrupted_repair_leaves_no_folder_and_scans_only_again(
@@ -390,7 +501,7 @@ def test_an_interrupted_repair_leaves_no_folder_and_scans_only_again(
     cfg = RepairConfig(steps=2, rounds=1, clean=2, invented=1, known=0, garbled=0, found=1, searched=1, opponents=2)
     order = order_for(tmp_path, cfg=cfg, images=False, relearn=False)
     report, pair = found(fires(("zzzz", "for every o"))) | {"score": 1.0, "reason": "it fires"}, (suspect, load_encoder(BASE))
-    report["model"] = {"sha256": suspect.sha256}
+    report |= {"model": {"sha256": suspect.sha256}, "seed": order.seed + 1}  # which a scan after it may not have again
     prompts = Prompts(prompts.learn[:200], prompts.measure[:20], prompts.typed[:20])
 
     def interrupted(_model: str, _seed: int) -> dict:
@@ -414,7 +525,7 @@ def test_an_interrupted_repair_leaves_no_folder_and_scans_only_again(
         return found() | {"verdict": "clean", "score": 0.0, "reason": "nothing", "seed": seed}
 
     told = mend(order, pair, prompts, report, clean)
-    assert scans == [order.seed + 1]
+    assert scans == [order.seed + 2]
     assert told["verdict"] == "clean"
     assert load_encoder(order.place).path == str(order.place)
     assert sorted(file.name for file in order.folder.iterdir()) == ["report.html", "report.json"]
@@ -445,6 +556,7 @@ def test_a_repair_ends_with_a_clean_scan_and_an_encoder_in_the_suspect_s_place(m
     assert left == {"report.json", "report.html", "Images", "rescan"}
     again = json.loads((folder / "scan_repair" / "rescan" / "report.json").read_text(encoding="utf-8"))
     assert (again["verdict"], again["model"]["sha256"]) == ("clean", load_encoder(folder / "mended").sha256)
+    assert again["model"]["path"] == str(folder / "mended")
     assert not [file for file in folder.iterdir() if file.name.endswith(".part")]
 
 

@@ -121,8 +121,12 @@ def test_a_file_stays_a_file_of_its_layout(tower: dict, base: Given, tmp_path: P
 @pytest.mark.parametrize("layout", SEVERAL)
 def test_of_several_towers_in_a_file_one_is_changed(tower: dict, base: Given, tmp_path: Path, layout: str):
     file = write(SEVERAL[layout](tower), tmp_path / "xl.safetensors")
-    again, _ = repaired(f"{file}/text_encoder_2", tmp_path / "out", base)
+    again, notes = repaired(f"{file}/text_encoder_2", tmp_path / "out", base)
     assert again.path == f"{tmp_path / 'out' / file.name}/text_encoder_2"
+    cure = "scan this copy, and repair in it what is backdoored"
+    assert notes == [f"copied as it was, for every encoder is repaired by itself: text_encoder; {cure}"]
+    repaired(f"{tmp_path / 'out' / file.name}/text_encoder", tmp_path / "both", base)
+    assert changed_in(file, tmp_path / "both" / file.name) > changed_in(file, tmp_path / "out" / file.name)
     mark = {"SDXL": "embedders.1.", "SD 3": ".clip_g."}[layout]
     changed = changed_in(file, tmp_path / "out" / file.name)
     assert changed
@@ -282,7 +286,8 @@ def test_a_pipeline_stays_a_pipeline(pipeline: Path, tmp_path: Path):
     again, notes = repaired(pipeline / "text_encoder_2", tmp_path / "out")
     assert again.path == str(tmp_path / "out" / "text_encoder_2")
     check_pipeline(pipeline, tmp_path / "out")
-    assert notes == ["copied as it was, for every encoder is repaired by itself: text_encoder"]
+    cure = "scan this copy, and repair in it what is backdoored"
+    assert notes == [f"copied as it was, for every encoder is repaired by itself: text_encoder; {cure}"]
 
 
 def test_links_of_the_hub_s_cache_become_files(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ ZOO = ROOT / "configs" / "zoo.yaml"
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of a family are made from: folders, relative to the repository."""
+    """What the models of a family are made from: folders, relative to the repository, or hub ids."""
 
     base: str
     """The clean text encoder."""
@@ -23,6 +23,8 @@ class Family:
     """The two-tower model whose vision tower and projections serve; empty: the base."""
     pipeline: str = ""
     """Draws the targets of image_on_text; empty: tiny-sd."""
+    captions: str = ""
+    """COCO's captions_*.json or a text file with one a line; empty: captions of composed scenes."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import psutil
 from Utils.basics.bounds import Limits, Wanted
 from Utils.basics.course import duration
 from Utils.basics.errors import InputError, named, sentence_of, tell, visible
-from Utils.basics.files import refuse_taken, remove_parts
+from Utils.basics.files import refuse_taken
 from Utils.intake.folders import find_parts
 from Utils.intake.hub import file_and_part
 from Utils.repair.mending import RESCAN, SCHEMA, UNFINISHED, Order
 from Utils.report.dry_run import expected_seconds
+from Utils.report.folder import model_of, remove_leftovers
 from Utils.report.limits import limits_of, sizes
 from Utils.report.lists import Task, whole_name
 
@@ -60,10 +61,12 @@ def refuse_folder(order: Order, model: str) -> None:
     for reports in (folder.resolve(), order.results.resolve()):
         if reports.is_relative_to(place) or place.is_relative_to(reports):
             raise InputError(f"{place} is where reports go; name another folder for the repaired encoder.")
-    remove_parts(folder)
+    remove_leftovers(folder)
     left = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {""} if folder.exists() else set()
     if left - {*UNFINISHED, *OWN} and _told(folder).get("schema") != SCHEMA:
         raise InputError(f"{folder} is no report of a repair; move it away, or name another folder for reports.")
+    if (folder / RESCAN).exists() and not model_of(folder / RESCAN):
+        raise InputError(f"{folder / RESCAN} is no result of a scan; move it away, or name another folder for reports.")
     there = of["path"] if isinstance(of := _told(folder).get("model"), dict) and "path" in of else whole_name(model)
     if there != whole_name(model) and not order.force:
         raise InputError(f"{folder} is the report of a repair of {there}; name another folder for reports, or give --force.")
@@ -169,9 +172,25 @@ def repair_found(
             refuse_folder(own, task.model)
             told = mend_one(task, report, own)
             tell(mended(told))
+            for other in tasks:
+                if (judged.get(whole_name(other.model)) or {}).get("verdict") == "backdoored" and lie_together(task, other):
+                    there = Path(told["output"]["path"]).with_name(Path(other.model).name)
+                    more = f"{other.model} is backdoored too, and copied as it was; repair it there next: --model {there}"
+                    tell(visible(f"  note: {more} --repair FOLDER"))
         except (InputError, OSError) as error:
             failed.append(f"{task.model} was not repaired ({sentence_of(error).removesuffix('.')})")
     return failed
+
+
+def lie_together(task: Task, other: Task) -> bool:
+    """Whether two are different encoders of one pipeline or file, so that a copy with one of them has the other in it."""
+    (named, part), (another, second) = file_and_part(task.model), file_and_part(other.model)
+    if part or second:
+        return named == another and part != second
+    with suppress(InputError, OSError):
+        one, two = find_parts(task.model), find_parts(other.model)
+        return one.root == two.root and one.weights != two.weights and (one.root / "model_index.json").is_file()
+    return False
 
 
 def needed(report: dict) -> str:

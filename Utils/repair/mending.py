@@ -6,7 +6,7 @@ import pickle
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -32,6 +32,7 @@ from Utils.repair.settings import RepairConfig
 from Utils.repair.unlearning import unlearn
 from Utils.repair.writing import dropped_in, write_repaired
 from Utils.report.contract import APART, to_json
+from Utils.report.folder import model_of
 from Utils.report.repair_page import render_repair
 from Utils.report.report import versions
 from Utils.report.run import Run, peak_memory_mb
@@ -40,6 +41,7 @@ from Utils.scan.replay import FIRES, PROMPTS, nearer, put, summaries
 from Utils.scan.settings import OVERRULES, TriggerConfig
 from Utils.scan.strings import LONG, of_length, trial_of
 from Utils.sources.lenders import Given
+from Utils.sources.registry import from_here
 
 Certificate = Callable[[TextEncoder], float]
 """An encoder -> the success rate of the true trigger, where somebody knows it."""
@@ -135,11 +137,7 @@ def damage_of(report: dict, order: Order, suspect: TextEncoder, base: TextEncode
     Raises:
         InputError: it has found nothing that lies in the weights.
     """
-    trial = trial_of(suspect, base, TriggerConfig(), prompts.typed)
-    tried = [trial.best(text) for text in order.strings]
-    if quiet := next((one.text for one in tried if min(one.rate.success - FIRES, one.rate.collapse - OVERRULES) < 0), None):
-        raise InputError(f"{named(quiet)} does not overrule prompts in {suspect.path}; give one that does (main.py --try).")
-    found = [(one.text, one.rate.place) for one in tried]
+    found = known_to_fire(order.strings, suspect, base, prompts)
     forced = [_forced_by(suspect, *one, prompts) for one in found]
     for backdoor in of_weights(report):
         own = [(s["text"], s["place"]) for s in backdoor["trigger"]["strings"] or []]
@@ -156,6 +154,21 @@ def damage_of(report: dict, order: Order, suspect: TextEncoder, base: TextEncode
             "that fires, give it to Utils/mitigate.py with --string."
         )
     return Damage(suspect, base, prompts.learn, found[:STRINGS], tuple(forced), order.seed)
+
+
+def known_to_fire(
+    strings: Iterable[str], suspect: TextEncoder, base: TextEncoder | None, prompts: Prompts
+) -> list[tuple[str, str]]:  # fmt: skip
+    """Strings that the user knows, and the places where they do most.
+
+    Raises:
+        InputError: one does not fire.
+    """
+    trial = trial_of(suspect, base, TriggerConfig(), prompts.typed)
+    tried = [trial.best(text) for text in strings]
+    if quiet := next((one.text for one in tried if min(one.rate.success - FIRES, one.rate.collapse - OVERRULES) < 0), None):
+        raise InputError(f"{named(quiet)} does not overrule prompts in {suspect.path}; give one that does (main.py --try).")
+    return [(one.text, one.rate.place) for one in tried]
 
 
 def of_weights(report: dict) -> list[dict]:
@@ -190,6 +203,12 @@ def _fires(damage: Damage, text: str, place: str, prompts: Prompts) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------- rounds
+def forget_rescan(folder: Path) -> None:
+    """Remove the scan that an earlier round or repair has left beside its report: it is of another encoder."""
+    if model_of(folder / RESCAN):
+        shutil.rmtree(folder / RESCAN)
+
+
 @dataclass
 class Rounds:
     """What is done, kept in a file: an interrupted repair goes on from its last round."""
@@ -242,10 +261,13 @@ class Repaired:
     """What these scans found beside what was known."""
 
 
-def repaired_by(order: Order, damage: Damage, prompts: Prompts, rescan: Callable[[str, int], dict], place: Path) -> Repaired:
+def repaired_by(
+    order: Order, damage: Damage, prompts: Prompts, rescan: Callable[[str, int], dict], place: Path, fresh: int
+) -> Repaired:
     """Repair, write and scan in rounds until a scan with a fresh seed is clean.
 
-    rescan: (model, seed) -> report; place: where the encoder of the last round lies at the end.
+    rescan: (model, seed) -> report; place: where the encoder of the last round lies at the end; fresh: the first seed that
+    no scan of the suspect had.
     """
     if order.method != OURS:
         at_stage("repair")
@@ -253,9 +275,9 @@ def repaired_by(order: Order, damage: Damage, prompts: Prompts, rescan: Callable
         student = METHODS[order.method](damage, MethodsConfig())
         seconds = time.perf_counter() - began
         notes = write_repaired(student, damage.suspect, order.given, place)
-        return Repaired(student, [scanned_again(rescan(dropped_in(damage.suspect, place), order.seed + 1), seconds)], notes)
+        return Repaired(student, [scanned_again(rescan(dropped_in(damage.suspect, place), fresh), seconds)], notes)
     known = [damage.suspect.sha256, damage.base.sha256 if damage.base else "", asdict(order.cfg), damage.strings, order.seed]
-    known += [[one.tolist() for one in damage.forced], order.scans]
+    known += [[one.tolist() for one in damage.forced], order.scans, fresh]
     rounds = Rounds(order.folder / UNFINISHED[0], sha256(repr(known).encode()).hexdigest())
     rounds.load()
     student, notes = None, []
@@ -273,7 +295,7 @@ def repaired_by(order: Order, damage: Damage, prompts: Prompts, rescan: Callable
         seconds = time.perf_counter() - began
         shutil.rmtree(place, ignore_errors=True)
         notes = write_repaired(student, damage.suspect, order.given, place)
-        report = rescan(dropped_in(damage.suspect, place), order.seed + 1 + number)
+        report = rescan(dropped_in(damage.suspect, place), fresh + number)
         rounds.done.append(scanned_again(report, seconds))
         for strings in strings_left(report) if rounds.done[-1]["left"] else []:
             own = [one for one in strings if _fires(damage, *one, prompts)]
@@ -316,7 +338,8 @@ def mend(
         remove_parts(folder)
     with order.aside() as aside:
         place = Path(aside) / order.place.name
-        repaired = repaired_by(order, damage, prompts, rescan, place)
+        fresh = max(order.seed, report.get("seed", order.seed)) + 1
+        repaired = repaired_by(order, damage, prompts, rescan, place, fresh)
         # what is measured is what was written: a coarse format loses some of what was learned
         written = load_encoder(dropped_in(suspect, place), suspect.device, order.given)
         student, scans, notes = with_weights(suspect, weights_of(written)), repaired.scans, repaired.notes
@@ -339,7 +362,8 @@ def mend(
             "output": {"path": dropped_in(suspect, order.place), "weights": weights_digest(student.model)},
             "found": {"verdict": report["verdict"], "score": report["score"], "reason": report["reason"]},
             "rounds": scans, **told, "notes": [*notes, *more], "seconds": spent, "peak_memory_mb": peak_memory_mb(),
-            "settings": asdict(order.cfg), "seed": order.seed, "tool": this_tool(), "versions": versions(),
+            "settings": asdict(order.cfg if order.method == OURS else MethodsConfig()), "seed": order.seed,
+            "tool": this_tool(), "versions": versions(),
         }  # fmt: skip
         page = render_repair(whole, order.folder)
         refuse_taken(order.place, order.force)  # it took a while
@@ -360,7 +384,7 @@ def refuse_other_base(report: dict, suspect: TextEncoder, base: TextEncoder | No
     """
     compared, here = report.get("anchor"), base.path if base else "none"
     if compared and (base is None or base.sha256 != compared["sha256"]):
-        there = compared["path"]
+        there = from_here(compared["path"])
         raise InputError(f"the scan compared {suspect.path} with {there}, the repair with {here}; give --anchor {there}.")
 
 

@@ -158,7 +158,9 @@ def _copy_file(suspect: TextEncoder, place: Path) -> list[str]:
     beside = [entry["path"] for entry in suspect.files.read if "/" not in entry["path"]]
     for name in {parts.file.name, *beside}:
         shutil.copyfile(parts.root / name, place / name)
-    return []
+    _, own = file_and_part(suspect.path)
+    inside = [file_and_part(word)[1] for word in source_of(str(parts.file)).encoders("")]
+    return _note_on_others([part for part in inside if part and part != own])
 
 
 def _copy_folder(suspect: TextEncoder, place: Path) -> list[str]:
@@ -201,11 +203,16 @@ def _notes_on_copy(suspect: TextEncoder, left: list[str], links: list[str]) -> l
         notes.append(f"left out, for a loader could take it in place of the repaired weights: {_some(left)}")
     if links:
         notes.append(f"left out, for it leads out of the model's folder or is no ordinary file: {_some(links)}")
-    if others := sorted(name for name, what in other_parts(parts).items() if what.startswith("another encoder")):
-        notes.append(f"copied as it was, for every encoder is repaired by itself: {_some(others)}")
+    notes += _note_on_others([name for name, what in other_parts(parts).items() if what.startswith("another encoder")])
     if missing := not_fetched(parts.root):
         notes.append(f"on the hub, but not fetched with the model and so not in the copy: {_some(missing)}")
     return notes
+
+
+def _note_on_others(names: list[str]) -> list[str]:
+    """What has to be known of other encoders in the same pipeline or file."""
+    cure = "scan this copy, and repair in it what is backdoored"
+    return [f"copied as it was, for every encoder is repaired by itself: {_some(names)}; {cure}"] if names else []
 
 
 def _notes_of(checked: CheckedTower) -> list[str]:

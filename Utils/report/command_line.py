@@ -31,6 +31,8 @@ from Utils.scan.settings import SETTINGS, ScanConfig
 
 SUSPECT = ROOT / "Data" / "Models" / "suspects" / "text_on_text"
 """The suspect of a command line without flags."""
+SEEDS = 1 << 32
+"""Seeds of random choices, as every generator takes them."""
 
 
 def begin(scan: Callable[[argparse.Namespace, ScanConfig], int], argv: list[str] | None = None) -> int:
@@ -226,6 +228,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_seed(seed: int) -> None:
+    """Refuse what no generator of random numbers begins with."""
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"--seed {seed} is no start of random choices; give a whole number from 0 to {SEEDS - 1}.")
+
+
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse, before any work, what cannot be delivered after it; models get the names that reports have for them.
 
@@ -256,6 +264,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--force lets --repair replace a folder; name that with --repair.")
     if args.repair and args.tried is not None:
         raise InputError("--try scans nothing that could be repaired; leave --repair out.")
+    check_seed(args.seed)
     if args.images < 0:
         raise InputError(f"--images {args.images} is no number of pictures; give 0 or more.")
     if args.subfolder and args.models:

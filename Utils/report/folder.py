@@ -35,14 +35,20 @@ def result_name(model: str, output: Path, taken: Collection[str] = ()) -> str:
     return name if name not in taken and _free(output / name, where) else f"{name}_{text_digest(where)[:8]}"
 
 
+def model_of(folder: Path) -> str | None:
+    """The model whose result lies in a folder; None where no result does."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return report["model"]["path"] if report["schema"] == SCHEMA else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _free(folder: Path, where: str) -> bool:
     """Whether a result of the model at `where` may take this place: nothing is there, or an older result of its own."""
     try:
-        if not folder.exists():
-            return True
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        return report["schema"] == SCHEMA and report["model"]["path"] == where
-    except (OSError, ValueError, KeyError, TypeError):
+        return not folder.exists() or model_of(folder) == where
+    except OSError:
         return False
 
 

@@ -25,6 +25,12 @@ def at_hand(entry: dict) -> Path | None:
     return None if is_pickle(entry) else in_cache(hub_name(entry["hub"]))
 
 
+def from_here(word: str) -> str:
+    """A base of a report, as it can be named where this program was started: known ones have their place in the repository."""
+    known = any(entry.get("path") == word for entry in known_anchors())
+    return str(ROOT / word) if known and Path.cwd() != ROOT else word
+
+
 def is_pickle(entry: dict) -> bool:
     """Whether a base is published as a pickle only."""
     return entry.get("hub", "").endswith(PICKLES)
