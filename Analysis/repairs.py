@@ -189,14 +189,8 @@ def main() -> int:
             name, method = running[done]
             try:
                 row = done.result()
-            except (
-                InputError,
-                RuntimeError,
-                OSError,
-                ValueError,
-                LookupError,
-                MemoryError,
-            ) as error:  # the others are repaired
+            except (InputError, RuntimeError, OSError, ValueError, LookupError, MemoryError) as error:
+                # of one: the others are repaired
                 what = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
                 tell(f"{name}, {method}: {what}{first_line(error)}")
                 missed = 1
