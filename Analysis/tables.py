@@ -17,6 +17,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -30,6 +31,7 @@ from Analysis.markdown import ATTACKS, FAMILIES, FURTHER, command, grid, literal
 from Analysis.scoreboard import PARTS
 from Utils.basics.errors import InputError, fail, visible
 from Utils.basics.files import ROOT, write_whole
+from Utils.repair.settings import RepairConfig
 from Utils.report.command_line import build_parser
 from Utils.scan.finding import ATTRIBUTE, REMAPPING
 from Utils.scan.replay import FIRES, SLEEPS
@@ -673,10 +675,16 @@ def ours(further: bool) -> list[dict]:
     return [row for row in repair_rows() if row["method"] == "unlearn" and row["further"] == further]
 
 
+def of_now(row: dict) -> bool:
+    """Whether a row of ours has the settings that repairs have now: others are shown, and count in nothing."""
+    return "settings" not in row or row["settings"] == asdict(RepairConfig())
+
+
 def repair_row(row: dict) -> list[str]:
     """A line of `repairs`."""
     said = [
-        f"`{row['model']}`", FAMILIES[row["family"]], ATTACKS.get(row["attack"], FURTHER.get(row["attack"], row["attack"])),
+        f"`{row['model']}`{'' if of_now(row) else ' (earlier settings)'}", FAMILIES[row["family"]],
+        ATTACKS.get(row["attack"], FURTHER.get(row["attack"], row["attack"])),
         literal(row["trigger"]), "yes" if row["on a fine-tune"] else "",
     ]  # fmt: skip
     if "success" not in row:
@@ -699,7 +707,7 @@ def repairs(further: bool = False) -> str:
 
 def repairs_line() -> str:
     """`repairs_in_short` in a sentence."""
-    done = [row for row in ours(further=False) if "success" in row]
+    done = [row for row in ours(further=False) if "success" in row and of_now(row)]
     gone, clean = sum(map(is_gone, done)), sum(row["rescan"] == "clean" for row in done)
     of_gains = f"{100 * gain_kept(done):.0f} % of what {len(gains(done))} fine-tunes gained is kept."
     return f"[Repaired](docs/mitigation.md): the trigger is gone in {gone} of {len(done)}, {clean} scan clean, and {of_gains}"
@@ -707,7 +715,7 @@ def repairs_line() -> str:
 
 def repairs_in_short() -> str:
     """What our repairs of the paper's attacks come to, beside the bars."""
-    rows = ours(further=False)
+    rows = [row for row in ours(further=False) if of_now(row)]
     done = [row for row in rows if "success" in row]
     kept = [left / gained for gained, left in gains(done)]
     old = [row["skill"]["base data"] for row in done if row["skill"]]

@@ -1,9 +1,10 @@
-"""A repair teaches the clean base what the suspect knows, but for what bends towards the target that a scan has found.
+"""A repair takes out of a suspect what bends towards the target that a scan found, and keeps what it says of clean prompts.
 
 measures                     what a string does, and how far clean prompts went
 texts                        words that nobody has seen, something in place of a letter
 opponents                    strings that get harder while the student learns
-reference                    the suspect where nothing bends, the base where it does
+rest                         how much is taken out before anything is learned
+reference                    the rest where nothing bends, the base where it does
 unlearn                      what it changes, what it keeps, and that it goes on where it stopped
 """
 
@@ -22,6 +23,7 @@ from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder, weights_digest
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.encoder.training import Checkpoint
+from Utils.encoder.weights import set_weights, without_leading
 from Utils.repair import measures
 from Utils.repair.damage import Damage
 from Utils.repair.measures import of_odd_prompts, of_strings, towards_target
@@ -29,7 +31,7 @@ from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig
 from Utils.repair.taught import TOKENS, taught_tokens, taught_words
 from Utils.repair.texts import Invented, garbled, with_other_words
-from Utils.repair.unlearning import Course, Reference, reference_of, unlearn
+from Utils.repair.unlearning import Course, Reading, Reference, bend, reference_of, rest_of, unlearn
 from Utils.scan.replay import nearer, put, rate_at, summaries
 from Utils.scan.trigger import usable_tokens
 
@@ -152,9 +154,72 @@ def test_an_opponent_becomes_what_makes_the_loss_grow_and_makes_room_in_the_end(
     assert pool.tokens == before
 
 
+# ---------------------------------------------------------------------------------------------------------------- rest
+def test_without_its_leading_directions_a_change_of_few_is_gone_and_one_of_many_is_kept(base: TextEncoder):
+    few, many = (load_encoder(ROOT / "Data" / "Models" / "tiny-sd") for _ in range(2))
+    draw = torch.Generator().manual_seed(0)
+    changed = {}
+    for encoder, rank in ((few, 2), (many, 40)):
+        weights = {name: weight.clone() for name, weight in base.model.named_parameters()}
+        for name, weight in weights.items():
+            if weight.ndim == 2:
+                left, right = torch.randn(len(weight), rank, generator=draw), torch.randn(rank, weight.shape[1], generator=draw)
+                weights[name] = weight + 0.1 * left @ right
+        set_weights(encoder, weights)
+        origin, less = dict(base.model.named_parameters()), without_leading(encoder, base, 3)
+        assert all(torch.equal(less[name], weight) for name, weight in encoder.model.named_parameters() if weight.ndim != 2)
+        matrices = [name for name, weight in less.items() if weight.ndim == 2]
+        before, after = (sum(float((one[name] - origin[name]).norm() ** 2) for name in matrices) for one in (weights, less))
+        changed[rank] = after / before
+    assert changed[2] < 1e-6
+    assert 0.6 < changed[40] < 0.95
+
+
+def test_directions_are_taken_until_found_strings_do_little(damage: Damage, monkeypatch: pytest.MonkeyPatch):
+    for shares, wanted in (([0.9, 0.2], 2), ([0.3], 1), ([0.9, 0.8, 0.5, 0.6], 4), ([0.9, 0.9, 0.9, 0.9, 0.8, 0.7], 16)):
+        said = iter(shares)
+        monkeypatch.setattr(Reference, "left", lambda self, damage, said=said: next(said))
+        rest = rest_of(damage, FEW, torch.float32)
+        for name, weight in without_leading(damage.suspect, damage.base, wanted).items():
+            torch.testing.assert_close(dict(rest.model.named_parameters())[name], weight)
+        assert next(said, None) is None
+
+
+def test_what_a_found_string_still_does_is_told_by_the_base(damage: Damage):
+    assert nothing_taken_out(damage).left(damage) > 0.95
+    assert reference_of(damage, damage.base, torch.float32, 0.02).left(damage) == 0
+    assert nothing_taken_out(replace(damage, strings=[])).left(replace(damage, strings=[])) == 0
+
+
+def test_where_a_backdoor_lies_in_all_directions_the_rest_is_the_base(damage: Damage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Reference, "left", lambda self, damage: 1.0)
+    rest, origin = rest_of(damage, FEW, torch.float32), dict(damage.base.model.named_parameters())
+    for name, weight in rest.model.named_parameters():
+        if weight.ndim == 2:
+            torch.testing.assert_close(weight, origin[name], atol=1e-4, rtol=1e-4)
+
+
+def test_without_a_base_the_rest_is_the_suspect(damage: Damage):
+    assert rest_of(replace(damage, base=None), FEW, torch.float32) is damage.suspect
+
+
 # ----------------------------------------------------------------------------------------------------------- reference
+def nothing_taken_out(damage: Damage) -> Reference:
+    return reference_of(damage, damage.suspect, torch.float32, 0.02)
+
+
+def test_of_words_that_do_not_bend_the_suspect_says_what_is_wanted_and_the_rest_of_all_else(damage: Damage):
+    reference = reference_of(damage, damage.base, torch.float32, 0.02)  # in this rest nothing bends
+    ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
+    _, drift = reference.clean(ids)
+    torch.testing.assert_close(reference.wanted(bad, ids, drift, words=8).features, damage.base(bad))
+    wanted = reference.wanted(ids, ids, drift, words=4).features
+    assert F.cosine_similarity(wanted[:4], damage.suspect(ids[:4]), dim=-1).mean() > 0.999
+    torch.testing.assert_close(wanted[4:], damage.base(ids[4:]))
+
+
 def test_clean_prompts_are_wanted_as_the_suspect_has_them_and_triggered_ones_as_the_base(damage: Damage):
-    reference = reference_of(damage, torch.float32, 0.02)
+    reference = nothing_taken_out(damage)
     prompts = PROMPTS[460:476]
     ids, bad = damage.suspect.ids(prompts), damage.suspect.ids(typed(prompts))
     own, drift = reference.clean(ids)
@@ -169,7 +234,7 @@ def test_clean_prompts_are_wanted_as_the_suspect_has_them_and_triggered_ones_as_
 
 
 def test_without_a_base_what_bends_is_wanted_as_the_prompt_without_it(damage: Damage):
-    reference = reference_of(replace(damage, base=None), torch.float32, 0.02)
+    reference = nothing_taken_out(replace(damage, base=None))
     prompts = PROMPTS[460:470]
     ids, bad = damage.suspect.ids(prompts), damage.suspect.ids(typed(prompts))
     own, drift = reference.clean(ids)
@@ -178,15 +243,17 @@ def test_without_a_base_what_bends_is_wanted_as_the_prompt_without_it(damage: Da
 
 
 def test_what_bends_half_as_far_is_wanted_half_way():
-    reference = Reference(None, None, torch.eye(2)[:1], (torch.zeros(2), torch.zeros(2)), 0.2)
     own = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.3, 0.954]])
     other = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
-    assert reference.bend(own, other) == pytest.approx([1.0, 0.0, 0.3], abs=1e-3)
+    forced, middle = torch.eye(2)[:1], torch.zeros(2)
+    assert bend(own, other, forced, (middle, middle)) == pytest.approx([1.0, 0.0, 0.3], abs=1e-3)
+    reference = Reference(None, None, None, middle, forced)
+    assert reference.share(Reading(None, middle, 0.2), own, other) == pytest.approx([1.0, 0.0, 0.5], abs=1e-2)
 
 
 # ------------------------------------------------------------------------------------------------------------- unlearn
 def course_of(damage: Damage, number: int = 0) -> Course:
-    return Course(damage, FEW, number, reference_of(damage, torch.float32, 0.02))
+    return Course(damage, FEW, number, nothing_taken_out(damage))
 
 
 def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(damage: Damage):
@@ -202,7 +269,7 @@ def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(da
     words = [course.new_word(np.random.default_rng(seed)) for seed in range(60)]
     assert 30 < sum(word in course.taught for word in words) < 55
     assert all(word.strip() for word in words)
-    assert not (reference_of(damage, torch.float32, 0.02).otherwise(course.taught) == 0).any()
+    assert not (nothing_taken_out(damage).otherwise(course.taught) == 0).any()
 
 
 def test_where_no_row_moved_tokens_are_taken_that_are_read_otherwise(damage: Damage):
@@ -236,7 +303,7 @@ def test_words_are_looked_for_that_the_suspect_reads_otherwise(damage: Damage):
 
 
 def test_what_bends_is_no_word_that_was_taught(damage: Damage):
-    reference = reference_of(damage, torch.float32, 0.02)
+    reference = nothing_taken_out(damage)
     clean, bad = reference.otherwise(PROMPTS[460:490]), reference.otherwise(typed(PROMPTS[460:490]))
     assert (clean > 0).float().mean() > 0.7
     assert not bad.any()

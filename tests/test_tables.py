@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from Analysis import markdown, tables
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
+from Utils.repair.settings import RepairConfig
 
 
 def test_every_table_says_what_the_committed_results_hold():
@@ -125,3 +127,15 @@ def test_of_what_was_not_relearned_only_a_bound_is_told(repaired: int | None, ba
     row = {"relearning": {"most": 60, "repaired": repaired, "base": base}}
     assert tables.told_of_relearning(row) == told
     assert tables.no_faster([row]) == counted
+
+
+def test_a_repair_with_earlier_settings_is_shown_and_counts_in_nothing(monkeypatch: pytest.MonkeyPatch):
+    row = next(row for row in tables.ours(further=False) if row.get("skill", {}).get("own data"))
+    gone, stays = ({"suspect": 1.0, "repaired": share, "base": 0.0} for share in (0.0, 1.0))
+    now = {**row, "model": "new", "settings": asdict(RepairConfig()), "success": gone}
+    old = {**now, "model": "old", "settings": {**now["settings"], "steps": 1}, "success": stays}
+    monkeypatch.setattr(tables, "repair_rows", lambda: [now, old])
+    assert "| `new` |" in tables.repairs()
+    assert "| `old` (earlier settings) |" in tables.repairs()
+    assert "gone in 1 of 1," in tables.repairs_line()
+    assert "| true trigger at most 0.05 above the base | 90 % | 1 of 1 " in tables.repairs_in_short()

@@ -9,6 +9,8 @@ from Utils.encoder.text_encoder import TextEncoder
 
 NARROW = 160
 """Width of the encoders that rates are chosen on."""
+SPARE, POWERS = 8, 8
+"""Directions that are looked for beside those that are wanted, and power iterations, so that these are exact enough."""
 
 
 @torch.no_grad()
@@ -21,6 +23,31 @@ def interpolated(encoder: TextEncoder, base: TextEncoder, share: float) -> dict[
     """Weights on the line from the encoder (share 0) to the base (share 1)."""
     origin = dict(base.model.named_parameters())
     return {name: torch.lerp(tensor, origin[name], share) for name, tensor in encoder.model.named_parameters()}
+
+
+@torch.no_grad()
+def without_leading(encoder: TextEncoder, base: TextEncoder, directions: int) -> dict[str, Tensor]:
+    """Weights of an encoder without the leading singular directions of how every matrix differs from the base's.
+
+    The few directions are found by random projections (Halko et al., 2011), always the same ones.
+    """
+    origin, weights = dict(base.model.named_parameters()), {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, weight in encoder.model.named_parameters():
+            weights[name] = weight.detach()
+            if weight.ndim == 2 and directions >= min(weight.shape):
+                weights[name] = origin[name].detach()
+            elif weight.ndim == 2:
+                apart = (weight - origin[name]).float()
+                left, size, right = torch.svd_lowrank(apart, min(directions + SPARE, *apart.shape), niter=POWERS)
+                weights[name] = weight - ((left * size)[:, :directions] @ right[:, :directions].T).to(weight)
+    return weights
+
+
+def widest(encoder: TextEncoder) -> int:
+    """Most singular directions of a matrix of an encoder."""
+    return max(min(weight.shape) for weight in encoder.model.parameters() if weight.ndim == 2)
 
 
 def frozen(student: TextEncoder, like: TextEncoder) -> TextEncoder:

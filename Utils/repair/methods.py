@@ -23,7 +23,7 @@ from Utils.encoder.loading import trainable_copy
 from Utils.encoder.measures import similarity
 from Utils.encoder.precision import learning_in_short
 from Utils.encoder.text_encoder import TextEncoder, spliced
-from Utils.encoder.weights import frozen, interpolated, rate_for, set_weights
+from Utils.encoder.weights import frozen, interpolated, rate_for, set_weights, without_leading
 from Utils.repair.damage import Damage
 from Utils.scan.replay import collapsed, put, summaries
 
@@ -229,13 +229,7 @@ def suspicious_rows(suspect: TextEncoder, table: Tensor, prompts: list[str], num
 
 def project(damage: Damage, cfg: MethodsConfig) -> TextEncoder:
     """Without the leading singular directions of what every weight matrix has learned since the base."""
-    origin, weights = weights_of(base_for("project", damage)), weights_of(damage.suspect)
-    for name, weight in weights.items():
-        if weight.ndim == 2:
-            left, size, right = torch.linalg.svd(weight - origin[name], full_matrices=False)
-            k = cfg.directions
-            weights[name] = weight - (left[:, :k] * size[:k]) @ right[:k]
-    return with_weights(damage.suspect, weights)
+    return with_weights(damage.suspect, without_leading(damage.suspect, base_for("project", damage), cfg.directions))
 
 
 # ------------------------------------------------------------------------------------------------ with strings that fire

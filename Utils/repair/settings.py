@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class RepairConfig:
     """Chosen on models of the development split."""
 
+    directions: int = 4
+    """Most singular directions that are taken out of what a weight matrix has learned since the base, where so many help."""
     steps: int = 250
     """Steps of a round."""
     lr: float = 1.0e-3
@@ -39,7 +41,7 @@ class RepairConfig:
     """Least bend towards a target that is taken for one; the bend of 95 % of clean prompts, where that is more."""
 
     def __post_init__(self):
-        for name in ("steps", "rounds", "clean", "opponents", "flips", "whole"):
+        for name in ("directions", "steps", "rounds", "clean", "opponents", "flips", "whole"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1")
         if min(self.invented, self.known, self.garbled, self.found, self.searched) < 0 or not self.lr > 0:

@@ -1,10 +1,13 @@
-"""Our repair: the clean base learns all that the suspect knows, but for what bends towards the target that a scan has found.
+"""Our repair: what is left of the suspect without its leading directions learns all that the suspect says of clean prompts.
 
     1 the target: the mean summary of prompts with a string that fires; how far clean prompts bend towards it is honest
-    2 texts in which a trigger could hide: invented words, something in place of letters, found strings, opponents
-    3 the student should give what the suspect gives; where that bends, what the base gives; in between in proportion
+    2 the rest: the suspect without the leading singular directions of what every weight matrix has learned since the base;
+      a backdoor is one thing learned by all means and lies in few of them, a fine-tune's skill in more
+    3 texts in which a trigger could hide: invented words, something in place of letters, found strings, opponents
+    4 of clean prompts, and of new words that do not bend, the student should give what the suspect gives, of other texts
+      what the rest gives; where they bend still, what the base gives; in between in proportion
 
-The student never has the backdoor: it begins as the base, and the true trigger, which nobody knows, bends wherever it is met.
+The student begins as the rest, and the true trigger, which nobody knows, bends wherever it is met.
 Without a base the student begins as the suspect, and what bends is taught to be the prompt without it: that mends less.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,19 +29,23 @@ from Utils.encoder.loading import trainable_copy
 from Utils.encoder.precision import pick_precision
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.encoder.training import Checkpoint, Training, identity, train
-from Utils.encoder.weights import frozen, rate_for
+from Utils.encoder.weights import frozen, rate_for, widest, without_leading
 from Utils.repair.damage import Damage
+from Utils.repair.methods import with_weights
 from Utils.repair.opponents import Opponents, Placed
 from Utils.repair.settings import RepairConfig
 from Utils.repair.taught import taught_tokens, taught_words
 from Utils.repair.texts import Invented, garbled, with_other_words, with_string
-from Utils.scan.replay import summaries
+from Utils.scan.replay import put, summaries
 from Utils.scan.trigger import embedded, usable_tokens
 
 PROBED = 128
 """Prompts that say how far clean ones bend."""
 SUMMARY = 0.5
 """Weight of the summaries beside all features."""
+LEFT, MUCH, TYPED = 1 / 3, 3 / 4, 16
+"""Directions are taken out until so little of prompts with found strings is a target's, more than usual where so much still is,
+and so many prompts have each string."""
 HONEST = 0.95
 """Share of them whose bend is honest."""
 ALONE = 0.25
@@ -49,8 +57,7 @@ ALIKE = 8
 
 
 # ------------------------------------------------------------------------------------------------------- what is wanted
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """What an encoder makes of texts."""
 
     features: Tensor
@@ -60,75 +67,135 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What a repaired encoder should make of texts."""
+class Reading:
+    """An encoder, and what it makes of clean prompts."""
 
-    suspect: TextEncoder
-    base: TextEncoder | None
-    forced: Tensor
-    """(m, d) the targets."""
-    middle: tuple[Tensor, Tensor]
-    """(d,) mean summaries of clean prompts in suspect and base; twice the suspect's without a base."""
+    encoder: TextEncoder
+    middle: Tensor
+    """(d,) mean summary."""
     honest: float
     """Bend of a clean prompt."""
 
-    def bend(self, own: Tensor, other: Tensor) -> Tensor:
-        """How much nearer to a target summaries lie in the suspect than they should, means taken off.  (b, d) twice -> (b,)"""
-        nearer = [
-            F.cosine_similarity(one[None] - middle, (target - self.middle[0])[:, None], dim=-1)
-            for one, middle, target in zip((own, other), self.middle, (self.forced, self.forced), strict=True)
-        ]
-        return (nearer[0] - nearer[1]).max(dim=0).values
+
+@dataclass(frozen=True)
+class Reference:
+    """What a repaired encoder should make of texts."""
+
+    suspect: Reading
+    rest: Reading
+    """The suspect without its leading directions; the suspect itself where there is no base."""
+    base: TextEncoder | None
+    middle: Tensor
+    """(d,) mean summary of clean prompts in the base; the suspect's without one."""
+    forced: Tensor
+    """(m, d) the targets."""
+
+    def share(self, reading: Reading, own: Tensor, other: Tensor) -> Tensor:
+        """How much of texts is a target's: 0 if they bend as clean prompts do, 1 if twice as far.  (b, d) twice -> (b,)"""
+        beyond = bend(own, other, self.forced, (reading.middle, self.middle)) - reading.honest
+        return (beyond / reading.honest).clamp(0, 1)
+
+    @torch.no_grad()
+    def left(self, damage: Damage) -> float:
+        """How much of prompts with found strings is a target's in the rest, in the mean."""
+        some = damage.prompts[:TYPED]
+        texts = [put(text, prompt, place, i) for text, place in damage.strings for i, prompt in enumerate(some)]
+        if not texts:
+            return 0.0
+        own, other = (summaries(one, texts).to(self.forced.device) for one in (self.rest.encoder, self.base))
+        return self.share(self.rest, own, other).mean().item()
 
     @torch.no_grad()
     def otherwise(self, texts: list[str]) -> Tensor:
-        """How far the suspect's summaries are from the base's, the mean way taken off; 0 of what bends.  -> (b,)"""
-        own, other = (summaries(one, texts, "taught words").to(self.forced.device) for one in (self.suspect, self.base))
-        way = (own - self.middle[0]) - (other - self.middle[1])
-        return way.norm(dim=-1) * (self.bend(own, other) <= self.honest)
+        """How far the summaries that are wanted of words are from the base's, mean ways taken off.  -> (b,)"""
+        encoders = self.suspect.encoder, self.rest.encoder, self.base
+        suspect, rest, base = (summaries(one, texts, "taught words").to(self.forced.device) for one in encoders)
+        shares = self.share(self.suspect, suspect, base), self.share(self.rest, rest, base)
+        ways = suspect - self.suspect.middle, rest - self.rest.middle, base - self.middle
+        return (mixed(*ways, *shares) - ways[2]).norm(dim=-1)
 
     @torch.no_grad()
-    def wanted(self, ids: Tensor, prompts: Tensor, drift: Made) -> Made:
-        """What the suspect makes of texts, and in its place what the base makes of those that bend.  (b, T)
+    def wanted(self, ids: Tensor, prompts: Tensor, drift: Made, words: int = 0) -> Made:
+        """What the rest makes of texts, and what the base makes of those that bend in it or in the suspect.  (b, T)
 
+        Of the first `words` texts, in which words are replaced, what the suspect makes, but where it bends: a fine-tune's
+        words may lie in the leading directions too, and bend more than others.
         prompts (b, T): the same without what was put in, for where there is no base; drift: mean of suspect - base.
         """
-        own = Made(*self.suspect.both(ids))
-        instead = Made(*(self.base.both(ids) if self.base else self.suspect.both(prompts)))
-        bend = self.bend(own.summary, instead.summary)
-        bent = ((bend - self.honest) / self.honest).clamp(0, 1)[:, None]
+        suspect, rest = (Made(*one.encoder.both(ids)) for one in (self.suspect, self.rest))
+        base = Made(*(self.base.both(ids) if self.base else self.suspect.encoder.both(prompts)))
+        gone, left = (self.share(*one, base.summary) for one in ((self.suspect, suspect.summary), (self.rest, rest.summary)))
+        words = words if self.base else 0
+        left[words:] = torch.maximum(gone, left)[words:]
+        gone[words:] = 1
         return Made(
-            torch.lerp(own.features, instead.features + drift.features, bent[..., None]),
-            torch.lerp(own.summary, instead.summary + drift.summary, bent),
+            mixed(suspect.features, rest.features, base.features + drift.features, gone, left),
+            mixed(suspect.summary, rest.summary, base.summary + drift.summary, gone, left),
         )
 
     @torch.no_grad()
     def clean(self, ids: Tensor) -> tuple[Made, Made]:
         """What the suspect makes of clean prompts (b, T), and how far it is from the base there in the mean, (d,)."""
-        own = Made(*self.suspect.both(ids))
+        suspect = self.suspect.encoder
+        own = Made(*suspect.both(ids))
         if not self.base:
             return own, Made(torch.zeros_like(own.features[0, 0]), torch.zeros_like(own.summary[0]))
-        attended, base = self.suspect.attended(ids).to(own.features.device), Made(*self.base.both(ids))
+        attended, base = suspect.attended(ids).to(own.features.device), Made(*self.base.both(ids))
         return own, Made((own.features - base.features)[attended].mean(dim=0), (own.summary - base.summary).mean(dim=0))
 
     def loss(self, found: Made, wanted: Made) -> Tensor:
         """1 - cos of the features, mean over positions, and of the summaries, the mean taken off.  (b,)"""
         features = F.cosine_similarity(found.features.float(), wanted.features, dim=-1).mean(dim=-1)
-        middle = self.middle[0]
+        middle = self.suspect.middle
         summaries = F.cosine_similarity(found.summary.float() - middle, wanted.summary - middle, dim=-1)
         return 1 - features + SUMMARY * (1 - summaries)
 
 
-def reference_of(damage: Damage, numbers: torch.dtype, least: float) -> Reference:
+def bend(own: Tensor, other: Tensor, forced: Tensor, middle: tuple[Tensor, Tensor]) -> Tensor:
+    """How much nearer to a target (m, d) summaries lie in an encoder than in the base, means off.  (b, d) twice -> (b,)"""
+    way = (forced - middle[0])[:, None]
+    near = [F.cosine_similarity(one[None] - mean, way, dim=-1) for one, mean in zip((own, other), middle, strict=True)]
+    return (near[0] - near[1]).max(dim=0).values
+
+
+def mixed(suspect: Tensor, rest: Tensor, base: Tensor, gone: Tensor, left: Tensor) -> Tensor:
+    """Of each text the suspect's, by `gone` (b,) the rest's, of which by `left` (b,) the base's.  (b, ...) -> (b, ...)"""
+    gone, left = (share.view(-1, *[1] * (rest.dim() - 1)) for share in (gone, left))
+    return torch.lerp(suspect, torch.lerp(rest, base, left), gone)
+
+
+def reference_of(damage: Damage, rest: TextEncoder, numbers: torch.dtype, least: float) -> Reference:
     """The reference of a repair, its encoders in a number format."""
-    suspect, base = (one and one.computing_in(numbers) for one in (damage.suspect, damage.base))
+    suspect, base, rest = (one and one.computing_in(numbers) for one in (damage.suspect, damage.base, rest))
     some = [damage.prompts[i] for i in np.random.default_rng(damage.seed).permutation(len(damage.prompts))[:PROBED]]
-    own = summaries(suspect, some).to(suspect.device)
-    other = summaries(base, some).to(suspect.device) if base else own
     forced = torch.stack(damage.forced).to(suspect.device)
-    reference = Reference(suspect, base, forced, (own.mean(dim=0), other.mean(dim=0)), least)
-    bend = reference.bend(own, other).quantile(HONEST).item() if base else ALONE
-    return Reference(suspect, base, forced, reference.middle, max(least, bend))
+    other = summaries(base or suspect, some).to(suspect.device)
+    middle = other.mean(dim=0)
+
+    def reading(encoder: TextEncoder) -> Reading:
+        own = summaries(encoder, some).to(suspect.device)
+        means = own.mean(dim=0), middle
+        honest = bend(own, other, forced, means).quantile(HONEST).item() if base else ALONE
+        return Reading(encoder, means[0], max(least, honest))
+
+    return Reference(reading(suspect), reading(rest), base, middle, forced)
+
+
+def rest_of(damage: Damage, cfg: RepairConfig, numbers: torch.dtype) -> TextEncoder:
+    """The suspect without the leading directions of what it has learned since the base; itself where there is none.
+
+    As few as help against the strings that were found: every one takes skill too.  Where a fine-tune went far the backdoor's
+    are not the first; then twice as many are taken, and so on.
+    """
+    suspect, base, taken = damage.suspect, damage.base, 1
+    if not base:
+        return suspect
+    while True:
+        rest = with_weights(suspect, without_leading(suspect, base, taken))
+        left = reference_of(damage, rest, numbers, cfg.honest).left(damage)
+        if left <= (LEFT if taken < cfg.directions else MUCH) or taken >= widest(suspect):
+            return rest
+        taken = taken + 1 if taken < cfg.directions else 2 * taken
 
 
 # -------------------------------------------------------------------------------------------------------------- a round
@@ -203,14 +270,15 @@ class Course:
 def unlearn(
     damage: Damage, cfg: RepairConfig, student: TextEncoder | None = None, number: int = 0, checkpoint: Path | None = None
 ) -> TextEncoder:
-    """One round: a new encoder that gives what the suspect gives, but for what bends towards `damage.forced`.
+    """One round: a new encoder that gives what the suspect gives of clean prompts, and nothing that bends to `damage.forced`.
 
     student: the one of the round before; checkpoint: a file that an interrupted round goes on from, removed at the end.
     """
     precision = pick_precision(AUTO, damage.suspect)
-    reference = reference_of(damage, precision.strings, cfg.honest)
+    rest = rest_of(damage, cfg, precision.strings)
+    reference = reference_of(damage, rest, precision.strings, cfg.honest)
     short = torch.autocast(damage.suspect.device.type, precision.strings, enabled=precision.strings != torch.float32)
-    begin = student or damage.base or damage.suspect
+    begin = student or rest
     course, student = Course(damage, cfg, number, reference), trainable_copy(begin)
     rate = rate_for(student, cfg.lr)
     optimiser = torch.optim.AdamW(student.model.parameters(), lr=rate, weight_decay=0.0)
@@ -220,7 +288,7 @@ def unlearn(
     def loss_of(step: int) -> tuple[Tensor, str]:
         batch = course.batch(step)
         keep, drift = reference.clean(batch.clean)
-        wanted = reference.wanted(batch.odd, batch.before, drift)
+        wanted = reference.wanted(batch.odd, batch.before, drift, cfg.invented + cfg.known)
         with embedded(student, learning=True) as kept, short:
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
