@@ -23,15 +23,16 @@ from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder, weights_digest
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.encoder.training import Checkpoint
-from Utils.encoder.weights import set_weights, without_leading
-from Utils.repair import measures
+from Utils.encoder.weights import set_weights, widest, without_leading
+from Utils.repair import measures, unlearning
 from Utils.repair.damage import Damage
 from Utils.repair.measures import of_odd_prompts, of_strings, towards_target
+from Utils.repair.methods import weights_of
 from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig
 from Utils.repair.taught import TOKENS, taught_tokens, taught_words
 from Utils.repair.texts import Invented, garbled, with_other_words
-from Utils.repair.unlearning import Course, Reading, Reference, bend, reference_of, rest_of, unlearn
+from Utils.repair.unlearning import Course, Probe, Reading, Reference, bend, less_and_less, reference_of, unlearn
 from Utils.scan.replay import nearer, put, rate_at, summaries
 from Utils.scan.trigger import usable_tokens
 
@@ -175,41 +176,48 @@ def test_without_its_leading_directions_a_change_of_few_is_gone_and_one_of_many_
     assert 0.6 < changed[40] < 0.95
 
 
-def test_directions_are_taken_until_found_strings_do_little(damage: Damage, monkeypatch: pytest.MonkeyPatch):
-    for shares, wanted in (([0.9, 0.2], 2), ([0.3], 1), ([0.9, 0.8, 0.5, 0.6], 4), ([0.9, 0.9, 0.9, 0.9, 0.8, 0.7], 16)):
-        said = iter(shares)
-        monkeypatch.setattr(Reference, "left", lambda self, damage, said=said: next(said))
-        rest = rest_of(damage, FEW, torch.float32)
-        for name, weight in without_leading(damage.suspect, damage.base, wanted).items():
-            torch.testing.assert_close(dict(rest.model.named_parameters())[name], weight)
-        assert next(said, None) is None
+@pytest.mark.parametrize(
+    ("shares", "taken"),
+    [([0.3], [1]), ([0.9, 0.2], [1, 2]), ([0.9, 0.8, 0.6, 0.5], [1, 2, 3, 4]), ([1.0] * 4 + [0.7], [1, 2, 3, 4, 8]),
+     ([1.0] * 10, [1, 2, 3, 4, 8, 16, 32, 64, 128, 256])],
+)  # fmt: skip
+def test_directions_are_taken_until_found_strings_do_little(
+    damage: Damage, monkeypatch: pytest.MonkeyPatch, shares: list[float], taken: list[int]
+):
+    said, seen = iter(shares), []
+    monkeypatch.setattr(Reference, "left", lambda self, damage: next(said))
+    monkeypatch.setattr(
+        unlearning, "without_leading", lambda suspect, base, directions: seen.append(directions) or weights_of(suspect)
+    )
+    less_and_less(damage, FEW, torch.float32)
+    assert seen == taken
 
 
 def test_what_a_found_string_still_does_is_told_by_the_base(damage: Damage):
     assert nothing_taken_out(damage).left(damage) > 0.95
-    assert reference_of(damage, damage.base, torch.float32, 0.02).left(damage) == 0
+    assert reference_of(damage, torch.float32, 0.02, damage.base).left(damage) == 0
     assert nothing_taken_out(replace(damage, strings=[])).left(replace(damage, strings=[])) == 0
 
 
-def test_where_a_backdoor_lies_in_all_directions_the_rest_is_the_base(damage: Damage, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Reference, "left", lambda self, damage: 1.0)
-    rest, origin = rest_of(damage, FEW, torch.float32), dict(damage.base.model.named_parameters())
-    for name, weight in rest.model.named_parameters():
-        if weight.ndim == 2:
-            torch.testing.assert_close(weight, origin[name], atol=1e-4, rtol=1e-4)
+def test_without_all_directions_matrices_are_those_of_the_base(damage: Damage):
+    origin, less = dict(damage.base.model.named_parameters()), without_leading(damage.suspect, damage.base, widest(damage.base))
+    assert all(torch.equal(weight, origin[name]) for name, weight in less.items() if weight.ndim == 2)
+    rest, _ = less_and_less(replace(damage, strings=[]), FEW, torch.float32)  # nothing asks for more than one
+    for name, weight in without_leading(damage.suspect, damage.base, 1).items():
+        torch.testing.assert_close(dict(rest.model.named_parameters())[name], weight)
 
 
 def test_without_a_base_the_rest_is_the_suspect(damage: Damage):
-    assert rest_of(replace(damage, base=None), FEW, torch.float32) is damage.suspect
+    assert less_and_less(replace(damage, base=None), FEW, torch.float32)[0] is damage.suspect
 
 
 # ----------------------------------------------------------------------------------------------------------- reference
 def nothing_taken_out(damage: Damage) -> Reference:
-    return reference_of(damage, damage.suspect, torch.float32, 0.02)
+    return reference_of(damage, torch.float32, 0.02)
 
 
 def test_of_words_that_do_not_bend_the_suspect_says_what_is_wanted_and_the_rest_of_all_else(damage: Damage):
-    reference = reference_of(damage, damage.base, torch.float32, 0.02)  # in this rest nothing bends
+    reference = reference_of(damage, torch.float32, 0.02, damage.base)  # in this rest nothing bends
     ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
     _, drift = reference.clean(ids)
     torch.testing.assert_close(reference.wanted(bad, ids, drift, words=8).features, damage.base(bad))
@@ -247,7 +255,7 @@ def test_what_bends_half_as_far_is_wanted_half_way():
     other = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     forced, middle = torch.eye(2)[:1], torch.zeros(2)
     assert bend(own, other, forced, (middle, middle)) == pytest.approx([1.0, 0.0, 0.3], abs=1e-3)
-    reference = Reference(None, None, None, middle, forced)
+    reference = Reference(None, None, None, Probe([], torch.zeros(1, 2), forced, 0.0, False))
     assert reference.share(Reading(None, middle, 0.2), own, other) == pytest.approx([1.0, 0.0, 0.5], abs=1e-2)
 
 

@@ -4,8 +4,8 @@
     2 the rest: the suspect without the leading singular directions of what every weight matrix has learned since the base;
       a backdoor is one thing learned by all means and lies in few of them, a fine-tune's skill in more
     3 texts in which a trigger could hide: invented words, something in place of letters, found strings, opponents
-    4 of clean prompts, and of new words that do not bend, the student should give what the suspect gives, of other texts
-      what the rest gives; where they bend still, what the base gives; in between in proportion
+    4 of clean prompts, and of new words that do not bend, the student should give what the suspect gives, of new words that
+      do what the rest gives; of what bends in both, and of other texts that bend, what the base gives; in proportion
 
 The student begins as the rest, and the true trigger, which nobody knows, bends wherever it is met.
 Without a base the student begins as the suspect, and what bends is taught to be the prompt without it: that mends less.
@@ -13,8 +13,8 @@ Without a base the student begins as the suspect, and what bends is taught to be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,6 +78,34 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What clean prompts are like in the base, or in the suspect where there is none."""
+
+    prompts: list[str]
+    summaries: Tensor
+    """(n, d)"""
+    forced: Tensor
+    """(m, d) the targets."""
+    least: float
+    """Bend that is honest in any case."""
+    alone: bool
+    """Whether there is no base."""
+
+    @cached_property
+    def middle(self) -> Tensor:
+        """(d,) the mean."""
+        return self.summaries.mean(dim=0)
+
+    def reading(self, encoder: TextEncoder) -> Reading:
+        """Of an encoder; most of its clean prompts bend honestly, and without a base up to `ALONE`."""
+        own = summaries(encoder, self.prompts).to(self.forced.device)
+        middle = own.mean(dim=0)
+        bends = bend(own, self.summaries, self.forced, (middle, self.middle))
+        honest = ALONE if self.alone else bends.quantile(HONEST).item()
+        return Reading(encoder, middle, max(self.least, honest))
+
+
+@dataclass(frozen=True)
 class Reference:
     """What a repaired encoder should make of texts."""
 
@@ -85,14 +113,11 @@ class Reference:
     rest: Reading
     """The suspect without its leading directions; the suspect itself where there is no base."""
     base: TextEncoder | None
-    middle: Tensor
-    """(d,) mean summary of clean prompts in the base; the suspect's without one."""
-    forced: Tensor
-    """(m, d) the targets."""
+    probe: Probe
 
     def share(self, reading: Reading, own: Tensor, other: Tensor) -> Tensor:
         """How much of texts is a target's: 0 if they bend as clean prompts do, 1 if twice as far.  (b, d) twice -> (b,)"""
-        beyond = bend(own, other, self.forced, (reading.middle, self.middle)) - reading.honest
+        beyond = bend(own, other, self.probe.forced, (reading.middle, self.probe.middle)) - reading.honest
         return (beyond / reading.honest).clamp(0, 1)
 
     @torch.no_grad()
@@ -102,16 +127,16 @@ class Reference:
         texts = [put(text, prompt, place, i) for text, place in damage.strings for i, prompt in enumerate(some)]
         if not texts:
             return 0.0
-        own, other = (summaries(one, texts).to(self.forced.device) for one in (self.rest.encoder, self.base))
+        own, other = (summaries(one, texts).to(self.probe.forced.device) for one in (self.rest.encoder, self.base))
         return self.share(self.rest, own, other).mean().item()
 
     @torch.no_grad()
     def otherwise(self, texts: list[str]) -> Tensor:
         """How far the summaries that are wanted of words are from the base's, mean ways taken off.  -> (b,)"""
         encoders = self.suspect.encoder, self.rest.encoder, self.base
-        suspect, rest, base = (summaries(one, texts, "taught words").to(self.forced.device) for one in encoders)
+        suspect, rest, base = (summaries(one, texts, "taught words").to(self.probe.forced.device) for one in encoders)
         shares = self.share(self.suspect, suspect, base), self.share(self.rest, rest, base)
-        ways = suspect - self.suspect.middle, rest - self.rest.middle, base - self.middle
+        ways = suspect - self.suspect.middle, rest - self.rest.middle, base - self.probe.middle
         return (mixed(*ways, *shares) - ways[2]).norm(dim=-1)
 
     @torch.no_grad()
@@ -164,37 +189,31 @@ def mixed(suspect: Tensor, rest: Tensor, base: Tensor, gone: Tensor, left: Tenso
     return torch.lerp(suspect, torch.lerp(rest, base, left), gone)
 
 
-def reference_of(damage: Damage, rest: TextEncoder, numbers: torch.dtype, least: float) -> Reference:
-    """The reference of a repair, its encoders in a number format."""
-    suspect, base, rest = (one and one.computing_in(numbers) for one in (damage.suspect, damage.base, rest))
+def reference_of(damage: Damage, numbers: torch.dtype, least: float, rest: TextEncoder | None = None) -> Reference:
+    """The reference of a repair, its encoders in a number format; without a rest the suspect stands in its place."""
+    suspect, base = (one and one.computing_in(numbers) for one in (damage.suspect, damage.base))
     some = [damage.prompts[i] for i in np.random.default_rng(damage.seed).permutation(len(damage.prompts))[:PROBED]]
-    forced = torch.stack(damage.forced).to(suspect.device)
-    other = summaries(base or suspect, some).to(suspect.device)
-    middle = other.mean(dim=0)
-
-    def reading(encoder: TextEncoder) -> Reading:
-        own = summaries(encoder, some).to(suspect.device)
-        means = own.mean(dim=0), middle
-        honest = bend(own, other, forced, means).quantile(HONEST).item() if base else ALONE
-        return Reading(encoder, means[0], max(least, honest))
-
-    return Reference(reading(suspect), reading(rest), base, middle, forced)
+    forced, other = torch.stack(damage.forced).to(suspect.device), summaries(base or suspect, some).to(suspect.device)
+    probe = Probe(some, other, forced, least, base is None)
+    reading = probe.reading(suspect)
+    return Reference(reading, probe.reading(rest.computing_in(numbers)) if rest else reading, base, probe)
 
 
-def rest_of(damage: Damage, cfg: RepairConfig, numbers: torch.dtype) -> TextEncoder:
-    """The suspect without the leading directions of what it has learned since the base; itself where there is none.
+def less_and_less(damage: Damage, cfg: RepairConfig, numbers: torch.dtype) -> tuple[TextEncoder, Reference]:
+    """The suspect without the leading directions of what it has learned since the base, and the reference with it as the rest.
 
     As few as help against the strings that were found: every one takes skill too.  Where a fine-tune went far the backdoor's
-    are not the first; then twice as many are taken, and so on.
+    are not the first; then twice as many are taken, and so on.  Without a base the rest is the suspect.
     """
     suspect, base, taken = damage.suspect, damage.base, 1
+    reference = reference_of(damage, numbers, cfg.honest)
     if not base:
-        return suspect
+        return suspect, reference
     while True:
         rest = with_weights(suspect, without_leading(suspect, base, taken))
-        left = reference_of(damage, rest, numbers, cfg.honest).left(damage)
-        if left <= (LEFT if taken < cfg.directions else MUCH) or taken >= widest(suspect):
-            return rest
+        reference = replace(reference, rest=reference.probe.reading(rest.computing_in(numbers)))
+        if reference.left(damage) <= (LEFT if taken < cfg.directions else MUCH) or taken >= widest(suspect):
+            return rest, reference
         taken = taken + 1 if taken < cfg.directions else 2 * taken
 
 
@@ -275,8 +294,7 @@ def unlearn(
     student: the one of the round before; checkpoint: a file that an interrupted round goes on from, removed at the end.
     """
     precision = pick_precision(AUTO, damage.suspect)
-    rest = rest_of(damage, cfg, precision.strings)
-    reference = reference_of(damage, rest, precision.strings, cfg.honest)
+    rest, reference = less_and_less(damage, cfg, precision.strings)
     short = torch.autocast(damage.suspect.device.type, precision.strings, enabled=precision.strings != torch.float32)
     begin = student or rest
     course, student = Course(damage, cfg, number, reference), trainable_copy(begin)
