@@ -139,3 +139,8 @@ def test_a_repair_with_earlier_settings_is_shown_and_counts_in_nothing(monkeypat
     assert "| `old` (earlier settings) |" in tables.repairs()
     assert "gone in 1 of 1," in tables.repairs_line()
     assert "| true trigger at most 0.05 above the base | 90 % | 1 of 1 " in tables.repairs_in_short()
+    monkeypatch.setattr(tables, "repair_rows", lambda: [{**now, "skill": {"base data": now["skill"]["base data"]}}])
+    assert "fine-tunes" not in tables.repairs_line()
+    assert "gained" not in tables.repairs_in_short()
+    monkeypatch.setattr(tables, "repair_rows", lambda: [old])
+    assert tables.repairs_in_short().startswith("No model has been repaired")
