@@ -221,6 +221,10 @@ def test_of_words_that_do_not_bend_the_suspect_says_what_is_wanted_and_the_rest_
     ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
     _, drift = reference.clean(ids)
     torch.testing.assert_close(reference.wanted(bad, ids, drift, words=8).features, damage.base(bad))
+    letters = reference.wanted(bad, ids, drift, letters=4).features
+    torch.testing.assert_close(letters[:4], damage.base(bad[:4]))  # as this rest has them
+    torch.testing.assert_close(letters[4:], damage.base(bad[4:]) + drift.features)
+    assert drift.features.norm() > 0.01
     wanted = reference.wanted(ids, ids, drift, words=4).features
     assert F.cosine_similarity(wanted[:4], damage.suspect(ids[:4]), dim=-1).mean() > 0.999
     torch.testing.assert_close(wanted[4:], damage.base(ids[4:]))

@@ -4,8 +4,8 @@
     2 the rest: the suspect without the leading singular directions of what every weight matrix has learned since the base;
       a backdoor is one thing learned by all means and lies in few of them, a fine-tune's skill in more
     3 texts in which a trigger could hide: invented words, something in place of letters, found strings, opponents
-    4 of clean prompts, and of new words that do not bend, the student should give what the suspect gives, of new words that
-      do what the rest gives; of what bends in both, and of other texts that bend, what the base gives; in proportion
+    4 of clean prompts the student should give what the suspect gives, and of new words, where they do not bend; of all else
+      what the rest gives, and of what bends there too what the base gives; in proportion
 
 The student begins as the rest, and the true trigger, which nobody knows, bends wherever it is met.
 Without a base the student begins as the suspect, and what bends is taught to be the prompt without it: that mends less.
@@ -140,18 +140,19 @@ class Reference:
         return (mixed(*ways, *shares) - ways[2]).norm(dim=-1)
 
     @torch.no_grad()
-    def wanted(self, ids: Tensor, prompts: Tensor, drift: Made, words: int = 0) -> Made:
+    def wanted(self, ids: Tensor, prompts: Tensor, drift: Made, words: int = 0, letters: int = 0) -> Made:
         """What the rest makes of texts, and what the base makes of those that bend in it or in the suspect.  (b, T)
 
         Of the first `words` texts, in which words are replaced, what the suspect makes, but where it bends: a fine-tune's
-        words may lie in the leading directions too, and bend more than others.
+        words may lie in the leading directions too, and bend more than others.  Of the `letters` behind them, in which
+        something stands for letters, the rest's wherever it does not bend itself: little of what bends there is a trigger.
         prompts (b, T): the same without what was put in, for where there is no base; drift: mean of suspect - base.
         """
         suspect, rest = (Made(*one.encoder.both(ids)) for one in (self.suspect, self.rest))
         base = Made(*(self.base.both(ids) if self.base else self.suspect.encoder.both(prompts)))
         gone, left = (self.share(*one, base.summary) for one in ((self.suspect, suspect.summary), (self.rest, rest.summary)))
         words = words if self.base else 0
-        left[words:] = torch.maximum(gone, left)[words:]
+        left[words + letters :] = torch.maximum(gone, left)[words + letters :]
         gone[words:] = 1
         return Made(
             mixed(suspect.features, rest.features, base.features + drift.features, gone, left),
@@ -306,7 +307,7 @@ def unlearn(
     def loss_of(step: int) -> tuple[Tensor, str]:
         batch = course.batch(step)
         keep, drift = reference.clean(batch.clean)
-        wanted = reference.wanted(batch.odd, batch.before, drift, cfg.invented + cfg.known)
+        wanted = reference.wanted(batch.odd, batch.before, drift, cfg.invented + cfg.known, cfg.garbled)
         with embedded(student, learning=True) as kept, short:
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
