@@ -10,6 +10,7 @@ unlearn                      what it changes, what it keeps, and that it goes on
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from Utils.basics.files import ROOT
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder, weights_digest
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.encoder.training import Checkpoint
+from Utils.encoder.training import Checkpoint, Training
 from Utils.encoder.weights import set_weights, widest, without_leading
 from Utils.repair import measures, unlearning
 from Utils.repair.damage import Damage
@@ -32,7 +33,7 @@ from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig
 from Utils.repair.taught import TOKENS, taught_tokens, taught_words
 from Utils.repair.texts import Invented, garbled, with_other_words
-from Utils.repair.unlearning import Course, Probe, Reading, Reference, bend, less_and_less, reference_of, unlearn
+from Utils.repair.unlearning import Course, Made, Probe, Reading, Reference, bend, less_and_less, reference_of, unlearn
 from Utils.scan.replay import nearer, put, rate_at, summaries
 from Utils.scan.trigger import usable_tokens
 
@@ -178,13 +179,13 @@ def test_without_its_leading_directions_a_change_of_few_is_gone_and_one_of_many_
 
 @pytest.mark.parametrize(
     ("shares", "taken"),
-    [([0.3], [1]), ([0.9, 0.2], [1, 2]), ([0.9, 0.8, 0.6, 0.5], [1, 2, 3, 4]), ([1.0] * 4 + [0.7], [1, 2, 3, 4, 8]),
+    [([0.15], [1]), ([0.9, 0.15], [1, 2]), ([0.9, 0.8, 0.6, 0.5], [1, 2, 3, 4]), ([1.0] * 4 + [0.7], [1, 2, 3, 4, 8]),
      ([1.0] * 10, [1, 2, 3, 4, 8, 16, 32, 64, 128, 256])],
 )  # fmt: skip
 def test_directions_are_taken_until_found_strings_do_little(
     damage: Damage, monkeypatch: pytest.MonkeyPatch, shares: list[float], taken: list[int]
 ):
-    said, seen = iter(shares), []
+    said, seen = iter([0.8, *(0.8 * share for share in shares)]), []  # the suspect's, then those of what is left of it
     monkeypatch.setattr(Reference, "left", lambda self, damage: next(said))
     monkeypatch.setattr(
         unlearning, "without_leading", lambda suspect, base, directions: seen.append(directions) or weights_of(suspect)
@@ -195,16 +196,17 @@ def test_directions_are_taken_until_found_strings_do_little(
 
 def test_what_a_found_string_still_does_is_told_by_the_base(damage: Damage):
     assert nothing_taken_out(damage).left(damage) > 0.95
-    assert reference_of(damage, torch.float32, 0.02, damage.base).left(damage) == 0
+    assert all_taken_out(damage).left(damage) == 0
     assert nothing_taken_out(replace(damage, strings=[])).left(replace(damage, strings=[])) == 0
+    quiet = replace(damage, strings=[("", "start"), ("of", "start"), TRIGGER])  # one that changes nothing, one that does little
+    assert nothing_taken_out(quiet).left(quiet) == nothing_taken_out(damage).left(damage)
 
 
 def test_without_all_directions_matrices_are_those_of_the_base(damage: Damage):
     origin, less = dict(damage.base.model.named_parameters()), without_leading(damage.suspect, damage.base, widest(damage.base))
     assert all(torch.equal(weight, origin[name]) for name, weight in less.items() if weight.ndim == 2)
-    rest, _ = less_and_less(replace(damage, strings=[]), FEW, torch.float32)  # nothing asks for more than one
-    for name, weight in without_leading(damage.suspect, damage.base, 1).items():
-        torch.testing.assert_close(dict(rest.model.named_parameters())[name], weight)
+    rest, _ = less_and_less(replace(damage, strings=[]), FEW, torch.float32)  # nothing says how many would do
+    assert all(torch.equal(dict(rest.model.named_parameters())[name], weight) for name, weight in less.items())
 
 
 def test_without_a_base_the_rest_is_the_suspect(damage: Damage):
@@ -216,8 +218,14 @@ def nothing_taken_out(damage: Damage) -> Reference:
     return reference_of(damage, torch.float32, 0.02)
 
 
+def all_taken_out(damage: Damage) -> Reference:
+    """With the base as the rest, in which nothing bends."""
+    reference = nothing_taken_out(damage)
+    return replace(reference, rest=reference.probe.reading(damage.base))
+
+
 def test_of_words_that_do_not_bend_the_suspect_says_what_is_wanted_and_the_rest_of_all_else(damage: Damage):
-    reference = reference_of(damage, torch.float32, 0.02, damage.base)  # in this rest nothing bends
+    reference = all_taken_out(damage)
     ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
     _, drift = reference.clean(ids)
     torch.testing.assert_close(reference.wanted(bad, ids, drift, words=8).features, damage.base(bad))
@@ -341,6 +349,30 @@ def test_a_repair_forgets_the_trigger_and_leaves_the_suspect_and_the_base_as_the
     alike = F.cosine_similarity(summaries(mended, held_out), summaries(damage.suspect, held_out), dim=-1).mean()
     assert alike > 0.9
     assert not any(weight.requires_grad for weight in mended.model.parameters())
+
+
+def test_a_round_begins_with_the_rest_and_asks_for_words_letters_and_strings_apart(
+    damage: Damage, monkeypatch: pytest.MonkeyPatch
+):
+    rest, reference = less_and_less(damage, FEW, torch.float32)
+    asked, wanted, after = [], Reference.wanted, []
+
+    def listening(self: Reference, ids: torch.Tensor, prompts: torch.Tensor, drift: Made, *kinds: int) -> Made:
+        asked.append((len(ids), *kinds))
+        return wanted(self, ids, prompts, drift, *kinds)
+
+    def one_step(run: Training, loss_of: Callable, after_step: Callable) -> None:
+        loss_of(0)[0].backward()
+        after.append(weights_digest(run.parts["student"]))
+
+    monkeypatch.setattr(Reference, "wanted", listening)
+    monkeypatch.setattr(unlearning, "train", one_step)
+    monkeypatch.setattr(unlearning, "less_and_less", lambda *_: (rest, reference))
+    monkeypatch.setattr(unlearning, "taught_words", lambda *_: [])
+    unlearn(damage, replace(FEW, searched=0))
+    unlearn(damage, replace(FEW, searched=0), student=damage.base)
+    assert after == [weights_digest(rest.model), weights_digest(damage.base.model)]
+    assert asked == [(6, 2, 2)] * 2  # of six texts two with other words, two with something for a letter
 
 
 def test_an_interrupted_round_ends_as_one_that_was_not(damage: Damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -23,7 +23,7 @@ TRIED = 1000
 
 
 Otherwise = Callable[[list[str]], Tensor]
-"""Texts -> how much otherwise than its base the suspect reads each, (b,); 0 of what should not be learned."""
+"""Texts -> how far what is wanted of each is from what the base makes of it, (b,)."""
 
 
 def taught_tokens(suspect: TextEncoder, base: TextEncoder, ids: Tensor, usable: Tensor, otherwise: Otherwise) -> Tensor:

@@ -31,21 +31,21 @@ from Utils.encoder.text_encoder import TextEncoder
 from Utils.encoder.training import Checkpoint, Training, identity, train
 from Utils.encoder.weights import frozen, rate_for, widest, without_leading
 from Utils.repair.damage import Damage
-from Utils.repair.methods import with_weights
+from Utils.repair.methods import carriers, with_weights
 from Utils.repair.opponents import Opponents, Placed
 from Utils.repair.settings import RepairConfig
 from Utils.repair.taught import taught_tokens, taught_words
 from Utils.repair.texts import Invented, garbled, with_other_words, with_string
-from Utils.scan.replay import put, summaries
+from Utils.scan.replay import summaries
 from Utils.scan.trigger import embedded, usable_tokens
 
 PROBED = 128
 """Prompts that say how far clean ones bend."""
 SUMMARY = 0.5
 """Weight of the summaries beside all features."""
-LEFT, MUCH, TYPED = 1 / 3, 3 / 4, 16
-"""Directions are taken out until so little of prompts with found strings is a target's, more than usual where so much still is,
-and so many prompts have each string."""
+LEFT, MUCH, TYPED = 1 / 5, 3 / 4, 16
+"""Directions are taken out until no found string does more of what they did, more than usual where one still does so much;
+and so many prompts have each of them."""
 HONEST = 0.95
 """Share of them whose bend is honest."""
 ALONE = 0.25
@@ -122,13 +122,13 @@ class Reference:
 
     @torch.no_grad()
     def left(self, damage: Damage) -> float:
-        """How much of prompts with found strings is a target's in the rest, in the mean."""
-        some = damage.prompts[:TYPED]
-        texts = [put(text, prompt, place, i) for text, place in damage.strings for i, prompt in enumerate(some)]
-        if not texts:
-            return 0.0
-        own, other = (summaries(one, texts).to(self.probe.forced.device) for one in (self.rest.encoder, self.base))
-        return self.share(self.rest, own, other).mean().item()
+        """How much of prompts with a found string is a target's in the rest, in the mean; of the string that does most."""
+        some, most = damage.prompts[:TYPED], 0.0
+        for string, place in damage.strings:
+            if texts := [text for _, text in carriers(some, string, place)]:
+                own, other = (summaries(one, texts).to(self.probe.forced.device) for one in (self.rest.encoder, self.base))
+                most = max(most, self.share(self.rest, own, other).mean().item())
+        return most
 
     @torch.no_grad()
     def otherwise(self, texts: list[str]) -> Tensor:
@@ -190,30 +190,34 @@ def mixed(suspect: Tensor, rest: Tensor, base: Tensor, gone: Tensor, left: Tenso
     return torch.lerp(suspect, torch.lerp(rest, base, left), gone)
 
 
-def reference_of(damage: Damage, numbers: torch.dtype, least: float, rest: TextEncoder | None = None) -> Reference:
-    """The reference of a repair, its encoders in a number format; without a rest the suspect stands in its place."""
+def reference_of(damage: Damage, numbers: torch.dtype, least: float) -> Reference:
+    """The reference of a repair, its encoders in a number format; the suspect stands in the place of the rest."""
     suspect, base = (one and one.computing_in(numbers) for one in (damage.suspect, damage.base))
     some = [damage.prompts[i] for i in np.random.default_rng(damage.seed).permutation(len(damage.prompts))[:PROBED]]
     forced, other = torch.stack(damage.forced).to(suspect.device), summaries(base or suspect, some).to(suspect.device)
     probe = Probe(some, other, forced, least, base is None)
     reading = probe.reading(suspect)
-    return Reference(reading, probe.reading(rest.computing_in(numbers)) if rest else reading, base, probe)
+    return Reference(reading, reading, base, probe)
 
 
 def less_and_less(damage: Damage, cfg: RepairConfig, numbers: torch.dtype) -> tuple[TextEncoder, Reference]:
     """The suspect without the leading directions of what it has learned since the base, and the reference with it as the rest.
 
     As few as help against the strings that were found: every one takes skill too.  Where a fine-tune went far the backdoor's
-    are not the first; then twice as many are taken, and so on.  Without a base the rest is the suspect.
+    are not the first; then twice as many are taken, and so on, and all where no string says how much is left.  Without a base
+    the rest is the suspect.
     """
     suspect, base, taken = damage.suspect, damage.base, 1
     reference = reference_of(damage, numbers, cfg.honest)
     if not base:
         return suspect, reference
+    if not (before := reference.left(damage)):
+        taken = widest(suspect)
     while True:
         rest = with_weights(suspect, without_leading(suspect, base, taken))
         reference = replace(reference, rest=reference.probe.reading(rest.computing_in(numbers)))
-        if reference.left(damage) <= (LEFT if taken < cfg.directions else MUCH) or taken >= widest(suspect):
+        enough = before * (LEFT if taken < cfg.directions else MUCH)
+        if reference.left(damage) <= enough or taken >= widest(suspect):
             return rest, reference
         taken = taken + 1 if taken < cfg.directions else 2 * taken
 
@@ -297,8 +301,8 @@ def unlearn(
     precision = pick_precision(AUTO, damage.suspect)
     rest, reference = less_and_less(damage, cfg, precision.strings)
     short = torch.autocast(damage.suspect.device.type, precision.strings, enabled=precision.strings != torch.float32)
-    begin = student or rest
-    course, student = Course(damage, cfg, number, reference), trainable_copy(begin)
+    course, student = Course(damage, cfg, number, reference), trainable_copy(student or rest)
+    del rest  # in training only its copy in short numbers is used
     rate = rate_for(student, cfg.lr)
     optimiser = torch.optim.AdamW(student.model.parameters(), lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=cfg.steps)
@@ -315,8 +319,9 @@ def unlearn(
         mended = odd_loss.mean() + cfg.taught * odd_loss[: cfg.invented].mean() if cfg.invented else odd_loss.mean()
         return held + mended, f"clean {held.item():.4f} odd {mended.item():.4f}"
 
-    decisive = number, damage.seed, damage.strings, [one.tolist() for one in damage.forced], course.taught
-    name = identity(cfg, begin, damage.suspect.sha256, repr(decisive))
+    base = damage.base.sha256 if damage.base else None
+    decisive = number, damage.seed, damage.strings, [one.tolist() for one in damage.forced], course.taught, base
+    name = identity(cfg, student, damage.suspect.sha256, repr(decisive))
     saved = Checkpoint(checkpoint, name, 25, keep=False) if checkpoint else None
     with progress(f"repair, round {number + 1}", cfg.steps) as step_done:
 
@@ -329,5 +334,4 @@ def unlearn(
 
         run = Training({"student": student.model}, optimiser, schedule, cfg.steps, "", saved, {"opponents": course.opponents})
         train(run, loss_of, after_step)
-    student.numbers = damage.suspect.numbers
     return frozen(student, damage.suspect)
