@@ -31,6 +31,7 @@ from Analysis.markdown import ATTACKS, FAMILIES, FURTHER, command, grid, literal
 from Analysis.scoreboard import PARTS
 from Utils.basics.errors import InputError, fail, visible
 from Utils.basics.files import ROOT, write_whole
+from Utils.repair.mending import OURS
 from Utils.repair.settings import RepairConfig
 from Utils.report.command_line import build_parser
 from Utils.scan.finding import ATTRIBUTE, REMAPPING
@@ -672,12 +673,12 @@ def no_faster(rows: list[dict], share: float = 0.5) -> list[bool]:
 
 def ours(further: bool) -> list[dict]:
     """Our repairs of models under the paper's attacks as the paper has them, or under further ones."""
-    return [row for row in repair_rows() if row["method"] == "unlearn" and row["further"] == further]
+    return [row for row in repair_rows() if row["method"] == OURS and row["further"] == further]
 
 
 def of_now(row: dict) -> bool:
-    """Whether a row of ours has the settings that repairs have now: others are shown, and count in nothing."""
-    return "settings" not in row or row["settings"] == asdict(RepairConfig())
+    """Whether a row is not of an earlier repair of ours: such a one is shown, and counts in nothing."""
+    return row["method"] != OURS or "settings" not in row or row["settings"] == asdict(RepairConfig())
 
 
 def repair_row(row: dict) -> list[str]:
@@ -708,6 +709,8 @@ def repairs(further: bool = False) -> str:
 def repairs_line() -> str:
     """`repairs_in_short` in a sentence."""
     done = [row for row in ours(further=False) if "success" in row and of_now(row)]
+    if not done:
+        return "[Repairs](docs/mitigation.md) with the present settings have not been measured."
     gone, clean = sum(map(is_gone, done)), sum(row["rescan"] == "clean" for row in done)
     gained = len(gains(done))
     of_gains = f", and {100 * gain_kept(done):.0f} % of what {gained} fine-tunes gained is kept" if gained else ""
@@ -716,16 +719,19 @@ def repairs_line() -> str:
 
 def repairs_in_short() -> str:
     """What our repairs of the paper's attacks come to, beside the bars."""
-    rows = [row for row in ours(further=False) if of_now(row)]
-    done = [row for row in rows if "success" in row]
+    rows = ours(further=False)
+    found = [row for row in rows if "success" in row]
+    done = [row for row in found if of_now(row)]
     if not done:
         return "No model has been repaired with the present settings."
     kept = [left / gained for gained, left in gains(done)]
     old = [row["skill"]["base data"] for row in done if row["skill"]]
-    clean, lost = min(row["clean"]["suspect"] for row in done), max(one["suspect"] - one["repaired"] for one in old)
+    lost = [one["suspect"] - one["repaired"] for one in old]
+    clean = min(row["clean"]["suspect"] for row in done)
     floor = max(row["clean"]["floor"] for row in done)
     return grid(["what", "bar", "measured"], [
-        ["planted models that the scan found", "", rate(len(done), len(rows))],
+        ["planted models that the scan found", "", rate(len(found), len(rows))],
+        ["repaired with the present settings", "", f"{len(done)} of them"],
         ["true trigger at most 0.05 above the base", "90 %", rate(sum(map(is_gone, done)), len(done))],
         ["Sim_clean to the suspect, lowest", "0.97", f"{clean:.3f} (different prompts: up to {floor:.2f})"],
         *([
@@ -733,7 +739,7 @@ def repairs_in_short() -> str:
             ["fine-tunes that keep 80 % of it", "", rate(sum(share >= 0.8 for share in kept), len(kept))],
             ["the same: lowest, median, highest", "", " ".join(f"{100 * f(kept):.0f} %" for f in (min, median, max))],
         ] if kept else []),
-        ["retrieval lost, most, points", "2", f"{100 * lost:+.1f}"],
+        *([["retrieval lost, most, points", "2", f"{100 * max(lost):+.1f}"]] if lost else []),
         ["clean when scanned again with a fresh seed", "all", rate(sum(row["rescan"] == "clean" for row in done), len(done))],
         ["relearns in half of the base's steps or more", "70 %", rate(sum(slower := no_faster(done)), len(slower))],
         ["seconds, median, one core of a machine with other work", "", f"{median(row['seconds'] for row in done):.0f}"],
@@ -742,7 +748,8 @@ def repairs_in_short() -> str:
 
 def repair_methods() -> str:
     """All ways of repairing on the same models: those that every way was tried on."""
-    found, methods = [row for row in repair_rows() if "success" in row], read(CONFIGS / "mitigation.yaml")["repairs"]["methods"]
+    found = [row for row in repair_rows() if "success" in row and of_now(row)]
+    methods = read(CONFIGS / "mitigation.yaml")["repairs"]["methods"]
     by_all = set.intersection(*({row["model"] for row in found if row["method"] == method} for method in methods))
     rows, found = [], [row for row in found if row["model"] in by_all]
     for method in methods:

@@ -404,7 +404,7 @@ def test_without_a_base_the_suspect_itself_unlearns(damage: Damage):
 
 
 def test_settings_that_cannot_be_are_refused():
-    for wrong in ({"steps": 0}, {"found": -1}, {"lr": 0.0}, {"rounds": 0}):
+    for wrong in ({"steps": 0}, {"found": -1}, {"lr": 0.0}, {"rounds": 0}, {"directions": 0}, {"left": 0.0}):
         with pytest.raises(ValueError, match="should be"):
             RepairConfig(**wrong)
     assert json.loads(json.dumps(RepairConfig().__dict__))["steps"] == RepairConfig.steps

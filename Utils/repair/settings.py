@@ -11,6 +11,8 @@ class RepairConfig:
 
     directions: int = 4
     """Most singular directions that are taken out of what a weight matrix has learned since the base, where so many help."""
+    left: float = 0.2
+    """Directions are taken out until no found string does more of what it did."""
     steps: int = 250
     """Steps of a round."""
     lr: float = 1.0e-3
@@ -44,5 +46,7 @@ class RepairConfig:
         for name in ("directions", "steps", "rounds", "clean", "opponents", "flips", "whole"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1")
+        if not 0 < self.left < 1:
+            raise ValueError("left should lie between 0 and 1")
         if min(self.invented, self.known, self.garbled, self.found, self.searched) < 0 or not self.lr > 0:
             raise ValueError("counts of prompts should be 0 or more and lr above 0")

@@ -43,9 +43,8 @@ PROBED = 128
 """Prompts that say how far clean ones bend."""
 SUMMARY = 0.5
 """Weight of the summaries beside all features."""
-LEFT, MUCH, TYPED = 1 / 5, 3 / 4, 16
-"""Directions are taken out until no found string does more of what they did, more than usual where one still does so much;
-and so many prompts have each of them."""
+MUCH, TYPED = 3 / 4, 16
+"""More directions than usual are taken out where a found string still does so much of what it did; so many prompts have it."""
 HONEST = 0.95
 """Share of them whose bend is honest."""
 ALONE = 0.25
@@ -216,7 +215,7 @@ def less_and_less(damage: Damage, cfg: RepairConfig, numbers: torch.dtype) -> tu
     while True:
         rest = with_weights(suspect, without_leading(suspect, base, taken))
         reference = replace(reference, rest=reference.probe.reading(rest.computing_in(numbers)))
-        enough = before * (LEFT if taken < cfg.directions else MUCH)
+        enough = before * (cfg.left if taken < cfg.directions else MUCH)
         if reference.left(damage) <= enough or taken >= widest(suspect):
             return rest, reference
         taken = taken + 1 if taken < cfg.directions else 2 * taken
