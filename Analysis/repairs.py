@@ -9,7 +9,7 @@
     python Analysis/repairs.py --models text_on_text --methods unlearn --anew
 
 One JSON a model and method in Results/benchmark/repairs; what is there is not done again without --anew, so that a stopped run
-goes on.  No method knows trigger or target: all begin with what a scan has found.
+goes on, but for our repairs with earlier settings.  No method knows trigger or target: all begin with what a scan has found.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from Utils.making.packages import weights_of
 from Utils.making.zoo import Family
 from Utils.repair.mending import OURS, Order
 from Utils.repair.relearning import RelearningConfig, relearned
+from Utils.repair.settings import RepairConfig
 from Utils.scan.calibration import settings_hash
 from Utils.scan.effort import config_of
 from Utils.scan.replay import summaries
@@ -58,6 +59,14 @@ SCANS = ROOT / "Results" / "repairs"
 
 def row_of(model: str, method: str) -> Path:
     return RESULTS / f"{model}_{method}.json"
+
+
+def is_there(model: str, method: str) -> bool:
+    """Whether a row is there; one of ours with the present settings, where it was repaired at all."""
+    if not row_of(model, method).exists():
+        return False
+    now = asdict(RepairConfig())
+    return method != OURS or json.loads(row_of(model, method).read_text(encoding="utf-8")).get("settings", now) == now
 
 
 class Case(Certified):
@@ -176,7 +185,7 @@ def main() -> int:
         return fail(f"{unknown[0]} is no model of {args.config}.", "repairs")
     pairs = [
         (name, method) for method in args.methods or wanted["methods"] for name in args.models or named
-        if (method == OURS or args.models or name in wanted["compared_on"]) and (args.anew or not row_of(name, method).exists())
+        if (method == OURS or args.models or name in wanted["compared_on"]) and (args.anew or not is_there(name, method))
     ]  # fmt: skip
     try:
         cases = {name: case_of(named[name], wanted["effort"]) for name, _ in pairs}

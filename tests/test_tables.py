@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from Analysis import markdown, tables
+from Analysis import markdown, repairs, tables
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
 from Utils.repair.settings import RepairConfig
@@ -144,3 +144,17 @@ def test_a_repair_with_earlier_settings_is_shown_and_counts_in_nothing(monkeypat
     assert "gained" not in tables.repairs_in_short()
     monkeypatch.setattr(tables, "repair_rows", lambda: [old])
     assert tables.repairs_in_short().startswith("No model has been repaired")
+    assert tables.repairs_line().endswith("have not been measured.")
+    monkeypatch.setattr(tables, "repair_rows", lambda: [{**now, "skill": {}}])
+    assert "retrieval lost" not in tables.repairs_in_short()
+
+
+def test_a_repair_with_earlier_settings_is_made_again_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(repairs, "RESULTS", tmp_path)
+    now = asdict(RepairConfig())
+    for model, settings in (("now", {"settings": now}), ("old", {"settings": {**now, "steps": 1}}), ("not_found", {})):
+        for method in ("unlearn", "project"):
+            (tmp_path / f"{model}_{method}.json").write_text(json.dumps(settings))
+    there = [model for model in ("now", "old", "not_found", "missing") if repairs.is_there(model, "unlearn")]
+    assert there == ["now", "not_found"]
+    assert repairs.is_there("old", "project")  # it does not have these settings
