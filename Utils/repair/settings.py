@@ -47,6 +47,6 @@ class RepairConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1")
         if not 0 < self.left < 1:
-            raise ValueError("left should lie between 0 and 1")
+            raise ValueError("left should be above 0 and below 1")
         if min(self.invented, self.known, self.garbled, self.found, self.searched) < 0 or not self.lr > 0:
             raise ValueError("counts of prompts should be 0 or more and lr above 0")
