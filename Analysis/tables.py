@@ -639,9 +639,9 @@ def gains(rows: list[dict]) -> list[tuple[float, float]]:
 
 
 def gain_kept(rows: list[dict]) -> float | None:
-    """Share of what all of them gained together that is left; None where none gained."""
+    """Share of what all of them gained together that is left, more than was gained not counted; None where none gained."""
     some = gains(rows)
-    return sum(left for _, left in some) / sum(gained for gained, _ in some) if some else None
+    return sum(map(min, some)) / sum(gained for gained, _ in some) if some else None
 
 
 def relearns(row: dict) -> tuple[float, float]:
@@ -724,7 +724,7 @@ def repairs_in_short() -> str:
     done = [row for row in found if of_now(row)]
     if not done:
         return "No model has been repaired with the present settings."
-    kept = [left / gained for gained, left in gains(done)]
+    kept = [min(both) / both[0] for both in gains(done)]
     old = [row["skill"]["base data"] for row in done if row["skill"]]
     lost = [one["suspect"] - one["repaired"] for one in old]
     clean = min(row["clean"]["suspect"] for row in done)

@@ -158,3 +158,9 @@ def test_a_repair_with_earlier_settings_is_made_again_and_no_other(tmp_path: Pat
     there = [model for model in ("now", "old", "not_found", "missing") if repairs.is_there(model, "unlearn")]
     assert there == ["now", "not_found"]
     assert repairs.is_there("old", "project")  # it does not have these settings
+
+
+def test_more_than_a_fine_tune_gained_makes_up_for_no_other():
+    rows = [{"skill": {"own data": {"base": 0.5, "suspect": 0.7, "repaired": after}}} for after in (0.9, 0.6)]
+    assert tables.gain_kept(rows) == pytest.approx(0.75)
+    assert tables.gain_kept([{"skill": {"own data": {"base": 0.5, "suspect": 0.54, "repaired": 0.9}}}]) is None
