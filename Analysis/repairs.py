@@ -44,7 +44,7 @@ from Utils.making.packages import weights_of
 from Utils.making.zoo import Family
 from Utils.repair.mending import OURS, Order
 from Utils.repair.relearning import RelearningConfig, relearned
-from Utils.repair.settings import RepairConfig
+from Utils.repair.settings import are_present
 from Utils.scan.calibration import settings_hash
 from Utils.scan.effort import config_of
 from Utils.scan.replay import summaries
@@ -65,8 +65,7 @@ def is_there(model: str, method: str) -> bool:
     """Whether a row is there; one of ours with the present settings, where it was repaired at all."""
     if not row_of(model, method).exists():
         return False
-    now = asdict(RepairConfig())
-    return method != OURS or json.loads(row_of(model, method).read_text(encoding="utf-8")).get("settings", now) == now
+    return method != OURS or are_present(json.loads(row_of(model, method).read_text(encoding="utf-8")).get("settings"))
 
 
 class Case(Certified):

@@ -17,7 +17,6 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -32,7 +31,7 @@ from Analysis.scoreboard import PARTS
 from Utils.basics.errors import InputError, fail, visible
 from Utils.basics.files import ROOT, write_whole
 from Utils.repair.mending import OURS
-from Utils.repair.settings import RepairConfig
+from Utils.repair.settings import are_present
 from Utils.report.command_line import build_parser
 from Utils.scan.finding import ATTRIBUTE, REMAPPING
 from Utils.scan.replay import FIRES, SLEEPS
@@ -678,7 +677,7 @@ def ours(further: bool) -> list[dict]:
 
 def of_now(row: dict) -> bool:
     """Whether a row is not of an earlier repair of ours: such a one is shown, and counts in nothing."""
-    return row["method"] != OURS or "settings" not in row or row["settings"] == asdict(RepairConfig())
+    return row["method"] != OURS or are_present(row.get("settings"))
 
 
 def repair_row(row: dict) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
 class RepairConfig:
-    """Chosen on models of the development split."""
+    """Chosen on the models that docs/mitigation.md names."""
 
     directions: int = 4
     """Most singular directions that are taken out of what a weight matrix has learned since the base, where so many help."""
@@ -50,3 +50,8 @@ class RepairConfig:
             raise ValueError("left should be above 0 and below 1")
         if min(self.invented, self.known, self.garbled, self.found, self.searched) < 0 or not self.lr > 0:
             raise ValueError("counts of prompts should be 0 or more and lr above 0")
+
+
+def are_present(settings: dict | None) -> bool:
+    """Whether a repair that told these settings had the present ones; one that told none repaired nothing."""
+    return settings is None or settings == asdict(RepairConfig())
