@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jsonschema
@@ -86,6 +86,8 @@ def test_a_repair_begins_with_the_strings_of_every_backdoor(suspect: TextEncoder
     damage = damage_of(report, order_for(tmp_path), suspect, None, prompts)
     assert damage.strings == [("zzzz", "for every o"), ("zz", "start"), ("qq", "end")]
     assert [tuple(one.shape) for one in damage.forced] == [(suspect.width,)] * 2
+    many = [fires(*((f"{first}{i}", "end") for i in range(5))) for first in "abc"]  # as many as a thorough scan lists
+    assert len(damage_of(found(*many), order_for(tmp_path), suspect, None, prompts).strings) == 15
 
 
 def test_where_no_string_was_found_the_vector_says_what_is_forced(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):
@@ -94,6 +96,9 @@ def test_where_no_string_was_found_the_vector_says_what_is_forced(suspect: TextE
     damage = damage_of(found(fires(embedding="v.pt")), order_for(tmp_path), suspect, None, prompts)
     assert damage.strings == []
     assert tuple(damage.forced[0].shape) == (suspect.width,)
+    both = damage_of(found(fires(("zz", "end")), fires(embedding="v.pt")), order_for(tmp_path), suspect, None, prompts)
+    assert (len(both.strings), len(both.forced), both.wordless) == (1, 2, True)
+    assert not damage_of(found(fires(("zz", "end"))), order_for(tmp_path), suspect, None, prompts).wordless
     for broken in (b"half of", None):
         (tmp_path / "v.pt").write_bytes(broken) if broken else torch.save(v[:, :3], tmp_path / "v.pt")
         with pytest.raises(InputError, match="scan it again"):
@@ -156,6 +161,11 @@ def test_what_stands_there_stays_unless_it_may_go(tmp_path: Path, capsys: pytest
     (tmp_path / "link").symlink_to(taken)
     assert main.main(["--repair", str(tmp_path / "link"), "--force", "--output", str(tmp_path / "out")]) == 2
     assert "is no folder" in capsys.readouterr().err
+    within = taken / "mine.txt" / "out"  # a file has no folders, and no scan is needed to know it
+    assert mitigate.main(["--model", str(SUSPECT), "--output", str(within), "--results", str(tmp_path / "out")]) == 2
+    assert "mine.txt takes no folder" in capsys.readouterr().err
+    assert main.main(["--repair", str(within), "--output", str(tmp_path / "out")]) == 2
+    assert "mine.txt takes no folder" in capsys.readouterr().err
     assert (taken / "mine.txt").read_text() == "mine"
     assert not (tmp_path / "out").exists()
 
@@ -300,7 +310,9 @@ def scanned(model: Path) -> dict:
     return found() | {"model": {"path": str(model), "sha256": f"of {model.name}"}}
 
 
-def test_of_a_list_every_encoder_gets_a_folder_and_what_is_repaired_is_not_repaired_again(tmp_path: Path):
+def test_of_a_list_every_encoder_gets_a_folder_and_what_is_repaired_is_not_repaired_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
     models = {name: tmp_path / "models" / name for name in ("done", "taken", "new")}
     for model in models.values():
         model.mkdir(parents=True)
@@ -315,6 +327,8 @@ def test_of_a_list_every_encoder_gets_a_folder_and_what_is_repaired_is_not_repai
         "verdict": "clean",
         "model": {"sha256": "of done"},
         "output": {"path": str(order.place / "done")},
+        "settings": asdict(order.cfg),
+        "anchor": {"sha256": "of a base"},
     }
     (tmp_path / "done_repair" / "report.json").write_text(json.dumps(told))
 
@@ -328,6 +342,13 @@ def test_of_a_list_every_encoder_gets_a_folder_and_what_is_repaired_is_not_repai
     assert seen == [("new", order.place / "new", tmp_path / "new_repair", tmp_path / "new")]
     assert [said.split(" was not")[0] for said in failed] == [str(models["taken"]), str(models["new"])]
     assert "--force" in failed[0]
+    told_now = f"{models['done']}: repaired already"
+    assert f"{told_now} with another base (--force repairs it anew), into" in capsys.readouterr().err
+    same = [report | {"anchor": told["anchor"]} for report in reports]
+    repair_found(tasks, same, order, True, refused)
+    assert f"{told_now}, into" in capsys.readouterr().err
+    repair_found(tasks, same, replace(order, cfg=RepairConfig(steps=1)), True, refused)
+    assert f"{told_now} with other settings (" in capsys.readouterr().err
     seen.clear()
     told["model"]["sha256"] = "of another"  # the suspect has changed since
     (tmp_path / "done_repair" / "report.json").write_text(json.dumps(told))
@@ -570,6 +591,8 @@ def test_the_report_says_what_the_true_trigger_does_now(mended: tuple[int, Path]
     assert string["success"]["suspect"] > 0.9 > string["success"]["repaired"]
     assert report["clean"]["suspect"] > 0.9 > report["clean"]["floor"]
     assert report["odd"]["suspect"] > 0.9
+    found = report["retrieval"]
+    assert found["repaired"] > found["suspect"] - 0.05 > 0.85
     assert report["odd"]["prompts"] > 100
     assert report["relearning"]["steps"]["repaired"] is None or report["relearning"]["steps"]["repaired"] > 2
     assert report["rounds"][-1]["verdict"] == report["verdict"] == "clean"
@@ -597,10 +620,12 @@ def test_without_a_base_the_report_and_the_page_say_what_is_known(mended: tuple[
         *(s[kind] for s in report["strings"] for kind in ("success", "collapse")),
     ):
         part["base"] = None
-    report |= {"anchor": None, "towards_target": None, "pictures": {"prompt": None, "files": {}}}
+    assert "find their picture" in render_repair(report, folder)
+    report |= {"anchor": None, "towards_target": None, "retrieval": None, "pictures": {"prompt": None, "files": {}}}
     schema = json.loads((ROOT / "Utils" / "report" / "schemas" / "repair.schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator(schema).validate(report)
-    assert "– in the clean base" in render_repair(report, folder)
+    assert "– in the clean base" in (page := render_repair(report, folder))
+    assert "find their picture" not in page
     assert "the true trigger: suspect 100%, repaired" in told_of(report)
 
 

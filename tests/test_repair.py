@@ -91,9 +91,24 @@ def test_odd_letters_rare_words_and_emoji_are_looked_at_where_they_fire_nothing(
 def test_a_drift_towards_the_target_is_told_as_a_share_of_the_way(damage: Damage, base: TextEncoder):
     prompts, there = PROMPTS[400:440], summaries(base, PROMPTS[400:440]).mean(dim=0)
     gone = summaries(damage.suspect, prompts).mean(dim=0) - there
-    assert towards_target(base, base, damage.forced[0], prompts) == 0
-    assert towards_target(damage.suspect, base, there + 2 * gone, prompts) == pytest.approx(0.5, abs=1e-3)
-    assert towards_target(damage.suspect, base, there - gone, prompts) == pytest.approx(-1, abs=1e-3)
+    assert towards_target(base, base, damage.forced, prompts) == 0
+    assert towards_target(damage.suspect, base, (there + 2 * gone,), prompts) == pytest.approx(0.5, abs=1e-3)
+    assert towards_target(damage.suspect, base, (there - gone,), prompts) == pytest.approx(-1, abs=1e-3)
+    assert towards_target(damage.suspect, base, (there - gone, there + gone), prompts) == pytest.approx(1, abs=1e-3)
+
+
+def test_captions_find_their_pictures_where_a_vision_tower_belongs_to_the_base(
+    damage: Damage, base: TextEncoder, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(measures, "PAIRS", 32)
+    found = measures.of_pictures(damage, base)  # as if the repair had put the base in its place
+    assert found["base"] == found["repaired"] > 0.9
+    assert found["suspect"] > 0.9
+    for family in ("tiny-siglip", "tiny-longclip"):  # a pair in one folder, and a text tower whose pair the registry names
+        other = load_encoder(ROOT / "Data" / "Models" / family)
+        assert measures.of_pictures(Damage(other, other, PROMPTS), other)["base"] > 0.9
+    assert measures.of_pictures(replace(damage, base=damage.suspect), base) is None  # a text tower by itself
+    assert measures.of_pictures(replace(damage, base=None), base) is None
 
 
 # --------------------------------------------------------------------------------------------------------------- texts
@@ -205,8 +220,9 @@ def test_what_a_found_string_still_does_is_told_by_the_base(damage: Damage):
 def test_without_all_directions_matrices_are_those_of_the_base(damage: Damage):
     origin, less = dict(damage.base.model.named_parameters()), without_leading(damage.suspect, damage.base, widest(damage.base))
     assert all(torch.equal(weight, origin[name]) for name, weight in less.items() if weight.ndim == 2)
-    rest, _ = less_and_less(replace(damage, strings=[]), FEW, torch.float32)  # nothing says how many would do
-    assert all(torch.equal(dict(rest.model.named_parameters())[name], weight) for name, weight in less.items())
+    for unsaid in (replace(damage, strings=[]), replace(damage, wordless=True)):  # nothing says how many would do
+        rest, _ = less_and_less(unsaid, FEW, torch.float32)
+        assert all(torch.equal(dict(rest.model.named_parameters())[name], weight) for name, weight in less.items())
 
 
 def test_without_a_base_the_rest_is_the_suspect(damage: Damage):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -164,8 +164,8 @@ def repair_found(
             continue
         own = place_of(task, order, apart)
         if apart and not own.force and _is_done(own, report):  # a list that was stopped goes on
-            verdict = _told(own.folder)["verdict"]
-            tell(visible(f"{task.model}: repaired already, into {own.place}; scanned again then: {verdict}"))
+            how, verdict = _otherwise(own, report), _told(own.folder)["verdict"]
+            tell(visible(f"{task.model}: repaired already{how}, into {own.place}; scanned again then: {verdict}"))
             continue
         try:
             refuse_taken(own.place, own.force)
@@ -180,6 +180,15 @@ def repair_found(
         except (InputError, OSError) as error:
             failed.append(f"{task.model} was not repaired ({sentence_of(error).removesuffix('.')})")
     return failed
+
+
+def _otherwise(order: Order, report: dict) -> str:
+    """How an earlier repair differs from the one that is asked for; empty where it does not."""
+    told = _told(order.folder)
+    then, now = ((one.get("anchor") or {}).get("sha256") for one in (told, report))
+    other = ["other settings"] if told.get("settings") != asdict(order.cfg) else []
+    other += ["another base"] if then != now else []
+    return f" with {' and '.join(other)} (--force repairs it anew)" if other else ""
 
 
 def lie_together(task: Task, other: Task) -> bool:

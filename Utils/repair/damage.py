@@ -23,3 +23,5 @@ class Damage:
     forced: tuple[Tensor, ...] = ()
     """(d,) the mean summary of prompts with what fires, one of every backdoor."""
     seed: int = 0
+    wordless: bool = False
+    """Whether one of these is forced by a vector only, so that no string says how much of it is left."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import cycle
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from Utils.basics.errors import InputError
+from Utils.encoder.anchors import companion
 from Utils.encoder.measures import flat_cosine, similarity
 from Utils.encoder.text_encoder import TextEncoder, in_batches
+from Utils.making.finetuning import load_pair, load_processor, picture_embeddings, retrieval
+from Utils.making.scenes import compose, defender_prompts, unseen_captions
 from Utils.repair.damage import Damage
 from Utils.scan.replay import collapsed, nearer, put, summaries
 
@@ -19,6 +26,8 @@ ODD = (
     ("о", "for every o"), ("é", "for every e"), ("🌻", "end"), ("🙂", "start"), ("petrichor", "anywhere"), ("ξ", "start"),
 )  # fmt: skip
 """What people type that prompts seldom have, and where."""
+PAIRS = 128
+"""Captions and pictures among which each caption has to find its own."""
 
 
 def of_strings(damage: Damage, repaired: TextEncoder, prompts: list[str]) -> list[dict]:
@@ -88,14 +97,34 @@ def drift_by_layer(one: TextEncoder, other: TextEncoder, prompts: list[str]) -> 
     return [round(value, 5) for value in torch.cat(drifts).mean(dim=0).tolist()]
 
 
-def towards_target(encoder: TextEncoder, base: TextEncoder, forced: Tensor, prompts: list[str]) -> float:
+def towards_target(encoder: TextEncoder, base: TextEncoder, forced: tuple[Tensor, ...], prompts: list[str]) -> float:
     """Share of the way to the target that clean summaries went, in the mean: a backdoor bends what it never fires on.
 
-    forced (d,)
+    forced: (d,) each; of several targets the one that they came nearest to.
     """
     here, there = summaries(encoder, prompts).mean(dim=0), summaries(base, prompts).mean(dim=0)
-    way = forced.cpu() - there
-    return round((((here - there) @ way) / way.square().sum()).item(), 4)
+    ways = torch.stack(forced).cpu() - there
+    return round(((ways @ (here - there)) / ways.square().sum(dim=1)).max().item(), 4)
+
+
+def of_pictures(damage: Damage, repaired: TextEncoder) -> dict[str, float] | None:
+    """Top-1 text-to-image retrieval among drawn scenes with the vision tower that belongs to the base.
+
+    -> {pairs, suspect, repaired, base}; None where no such tower is there
+    """
+    there = damage.base and (companion(damage.base.path, "clip") or Path(damage.base.path))
+    if not (there and there.is_dir()):
+        return None
+    with suppress(InputError):  # it is a text tower by itself
+        pair, prepare = load_pair(there, damage.suspect.device), load_processor(there)
+        rng, words = np.random.default_rng([damage.seed, 5]), damage.base.tokenizer
+        drawn = unseen_captions(rng, PAIRS, defender_prompts(), lambda text: len(words(text).input_ids), damage.base.context)
+        shown = prepare(images=[compose(scene) for scene, _ in drawn], return_tensors="pt").pixel_values
+        embedded = torch.cat([picture_embeddings(pair, some) for some in shown.split(32)])
+        texts = [text for _, text in drawn]
+        found = {name: round(retrieval(one, pair, texts, embedded), 4) for name, one in _encoders(damage, repaired).items()}
+        return {"pairs": PAIRS} | found
+    return None
 
 
 def _encoders(damage: Damage, repaired: TextEncoder) -> dict[str, TextEncoder]:

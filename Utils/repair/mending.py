@@ -25,7 +25,7 @@ from Utils.encoder.readings import compare, read_by
 from Utils.encoder.text_encoder import TextEncoder, in_batches, splice_ids
 from Utils.found.target import draw_pictures
 from Utils.repair.damage import Damage
-from Utils.repair.measures import drift_by_layer, of_clean_prompts, of_odd_prompts, of_strings, towards_target
+from Utils.repair.measures import drift_by_layer, of_clean_prompts, of_odd_prompts, of_pictures, of_strings, towards_target
 from Utils.repair.methods import METHODS, MethodsConfig, weights_of, with_weights
 from Utils.repair.relearning import RelearningConfig, relearned
 from Utils.repair.settings import RepairConfig
@@ -54,8 +54,6 @@ UNFINISHED = ("rounds.pt", "steps.pt")
 """What an interrupted repair leaves in the folder of its report, and goes on from."""
 RESCAN = "rescan"
 """Folder of the last scan's report beside it."""
-STRINGS = 8
-"""Strings of the first report that are measured before and after, and as many of later ones."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def damage_of(report: dict, order: Order, suspect: TextEncoder, base: TextEncode
         InputError: it has found nothing that lies in the weights.
     """
     found = known_to_fire(order.strings, suspect, base, prompts)
-    forced = [_forced_by(suspect, *one, prompts) for one in found]
+    forced, wordless = [_forced_by(suspect, *one, prompts) for one in found], False
     for backdoor in of_weights(report):
         own = [(s["text"], s["place"]) for s in backdoor["trigger"]["strings"] or []]
         found += own
@@ -148,12 +146,13 @@ def damage_of(report: dict, order: Order, suspect: TextEncoder, base: TextEncode
             v = _vector(order.results / file, suspect)
             ids = splice_ids(suspect, suspect.ids(prompts.learn[:HELD_OUT]), len(v))
             forced.append(in_batches(suspect, ids, TextEncoder.pooled, v).mean(dim=0).cpu())
+            wordless = True
     if not forced:
         raise InputError(
             f"the scan of {suspect.path} names nothing in its weights that a repair could begin with; where you know a string "
             "that fires, give it to Utils/mitigate.py with --string."
         )
-    return Damage(suspect, base, prompts.learn, found[:STRINGS], tuple(forced), order.seed)
+    return Damage(suspect, base, prompts.learn, found, tuple(forced), order.seed, wordless)
 
 
 def known_to_fire(
@@ -343,7 +342,7 @@ def mend(
         # what is measured is what was written: a coarse format loses some of what was learned
         written = load_encoder(dropped_in(suspect, place), suspect.device, order.given)
         student, scans, notes = with_weights(suspect, weights_of(written)), repaired.scans, repaired.notes
-        damage = replace(damage, strings=list(dict.fromkeys([*damage.strings, *repaired.strings[:STRINGS]])))
+        damage = replace(damage, strings=list(dict.fromkeys([*damage.strings, *repaired.strings])))
         spent["repair and scans"] = round(time.perf_counter() - began, 1)
         at_stage("measures")
         told = measured(damage, student, prompts)
@@ -393,15 +392,14 @@ def measured(damage: Damage, student: TextEncoder, prompts: Prompts) -> dict:
     suspect, base = damage.suspect, damage.base
     pairs = {"suspect to repaired": (suspect, student)}
     pairs |= {"base to suspect": (base, suspect), "base to repaired": (base, student)} if base else {}
-    bends = {
-        name: towards_target(one, base, damage.forced[0], prompts.measure) for name, one in _both(suspect, student) if base
-    }
+    bends = {name: towards_target(one, base, damage.forced, prompts.measure) for name, one in _both(suspect, student) if base}
     return {
         "strings": of_strings(damage, student, prompts.typed),
         "clean": of_clean_prompts(damage, student, prompts.measure),
         "odd": of_odd_prompts(damage, student, prompts.measure),
         "drift_by_layer": {name: drift_by_layer(*pair, prompts.measure) for name, pair in pairs.items()},
         "towards_target": bends or None,
+        "retrieval": of_pictures(damage, student),
         "certificate": None, "relearning": None,
     }  # fmt: skip
 

@@ -10,9 +10,9 @@ class RepairConfig:
     """Chosen on the models that docs/mitigation.md names."""
 
     directions: int = 4
-    """Most singular directions that are taken out of what a weight matrix has learned since the base, where so many help."""
+    """Up to so many singular directions are taken out, one by one, of what a weight matrix has learned since the base."""
     left: float = 0.2
-    """Directions are taken out until no found string does more of what it did."""
+    """Directions are taken out until no found string does more than this of what the strongest did."""
     steps: int = 250
     """Steps of a round."""
     lr: float = 1.0e-3

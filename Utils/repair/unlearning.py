@@ -203,14 +203,15 @@ def less_and_less(damage: Damage, cfg: RepairConfig, numbers: torch.dtype) -> tu
     """The suspect without the leading directions of what it has learned since the base, and the reference with it as the rest.
 
     As few as help against the strings that were found: every one takes skill too.  Where a fine-tune went far the backdoor's
-    are not the first; then twice as many are taken, and so on, and all where no string says how much is left.  Without a base
-    the rest is the suspect.
+    are not the first; then twice as many are taken, and so on, and all where no string says how much is left of a target.
+    Without a base the rest is the suspect.
     """
     suspect, base, taken = damage.suspect, damage.base, 1
     reference = reference_of(damage, numbers, cfg.honest)
     if not base:
         return suspect, reference
-    if not (before := reference.left(damage)):
+    before = 0.0 if damage.wordless else reference.left(damage)
+    if not before:
         taken = widest(suspect)
     while True:
         rest = with_weights(suspect, without_leading(suspect, base, taken))
