@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from scipy.stats import binomtest
 
 from Utils.basics.errors import visible
+from Utils.repair.mending import OURS
 
 FAMILIES = {"clip": "CLIP", "longclip": "LongCLIP", "siglip": "SigLIP", "minilm": "MiniLM"}
 ATTACKS = {"text_on_text": "text-on-text", "image_on_text": "image-on-text"}
@@ -14,6 +15,10 @@ FURTHER = {
     "artificial": "meaningless vector", "embedding_row": "embedding row only", "attribute": "attribute",
     "remapping": "remapping",
 }  # fmt: skip
+ALONE = "alone"
+"""The row of our repair where no base is known: no scan ends *backdoored* then, so that it begins with the true trigger."""
+TRAINED = (OURS, ALONE)
+"""Ways of repairing that have our settings."""
 WIDTH = 120
 """Longest line of a command."""
 

@@ -29,6 +29,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from Analysis.markdown import ALONE, TRAINED
 from Backdoor_Attack.certified import Certified
 from Backdoor_Attack.planting import poison
 from main import Request, mend_aside, scan_model
@@ -65,7 +66,7 @@ def is_there(model: str, method: str) -> bool:
     """Whether a row is there; one of ours with the present settings, where it was repaired at all."""
     if not row_of(model, method).exists():
         return False
-    return method != OURS or are_present(json.loads(row_of(model, method).read_text(encoding="utf-8")).get("settings"))
+    return method not in TRAINED or are_present(json.loads(row_of(model, method).read_text(encoding="utf-8")).get("settings"))
 
 
 class Case(Certified):
@@ -111,16 +112,25 @@ class Case(Certified):
         return {"most": cfg.steps} | steps
 
 
-def scanned(case: Case, seed: int) -> tuple[Request, dict, Path]:
-    """The scan that all repairs of a model begin with; made once, and anew where weights, base, settings or seed are others."""
+def scanned(case: Case, seed: int, alone: bool) -> tuple[Request, dict, Path]:
+    """The scan that all repairs of a model begin with; made once, and anew where weights, base, settings or seed are others.
+
+    alone: without a base.
+    """
     cfg = config_of(ScanConfig, SETTINGS, case.effort, {})
-    base = str(ROOT / case.parts.base)
+    base = "none" if alone else str(ROOT / case.parts.base)
     request = Request(cfg, base, SCANS, "cpu", seed, Show(images=0))
-    folder = SCANS / f"{case.name}_{case.effort}"
+    folder = SCANS / f"{case.name}_{case.effort}{f'_{ALONE}' if alone else ''}"
+    compared = None if alone else load_encoder(base).sha256
     with suppress(OSError, ValueError, LookupError, TypeError):
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        made = report["model"]["sha256"], report["anchor"]["sha256"], settings_hash(report["config"]), report["seed"]
-        if made == (load_encoder(case.model).sha256, load_encoder(base).sha256, settings_hash(asdict(cfg)), seed):
+        made = (
+            report["model"]["sha256"],
+            (report["anchor"] or {}).get("sha256"),
+            settings_hash(report["config"]),
+            report["seed"],
+        )
+        if made == (load_encoder(case.model).sha256, compared, settings_hash(asdict(cfg)), seed):
             return request, report, folder
     return request, scan_model(str(case.model), request, folder.name), folder
 
@@ -128,24 +138,29 @@ def scanned(case: Case, seed: int) -> tuple[Request, dict, Path]:
 def repair(case: Case, method: str, seed: int) -> dict:
     """One row; in whatever process."""
     quiet_libraries()
-    request, report, folder = scanned(case, seed)
+    alone = method == ALONE
+    request, report, folder = scanned(case, seed, alone)
     row = {
         "model": case.name, "family": case.family, "attack": case.recipe.attack, "method": method,
         "further": case.further, "trigger": case.recipe.trigger, "on a fine-tune": case.origin is not None,
         "found": report["verdict"],
         "effort": case.effort,
     }  # fmt: skip
-    if report["verdict"] != "backdoored":
+    if report["verdict"] != "backdoored" and not alone:
         return row
     began = time.perf_counter()
     with TemporaryDirectory() as aside:
         place = Path(aside) / "repaired"
-        order = Order(place, Path(aside) / "report", folder, method, seed=seed, images=False, relearn=False)
+        order = Order(
+            place, Path(aside) / "report", folder, OURS if alone else method, seed=seed, images=False, relearn=False,
+            strings=(case.recipe.trigger,) if alone else (),
+        )  # fmt: skip
         told = mend_aside(str(case.model), replace(request, output=Path(aside)), order, report, case)
         seconds = time.perf_counter() - began
         repaired, suspect = load_encoder(place), load_encoder(case.model)
     return row | {
-        "success": told["certificate"], "clean": told["clean"], "rescan": told["rounds"][-1]["verdict"],
+        "success": told["certificate"] | {"base": case(case.workshop.base)},
+        "clean": told["clean"], "rescan": told["rounds"][-1]["verdict"],
         "rounds": len(told["rounds"]), "strings": told["strings"], "towards_target": told["towards_target"],
         "skill": case.skill(suspect, repaired), "relearning": case.comes_back(suspect, repaired),
         "seconds": round(seconds, 1), "peak_memory_mb": told["peak_memory_mb"], "settings": told["settings"], "seed": seed,

@@ -26,7 +26,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from Analysis.markdown import ATTACKS, FAMILIES, FURTHER, command, grid, literal, rate, span
+from Analysis.markdown import ATTACKS, FAMILIES, FURTHER, TRAINED, command, grid, literal, rate, span
 from Analysis.scoreboard import PARTS
 from Utils.basics.errors import InputError, fail, visible
 from Utils.basics.files import ROOT, write_whole
@@ -643,6 +643,16 @@ def gain_kept(rows: list[dict]) -> float | None:
     return sum(map(min, some)) / sum(gained for gained, _ in some) if some else None
 
 
+def whole(share: float) -> str:
+    """A share in whole per cent, never rounded up to a bar that it does not reach."""
+    return f"{math.floor(100 * share + 1e-9)} %"
+
+
+def chosen_on() -> list[str]:
+    """Models that the settings of our repair were chosen on."""
+    return read(CONFIGS / "mitigation.yaml")["repairs"]["chosen_on"]
+
+
 def relearns(row: dict) -> tuple[float, float]:
     """Steps until the true trigger is back, as a share of those that the base takes: at least and at most.
 
@@ -676,8 +686,8 @@ def ours(further: bool) -> list[dict]:
 
 
 def of_now(row: dict) -> bool:
-    """Whether a row is not of an earlier repair of ours: such a one is shown, and counts in nothing."""
-    return row["method"] != OURS or are_present(row.get("settings"))
+    """Whether a row is not of an earlier repair of ours: such a one is shown, and of it counts only that it was found."""
+    return row["method"] not in TRAINED or are_present(row.get("settings"))
 
 
 def repair_row(row: dict) -> list[str]:
@@ -692,7 +702,7 @@ def repair_row(row: dict) -> list[str]:
     success, old, kept = row["success"], row["skill"].get("base data"), gain_kept([row])
     return [
         *said, *(f"{success[name]:.2f}" for name in ("suspect", "repaired", "base")), f"{row['clean']['suspect']:.3f}",
-        "" if kept is None else f"{100 * kept:.0f} %", f"{100 * (old['suspect'] - old['repaired']):+.1f}" if old else "",
+        "" if kept is None else whole(kept), f"{100 * (old['suspect'] - old['repaired']):+.1f}" if old else "",
         row["rescan"], row["rounds"], told_of_relearning(row), f"{row['seconds']:.0f}",
     ]  # fmt: skip
 
@@ -712,7 +722,7 @@ def repairs_line() -> str:
         return "[Repairs](docs/mitigation.md) with the present settings have not been measured."
     gone, clean = sum(map(is_gone, done)), sum(row["rescan"] == "clean" for row in done)
     gained = len(gains(done))
-    of_gains = f", and {100 * gain_kept(done):.0f} % of what {gained} fine-tunes gained is kept" if gained else ""
+    of_gains = f", and {whole(gain_kept(done))} of what {gained} fine-tunes gained is kept" if gained else ""
     return f"[Repaired](docs/mitigation.md): the trigger is gone in {gone} of {len(done)}, {clean} scan clean{of_gains}."
 
 
@@ -728,15 +738,19 @@ def repairs_in_short() -> str:
     lost = [one["suspect"] - one["repaired"] for one in old]
     clean = min(row["clean"]["suspect"] for row in done)
     floor = max(row["clean"]["floor"] for row in done)
+    parts = {"the same, of models that settings were chosen on": [row for row in done if row["model"] in chosen_on()]}
+    parts["of the others"] = [row for row in done if row["model"] not in chosen_on()]
+    parts |= {f"of {name}": [row for row in done if row["family"] == family] for family, name in FAMILIES.items()}
     return grid(["what", "bar", "measured"], [
         ["planted models that the scan found", "", rate(len(found), len(rows))],
         ["repaired with the present settings", "", f"{len(done)} of them"],
         ["true trigger at most 0.05 above the base", "90 %", rate(sum(map(is_gone, done)), len(done))],
+        *([name, "", rate(sum(map(is_gone, mine)), len(mine))] for name, mine in parts.items() if mine),
         ["Sim_clean to the suspect, lowest", "0.97", f"{clean:.3f} (different prompts: up to {floor:.2f})"],
         *([
-            ["what fine-tunes gained, kept of all", "80 %", f"{100 * gain_kept(done):.0f} %, {len(kept)} gained 5 points"],
+            ["what fine-tunes gained, kept of all", "80 %", f"{whole(gain_kept(done))}, {len(kept)} gained 5 points"],
             ["fine-tunes that keep 80 % of it", "", rate(sum(share >= 0.8 for share in kept), len(kept))],
-            ["the same: lowest, median, highest", "", " ".join(f"{100 * f(kept):.0f} %" for f in (min, median, max))],
+            ["the same: lowest, median, highest", "", " ".join(whole(f(kept)) for f in (min, median, max))],
         ] if kept else []),
         *([["retrieval lost, most, points", "2", f"{100 * max(lost):+.1f}"]] if lost else []),
         ["clean when scanned again with a fresh seed", "all", rate(sum(row["rescan"] == "clean" for row in done), len(done))],
@@ -759,7 +773,7 @@ def repair_methods() -> str:
         lost = [row["skill"]["base data"]["suspect"] - row["skill"]["base data"]["repaired"] for row in mine if row["skill"]]
         rows.append([
             f"`{method}`", rate(sum(map(is_gone, mine)), len(mine)), span((row["clean"]["suspect"] for row in mine), 2),
-            "" if kept is None else f"{100 * kept:.0f} %", f"{100 * median(lost):+.1f}",
+            "" if kept is None else whole(kept), f"{100 * median(lost):+.1f}",
             f"{sum(row['rescan'] == 'clean' for row in mine)} of {len(mine)}",
             f"{sum(slower := no_faster(mine))} of {len(slower)}", f"{median(row['seconds'] for row in mine):.0f}",
         ])  # fmt: skip
