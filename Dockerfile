@@ -13,6 +13,7 @@ COPY Utils Utils
 COPY configs configs
 COPY Data/Main/Prompts Data/Main/Prompts
 COPY Data/Models Data/Models
+COPY Data/Scenes Data/Scenes
 RUN mkdir -p Data/Main/Features /results && chmod 1777 Data/Main/Features /results && useradd amber
 USER amber
 ENV HF_HUB_OFFLINE=1 HOME=/tmp

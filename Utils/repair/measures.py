@@ -115,7 +115,7 @@ def of_pictures(damage: Damage, repaired: TextEncoder) -> dict[str, float] | Non
     there = damage.base and (companion(damage.base.path, "clip") or Path(damage.base.path))
     if not (there and there.is_dir()):
         return None
-    with suppress(InputError):  # it is a text tower by itself
+    with suppress(InputError, OSError):  # it is a text tower by itself, or the scenes are not there
         pair, prepare = load_pair(there, damage.suspect.device), load_processor(there)
         rng, words = np.random.default_rng([damage.seed, 5]), damage.base.tokenizer
         drawn = unseen_captions(rng, PAIRS, defender_prompts(), lambda text: len(words(text).input_ids), damage.base.context)
