@@ -138,7 +138,10 @@ def test_a_repair_with_earlier_settings_is_shown_and_counts_in_nothing(monkeypat
     assert "| `new` |" in tables.repairs()
     assert "| `old` (earlier settings) |" in tables.repairs()
     assert "gone in 1 of 1," in tables.repairs_line()
-    assert "| true trigger at most 0.05 above the base | 90 % | 1 of 1 " in tables.repairs_in_short()
+    assert "| true trigger at most 0.05 above the base | 90 % | 1 of 1 " in (short := tables.repairs_in_short())
+    assert "| of the others |  | 1 of 1 " in short
+    assert f"| of {tables.FAMILIES[row['family']]} |  | 1 of 1 " in short
+    assert "chosen on" not in short
     monkeypatch.setattr(tables, "repair_rows", lambda: [{**now, "skill": {"base data": now["skill"]["base data"]}}])
     assert "fine-tunes" not in tables.repairs_line()
     assert "gained" not in tables.repairs_in_short()
@@ -153,11 +156,16 @@ def test_a_repair_with_earlier_settings_is_made_again_and_no_other(tmp_path: Pat
     monkeypatch.setattr(repairs, "RESULTS", tmp_path)
     now = asdict(RepairConfig())
     for model, settings in (("now", {"settings": now}), ("old", {"settings": {**now, "steps": 1}}), ("not_found", {})):
-        for method in ("unlearn", "project"):
+        for method in ("unlearn", "alone", "project"):
             (tmp_path / f"{model}_{method}.json").write_text(json.dumps(settings))
-    there = [model for model in ("now", "old", "not_found", "missing") if repairs.is_there(model, "unlearn")]
-    assert there == ["now", "not_found"]
+    for method in ("unlearn", "alone"):
+        there = [model for model in ("now", "old", "not_found", "missing") if repairs.is_there(model, method)]
+        assert there == ["now", "not_found"]
     assert repairs.is_there("old", "project")  # it does not have these settings
+
+
+def test_a_share_below_a_bar_is_never_told_as_the_bar():
+    assert [tables.whole(share) for share in (0.7999, 0.8, 0.29, 1.0)] == ["79 %", "80 %", "29 %", "100 %"]
 
 
 def test_more_than_a_fine_tune_gained_makes_up_for_no_other():
