@@ -24,7 +24,7 @@ from Utils.report.lists import Task, whole_name
 
 MEMORY_TIMES = 10
 """What learns is held in single precision, with its gradient and two moments: so many times the bytes of half precision."""
-LONGER = 2.5
+LONGER = 4
 """A repair of one round, its scan and its measures take so many times as long as a scan that ends clean."""
 OWN = ("Images", RESCAN)
 """Folders that a repair leaves beside its report, and before it."""
