@@ -106,7 +106,7 @@ def refuse_taken(folder: Path, force: bool) -> None:
         raise InputError(f"{folder} is no folder; name a new one.")
     if folder.exists() and not force:
         raise InputError(f"{folder} exists already; name a new folder, or let it be replaced with --force.")
-    above = next(one for one in folder.absolute().parents if one.exists())
+    above = next((one for one in folder.absolute().parents if one.exists()), folder)
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise InputError(f"{above} takes no folder, so that {folder} cannot be written; name a place elsewhere.")
 
