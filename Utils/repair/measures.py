@@ -15,8 +15,6 @@ from Utils.basics.errors import InputError
 from Utils.encoder.anchors import companion
 from Utils.encoder.measures import flat_cosine, similarity
 from Utils.encoder.text_encoder import TextEncoder, in_batches
-from Utils.making.finetuning import load_pair, load_processor, picture_embeddings, retrieval
-from Utils.making.scenes import compose, defender_prompts, unseen_captions
 from Utils.repair.damage import Damage
 from Utils.scan.replay import collapsed, nearer, put, summaries
 
@@ -112,6 +110,10 @@ def of_pictures(damage: Damage, repaired: TextEncoder) -> dict[str, float] | Non
 
     -> {pairs, suspect, repaired, base}; None where no such tower is there
     """
+    # not above: a scan, which knows a repair, has to do without what models are made of
+    from Utils.making.finetuning import load_pair, load_processor, picture_embeddings, retrieval
+    from Utils.making.scenes import compose, defender_prompts, unseen_captions
+
     there = damage.base and (companion(damage.base.path, "clip") or Path(damage.base.path))
     if not (there and there.is_dir()):
         return None
