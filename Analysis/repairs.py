@@ -124,12 +124,8 @@ def scanned(case: Case, seed: int, alone: bool) -> tuple[Request, dict, Path]:
     compared = None if alone else load_encoder(base).sha256
     with suppress(OSError, ValueError, LookupError, TypeError):
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        made = (
-            report["model"]["sha256"],
-            (report["anchor"] or {}).get("sha256"),
-            settings_hash(report["config"]),
-            report["seed"],
-        )
+        against = (report["anchor"] or {}).get("sha256")
+        made = report["model"]["sha256"], against, settings_hash(report["config"]), report["seed"]
         if made == (load_encoder(case.model).sha256, compared, settings_hash(asdict(cfg)), seed):
             return request, report, folder
     return request, scan_model(str(case.model), request, folder.name), folder
@@ -159,7 +155,7 @@ def repair(case: Case, method: str, seed: int) -> dict:
         seconds = time.perf_counter() - began
         repaired, suspect = load_encoder(place), load_encoder(case.model)
     return row | {
-        "success": told["certificate"] | {"base": case(case.workshop.base)},
+        "success": told["certificate"] | ({"base": case(case.workshop.base)} if alone else {}),
         "clean": told["clean"], "rescan": told["rounds"][-1]["verdict"],
         "rounds": len(told["rounds"]), "strings": told["strings"], "towards_target": told["towards_target"],
         "skill": case.skill(suspect, repaired), "relearning": case.comes_back(suspect, repaired),
