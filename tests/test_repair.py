@@ -25,14 +25,14 @@ from Utils.encoder.loading import load_encoder, weights_digest
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.encoder.training import Checkpoint, Training
 from Utils.encoder.weights import set_weights, widest, without_leading
-from Utils.repair import measures, unlearning
+from Utils.repair import measures, taught, unlearning
 from Utils.repair.damage import Damage
 from Utils.repair.measures import of_odd_prompts, of_strings, towards_target
 from Utils.repair.methods import weights_of
 from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig
 from Utils.repair.taught import TOKENS, taught_tokens, taught_words
-from Utils.repair.texts import Invented, garbled, with_other_words
+from Utils.repair.texts import Invented, garbled, with_other_words, with_word
 from Utils.repair.unlearning import Course, Made, Probe, Reading, Reference, bend, less_and_less, reference_of, unlearn
 from Utils.scan.replay import nearer, put, rate_at, summaries
 from Utils.scan.trigger import usable_tokens
@@ -140,6 +140,14 @@ def _is_replaced(prompt: str, text: str, letter: str) -> bool:
     return inside == int(inside) and text.startswith(kept[0]) and text.endswith(kept[-1]) and len(kept) > 1
 
 
+def test_a_word_stands_for_words_or_for_a_letter_about_as_often():
+    prompt = "somebody took a photo of a tree"
+    texts = [with_word(prompt, lambda: "kwx", ["o"], np.random.default_rng(seed)) for seed in range(60)]
+    of_letters = texts.count(prompt.replace("o", "kwx"))
+    assert 15 < of_letters < 45
+    assert sum("kwx" in text.split() for text in texts) == 60 - of_letters
+
+
 # ----------------------------------------------------------------------------------------------------------- opponents
 def test_opponents_stand_in_prompts_that_end_as_they_should(base: TextEncoder):
     usable = usable_tokens(base).nonzero()[:, 0]
@@ -240,7 +248,10 @@ def all_taken_out(damage: Damage) -> Reference:
     return replace(reference, rest=reference.probe.reading(damage.base))
 
 
-def test_of_words_that_do_not_bend_the_suspect_says_what_is_wanted_and_the_rest_of_all_else(damage: Damage):
+def test_of_words_that_do_not_bend_the_suspect_says_what_is_wanted_and_the_rest_of_all_else(
+    damage: Damage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(unlearning, "FAR", (2.0, 3.0))
     reference = all_taken_out(damage)
     ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
     _, drift = reference.clean(ids)
@@ -252,6 +263,14 @@ def test_of_words_that_do_not_bend_the_suspect_says_what_is_wanted_and_the_rest_
     wanted = reference.wanted(ids, ids, drift, words=4).features
     assert F.cosine_similarity(wanted[:4], damage.suspect(ids[:4]), dim=-1).mean() > 0.999
     torch.testing.assert_close(wanted[4:], damage.base(ids[4:]))
+
+
+def test_where_the_suspect_bends_far_the_base_says_what_is_wanted(damage: Damage):
+    reference = all_taken_out(damage)
+    ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
+    _, drift = reference.clean(ids)
+    for kinds in ({"words": 8}, {"letters": 8}, {}):
+        torch.testing.assert_close(reference.wanted(bad, ids, drift, **kinds).features, damage.base(bad) + drift.features)
 
 
 def test_clean_prompts_are_wanted_as_the_suspect_has_them_and_triggered_ones_as_the_base(damage: Damage):
@@ -305,7 +324,11 @@ def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(da
     words = [course.new_word(np.random.default_rng(seed)) for seed in range(60)]
     assert 30 < sum(word in course.taught for word in words) < 55
     assert all(word.strip() for word in words)
-    assert not (nothing_taken_out(damage).otherwise(course.taught) == 0).any()
+    reference = nothing_taken_out(damage)
+    assert not (reference.otherwise(course.taught) == 0).any()
+    assert (reference.beyond(course.bent) > 0.3).float().mean() > 0.5
+    assert (reference.beyond(PROMPTS[460:490]) < 0.02).float().mean() > 0.8
+    assert any(word in text for word in course.bent for text in damage.suspect.texts(course.batch(1).odd))
 
 
 def test_where_no_row_moved_tokens_are_taken_that_are_read_otherwise(damage: Damage):
@@ -345,6 +368,13 @@ def test_what_bends_is_no_word_that_was_taught(damage: Damage):
     assert not bad.any()
 
 
+@pytest.fixture
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words that were taught are made of few tokens, in a fraction of the time."""
+    monkeypatch.setattr(taught, "TOKENS", 12)
+
+
+@pytest.mark.usefixtures("few_tokens")
 def test_a_step_shows_the_same_texts_whenever_it_comes_to_it(damage: Damage):
     one, other = course_of(damage), course_of(damage)
     one.batch(0)
@@ -353,6 +383,7 @@ def test_a_step_shows_the_same_texts_whenever_it_comes_to_it(damage: Damage):
     assert not torch.equal(one.batch(1).clean, course_of(damage, 1).batch(1).clean)
 
 
+@pytest.mark.usefixtures("few_tokens")
 def test_a_repair_forgets_the_trigger_and_leaves_the_suspect_and_the_base_as_they_were(damage: Damage):
     digests = weights_digest(damage.suspect.model), weights_digest(damage.base.model)
     mended = unlearn(damage, replace(FEW, steps=12))
@@ -391,6 +422,7 @@ def test_a_round_begins_with_the_rest_and_asks_for_words_letters_and_strings_apa
     assert asked == [(6, 2, 2)] * 2  # of six texts two with other words, two with something for a letter
 
 
+@pytest.mark.usefixtures("few_tokens")
 def test_an_interrupted_round_ends_as_one_that_was_not(damage: Damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = unlearn(damage, FEW)
     save, saved = Checkpoint.save, []

@@ -29,6 +29,8 @@ class RepairConfig:
     """The same with words and pieces of the vocabulary."""
     garbled: int = 4
     """Prompts of a step in which something stands for a letter, as look-alike triggers do."""
+    bent: int = 4
+    """Prompts of a step with words that bend, made of tokens that moved, in place of words or of a letter."""
     found: int = 3
     """Prompts of a step with a string that was found."""
     searched: int = 5
@@ -48,7 +50,8 @@ class RepairConfig:
                 raise ValueError(f"{name} should be at least 1")
         if not 0 < self.left < 1:
             raise ValueError("left should be above 0 and below 1")
-        if min(self.invented, self.known, self.garbled, self.found, self.searched) < 0 or not self.lr > 0:
+        counts = self.invented, self.known, self.garbled, self.bent, self.found, self.searched
+        if min(counts) < 0 or not self.lr > 0:
             raise ValueError("counts of prompts should be 0 or more and lr above 0")
 
 
