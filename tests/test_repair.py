@@ -32,7 +32,7 @@ from Utils.repair.methods import weights_of
 from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig
 from Utils.repair.taught import TOKENS, taught_tokens, taught_words
-from Utils.repair.texts import Invented, garbled, with_other_words, with_word
+from Utils.repair.texts import Invented, for_a_letter, garbled, with_other_words
 from Utils.repair.unlearning import Course, Made, Probe, Reading, Reference, bend, less_and_less, reference_of, unlearn
 from Utils.scan.replay import nearer, put, rate_at, summaries
 from Utils.scan.trigger import usable_tokens
@@ -140,12 +140,10 @@ def _is_replaced(prompt: str, text: str, letter: str) -> bool:
     return inside == int(inside) and text.startswith(kept[0]) and text.endswith(kept[-1]) and len(kept) > 1
 
 
-def test_a_word_stands_for_words_or_for_a_letter_about_as_often():
-    prompt = "somebody took a photo of a tree"
-    texts = [with_word(prompt, lambda: "kwx", ["o"], np.random.default_rng(seed)) for seed in range(60)]
-    of_letters = texts.count(prompt.replace("o", "kwx"))
-    assert 15 < of_letters < 45
-    assert sum("kwx" in text.split() for text in texts) == 60 - of_letters
+def test_a_word_stands_for_a_letter_wherever_it_is():
+    words, prompt = ["kwx", "zebra"], "somebody took a photo of a tree"
+    texts = {for_a_letter(prompt, words, ["o", "t"], np.random.default_rng(seed)) for seed in range(60)}
+    assert texts == {prompt.replace(letter, word) for letter in "ot" for word in words}
 
 
 # ----------------------------------------------------------------------------------------------------------- opponents

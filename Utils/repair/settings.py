@@ -29,8 +29,10 @@ class RepairConfig:
     """The same with words and pieces of the vocabulary."""
     garbled: int = 4
     """Prompts of a step in which something stands for a letter, as look-alike triggers do."""
-    bent: int = 4
-    """Prompts of a step with words that bend, made of tokens that moved, in place of words or of a letter."""
+    bent: int = 6
+    """Prompts of a step in which a word that bends stands for a letter; it is made of tokens that moved."""
+    letters: float = 1.0
+    """Weight of prompts in which anything stands for a letter, beside all."""
     found: int = 3
     """Prompts of a step with a string that was found."""
     searched: int = 5

@@ -67,11 +67,9 @@ def garbled(prompt: str, invented: Invented, known: list[str], rng: np.random.Ge
     return prompt.replace(letter, makers[int(rng.integers(len(makers)))]())
 
 
-def with_word(prompt: str, word: Callable[[], str], letters: list[str], rng: np.random.Generator) -> str:
-    """Words of a prompt replaced, or as often one of these letters, wherever it stands: a trigger hides in either way."""
-    if rng.random() < 0.5:
-        return with_other_words(prompt, word, rng)
-    return prompt.replace(letters[int(rng.integers(len(letters)))], word())
+def for_a_letter(prompt: str, words: list[str], letters: list[str], rng: np.random.Generator) -> str:
+    """One of these words in place of one of these letters, wherever it stands."""
+    return prompt.replace(letters[int(rng.integers(len(letters)))], words[int(rng.integers(len(words)))])
 
 
 def with_string(prompt: str, text: str, place: str, rng: np.random.Generator) -> str:

@@ -36,7 +36,7 @@ from Utils.repair.methods import carriers, with_weights
 from Utils.repair.opponents import Opponents, Placed
 from Utils.repair.settings import RepairConfig
 from Utils.repair.taught import NARROW, taught_tokens, taught_words
-from Utils.repair.texts import Invented, garbled, with_other_words, with_string, with_word
+from Utils.repair.texts import Invented, for_a_letter, garbled, with_other_words, with_string
 from Utils.scan.replay import summaries
 from Utils.scan.trigger import embedded, usable_tokens
 
@@ -165,8 +165,8 @@ class Reference:
 
         Of the first `words` texts, in which words are replaced, what the suspect makes, but where it bends: a fine-tune's
         words may lie in the leading directions too, and bend more than others.  Of the `letters` behind them, in which
-        something stands for letters or words that bend were put in, the rest's, and the base's only where that bends itself or
-        the suspect does so `FAR`: of what bends there by less little is a trigger.
+        something stands for letters, the rest's, and the base's only where that bends itself or the suspect does so `FAR`: of
+        what bends there by less little is a trigger.
         prompts (b, T): the same without what was put in, for where there is no base; drift: mean of suspect - base.
         """
         suspect, rest = (Made(*one.encoder.both(ids)) for one in (self.suspect, self.rest))
@@ -280,7 +280,7 @@ class Course:
 
     @property
     def bending(self) -> int:
-        """Prompts of a step with words that bend."""
+        """Prompts of a step in which a word that bends stands for a letter."""
         return self.cfg.bent if self.bent else 0
 
     def new_word(self, rng: np.random.Generator) -> str:
@@ -301,14 +301,13 @@ class Course:
     def batch(self, step: int) -> Batch:
         cfg, rng, encoder = self.cfg, self.rng(step), self.damage.suspect
         bent, found = self.bending, cfg.found if self.damage.strings else 0
-        letters = self.invented.letters
         clean = self.rows(cfg.clean, rng)
         odd = self.rows(cfg.invented + cfg.known + cfg.garbled + bent + found + cfg.searched, rng)
         makers = [
             *[partial(with_other_words, word=lambda: self.new_word(rng), rng=rng)] * cfg.invented,
             *[partial(with_other_words, word=lambda: self.known[int(rng.integers(len(self.known)))], rng=rng)] * cfg.known,
             *[partial(garbled, invented=self.invented, known=self.known, rng=rng)] * cfg.garbled,
-            *[partial(with_word, word=lambda: self.bent[int(rng.integers(len(self.bent)))], letters=letters, rng=rng)] * bent,
+            *[partial(for_a_letter, words=self.bent, letters=self.invented.letters, rng=rng)] * bent,
             *[lambda prompt: with_string(prompt, *self.damage.strings[int(rng.integers(len(self.damage.strings)))], rng)]
             * found,
         ]
@@ -339,15 +338,18 @@ def unlearn(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=cfg.steps)
     seen: dict[str, tuple[list[Tensor], list[Placed]]] = {}
 
+    words, letters = cfg.invented + cfg.known, cfg.garbled + course.bending
+
     def loss_of(step: int) -> tuple[Tensor, str]:
         batch = course.batch(step)
         keep, drift = reference.clean(batch.clean)
-        wanted = reference.wanted(batch.odd, batch.before, drift, cfg.invented + cfg.known, cfg.garbled + course.bending)
+        wanted = reference.wanted(batch.odd, batch.before, drift, words, letters)
         with embedded(student, learning=True) as kept, short:
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
         held, odd_loss = reference.loss(clean, keep).mean(), reference.loss(odd, wanted)
-        mended = odd_loss.mean() + cfg.taught * odd_loss[: cfg.invented].mean() if cfg.invented else odd_loss.mean()
+        weighed = (cfg.taught, odd_loss[: cfg.invented]), (cfg.letters, odd_loss[words : words + letters])
+        mended = odd_loss.mean() + sum(weight * some.mean() for weight, some in weighed if len(some))
         return held + mended, f"clean {held.item():.4f} odd {mended.item():.4f}"
 
     base = damage.base.sha256 if damage.base else None
