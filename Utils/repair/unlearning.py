@@ -5,7 +5,7 @@
       a backdoor is one thing learned by all means and lies in few of them, a fine-tune's skill in more
     3 texts in which a trigger could hide: invented words, something in place of letters, words that bend, found strings,
       opponents
-    4 of clean prompts the student should give what the suspect gives, and of new words, where they do not bend; of all else
+    4 of clean prompts the student should give what the suspect gives, and of odd ones, where they do not bend; of all else
       what the rest gives, and of what bends there too, or far in the suspect, what the base gives; in proportion
 
 The student begins as the rest, and the true trigger, which nobody knows, bends wherever it is met.
@@ -160,21 +160,19 @@ class Reference:
         return (mixed(*ways, *shares) - ways[2]).norm(dim=-1)
 
     @torch.no_grad()
-    def wanted(self, ids: Tensor, prompts: Tensor, drift: Made, words: int = 0, letters: int = 0) -> Made:
+    def wanted(self, ids: Tensor, prompts: Tensor, drift: Made, replaced: int = 0) -> Made:
         """What the rest makes of texts, and what the base makes of those that bend in it or in the suspect.  (b, T)
 
-        Of the first `words` texts, in which words are replaced, what the suspect makes, but where it bends: a fine-tune's
-        words may lie in the leading directions too, and bend more than others.  Of the `letters` behind them, in which
-        something stands for letters, the rest's, and the base's only where that bends itself or the suspect does so `FAR`: of
-        what bends there by less little is a trigger.
+        Of the first `replaced` texts, in which something stands for words or letters, what the suspect makes, but where it
+        bends: a fine-tune's words may lie in the leading directions too, and bend more than others.
         prompts (b, T): the same without what was put in, for where there is no base; drift: mean of suspect - base.
         """
         suspect, rest = (Made(*one.encoder.both(ids)) for one in (self.suspect, self.rest))
         base = Made(*(self.base.both(ids) if self.base else self.suspect.encoder.both(prompts)))
         gone, left = self.shares(suspect.summary, rest.summary, base.summary)
-        words = words if self.base else 0
-        left[words + letters :] = torch.maximum(gone, left)[words + letters :]
-        gone[words:] = 1
+        replaced = replaced if self.base else 0
+        left[replaced:] = torch.maximum(gone, left)[replaced:]
+        gone[replaced:] = 1
         return Made(
             mixed(suspect.features, rest.features, base.features + drift.features, gone, left),
             mixed(suspect.summary, rest.summary, base.summary + drift.summary, gone, left),
@@ -343,7 +341,7 @@ def unlearn(
     def loss_of(step: int) -> tuple[Tensor, str]:
         batch = course.batch(step)
         keep, drift = reference.clean(batch.clean)
-        wanted = reference.wanted(batch.odd, batch.before, drift, words, letters)
+        wanted = reference.wanted(batch.odd, batch.before, drift, words + letters)
         with embedded(student, learning=True) as kept, short:
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
