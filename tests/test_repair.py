@@ -354,6 +354,8 @@ def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few_tokens")
 def test_a_step_shows_the_same_texts_whenever_it_comes_to_it(damage: Damage):
     one, other = course_of(damage), course_of(damage)
+    assert len(one.taught) > 1
+    assert one.taught == other.taught
     one.batch(0)
     assert torch.equal(one.batch(1).odd, other.batch(1).odd)
     assert torch.equal(one.batch(1).clean, other.batch(1).clean)
