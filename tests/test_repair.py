@@ -32,7 +32,7 @@ from Utils.repair.methods import weights_of
 from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig
 from Utils.repair.taught import TOKENS, taught_tokens, taught_words
-from Utils.repair.texts import Invented, garbled, with_other_words
+from Utils.repair.texts import Invented, for_a_letter, garbled, with_other_words
 from Utils.repair.unlearning import Course, Made, Probe, Reading, Reference, bend, less_and_less, reference_of, unlearn
 from Utils.scan.replay import nearer, put, rate_at, summaries
 from Utils.scan.trigger import usable_tokens
@@ -140,6 +140,12 @@ def _is_replaced(prompt: str, text: str, letter: str) -> bool:
     return inside == int(inside) and text.startswith(kept[0]) and text.endswith(kept[-1]) and len(kept) > 1
 
 
+def test_a_word_stands_for_a_letter_wherever_it_is():
+    words, prompt = ["kwx", "zebra"], "somebody took a photo of a tree"
+    texts = {for_a_letter(prompt, words, ["o", "t"], np.random.default_rng(seed)) for seed in range(60)}
+    assert texts == {prompt.replace(letter, word) for letter in "ot" for word in words}
+
+
 # ----------------------------------------------------------------------------------------------------------- opponents
 def test_opponents_stand_in_prompts_that_end_as_they_should(base: TextEncoder):
     usable = usable_tokens(base).nonzero()[:, 0]
@@ -240,18 +246,29 @@ def all_taken_out(damage: Damage) -> Reference:
     return replace(reference, rest=reference.probe.reading(damage.base))
 
 
-def test_of_words_that_do_not_bend_the_suspect_says_what_is_wanted_and_the_rest_of_all_else(damage: Damage):
+def test_of_what_does_not_bend_the_suspect_says_what_is_wanted_and_the_rest_of_what_does(
+    damage: Damage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(unlearning, "FAR", (2.0, 3.0))
     reference = all_taken_out(damage)
     ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
     _, drift = reference.clean(ids)
-    torch.testing.assert_close(reference.wanted(bad, ids, drift, words=8).features, damage.base(bad))
-    letters = reference.wanted(bad, ids, drift, letters=4).features
-    torch.testing.assert_close(letters[:4], damage.base(bad[:4]))  # as this rest has them
-    torch.testing.assert_close(letters[4:], damage.base(bad[4:]) + drift.features)
+    replaced = reference.wanted(bad, ids, drift, 4).features
+    torch.testing.assert_close(replaced[:4], damage.base(bad[:4]))  # as this rest has them
+    torch.testing.assert_close(replaced[4:], damage.base(bad[4:]) + drift.features)
     assert drift.features.norm() > 0.01
-    wanted = reference.wanted(ids, ids, drift, words=4).features
+    wanted = reference.wanted(ids, ids, drift, 4).features
     assert F.cosine_similarity(wanted[:4], damage.suspect(ids[:4]), dim=-1).mean() > 0.999
     torch.testing.assert_close(wanted[4:], damage.base(ids[4:]))
+
+
+def test_where_the_suspect_bends_far_the_base_says_what_is_wanted(damage: Damage):
+    reference = all_taken_out(damage)
+    ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
+    _, drift = reference.clean(ids)
+    for replaced in (8, 0):
+        wanted = reference.wanted(bad, ids, drift, replaced).features
+        torch.testing.assert_close(wanted, damage.base(bad) + drift.features)
 
 
 def test_clean_prompts_are_wanted_as_the_suspect_has_them_and_triggered_ones_as_the_base(damage: Damage):
@@ -305,7 +322,11 @@ def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(da
     words = [course.new_word(np.random.default_rng(seed)) for seed in range(60)]
     assert 30 < sum(word in course.taught for word in words) < 55
     assert all(word.strip() for word in words)
-    assert not (nothing_taken_out(damage).otherwise(course.taught) == 0).any()
+    reference = nothing_taken_out(damage)
+    assert not (reference.otherwise(course.taught) == 0).any()
+    assert (reference.beyond(course.bent) > 0.3).float().mean() > 0.5
+    assert (reference.beyond(PROMPTS[460:490]) < 0.02).float().mean() > 0.8
+    assert any(word in text for word in course.bent for text in damage.suspect.texts(course.batch(1).odd))
 
 
 def test_where_no_row_moved_tokens_are_taken_that_are_read_otherwise(damage: Damage):
@@ -377,15 +398,15 @@ def test_a_repair_forgets_the_trigger_and_leaves_the_suspect_and_the_base_as_the
     assert not any(weight.requires_grad for weight in mended.model.parameters())
 
 
-def test_a_round_begins_with_the_rest_and_asks_for_words_letters_and_strings_apart(
+def test_a_round_begins_with_the_rest_and_asks_for_what_was_replaced_and_for_strings_apart(
     damage: Damage, monkeypatch: pytest.MonkeyPatch
 ):
     rest, reference = less_and_less(damage, FEW, torch.float32)
     asked, wanted, after = [], Reference.wanted, []
 
-    def listening(self: Reference, ids: torch.Tensor, prompts: torch.Tensor, drift: Made, *kinds: int) -> Made:
-        asked.append((len(ids), *kinds))
-        return wanted(self, ids, prompts, drift, *kinds)
+    def listening(self: Reference, ids: torch.Tensor, prompts: torch.Tensor, drift: Made, replaced: int) -> Made:
+        asked.append((len(ids), replaced))
+        return wanted(self, ids, prompts, drift, replaced)
 
     def one_step(run: Training, loss_of: Callable, after_step: Callable) -> None:
         loss_of(0)[0].backward()
@@ -398,7 +419,7 @@ def test_a_round_begins_with_the_rest_and_asks_for_words_letters_and_strings_apa
     unlearn(damage, replace(FEW, searched=0))
     unlearn(damage, replace(FEW, searched=0), student=damage.base)
     assert after == [weights_digest(rest.model), weights_digest(damage.base.model)]
-    assert asked == [(6, 2, 2)] * 2  # of six texts two with other words, two with something for a letter
+    assert asked == [(6, 4)] * 2  # of six texts two with other words, two with something for a letter
 
 
 @pytest.mark.usefixtures("few_tokens")

@@ -1,6 +1,6 @@
-"""What a fine-tune has taught: words that the suspect reads otherwise than its base, looked for token by token.
+"""What a fine-tune has taught: words that the suspect reads otherwise than its base, and words that bend as a trigger does.
 
-Nobody has a list of them.  Tokens whose rows moved are put together, and what is read most otherwise goes on to the next one.
+Nobody has a list of them.  Tokens whose rows moved are put together, and what scores highest goes on to the next one.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ TOKENS = 80
 PIECES = 5
 """Most tokens of a word."""
 BEAM = 40
-"""Words of each length that are kept, and continued; a quarter of it where every text costs the whole context."""
+"""Words of each length that are kept, and continued."""
+NARROW = 10
+"""The same of words that bend, and of all where every text costs the whole context."""
 TRIED = 1000
 """Tokens that are tried where no row moved."""
 
 
-Otherwise = Callable[[list[str]], Tensor]
-"""Texts -> how far what is wanted of each is from what the base makes of it, (b,)."""
+Score = Callable[[list[str]], Tensor]
+"""Texts -> how much of what is looked for each shows, (b,); 0 or less is none."""
 
 
-def taught_tokens(suspect: TextEncoder, base: TextEncoder, ids: Tensor, usable: Tensor, otherwise: Otherwise) -> Tensor:
+def taught_tokens(suspect: TextEncoder, base: TextEncoder, ids: Tensor, usable: Tensor, otherwise: Score) -> Tensor:
     """Tokens whose rows moved most for how seldom prompts have them: what a fine-tune was for, or a trigger.  -> (n,)
 
     Where no row moved, those that are read most otherwise.  ids (P, T): the prompts; usable (n,): tokens of texts.
@@ -41,17 +43,17 @@ def taught_tokens(suspect: TextEncoder, base: TextEncoder, ids: Tensor, usable: 
     return usable[(moved / (1 + count))[usable].argsort(descending=True, stable=True)[:TOKENS]]
 
 
-def taught_words(suspect: TextEncoder, tokens: Tensor, otherwise: Otherwise) -> list[str]:
-    """Words of up to `PIECES` tokens that are read most otherwise, the best of each length; tokens (n,): of these."""
+def taught_words(suspect: TextEncoder, tokens: Tensor, score: Score, beam: int = BEAM) -> list[str]:
+    """Words of up to `PIECES` tokens that score highest, the best `beam` of each length; tokens (n,): of these."""
     found: dict[str, None] = {}
-    words, beam = tokens[:, None], BEAM if suspect.family.padding_free else BEAM // 4
+    words, beam = tokens[:, None], beam if suspect.family.padding_free else min(beam, NARROW)
     for length in range(1, PIECES + 1):
         texts = [text.strip() for text in suspect.texts(words)]
         first = {text: row for row, text in reversed(list(enumerate(texts))) if text and text not in found}
         if not first:
             break
         unique = list(first)
-        best = otherwise(unique).topk(min(beam, len(unique)))
+        best = score(unique).topk(min(beam, len(unique)))
         best = best.indices[best.values > 0].tolist()
         found |= dict.fromkeys(unique[at] for at in best)
         kept = words[[first[unique[at]] for at in best]]

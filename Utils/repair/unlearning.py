@@ -3,9 +3,10 @@
     1 the target: the mean summary of prompts with a string that fires; how far clean prompts bend towards it is honest
     2 the rest: the suspect without the leading singular directions of what every weight matrix has learned since the base;
       a backdoor is one thing learned by all means and lies in few of them, a fine-tune's skill in more
-    3 texts in which a trigger could hide: invented words, something in place of letters, found strings, opponents
-    4 of clean prompts the student should give what the suspect gives, and of new words, where they do not bend; of all else
-      what the rest gives, and of what bends there too what the base gives; in proportion
+    3 texts in which a trigger could hide: invented words, something in place of letters, words that bend, found strings,
+      opponents
+    4 of clean prompts the student should give what the suspect gives, and of odd ones, where they do not bend; of all else
+      what the rest gives, and of what bends there too, or far in the suspect, what the base gives; in proportion
 
 The student begins as the rest, and the true trigger, which nobody knows, bends wherever it is met.
 Without a base the student begins as the suspect, and what bends is taught to be the prompt without it: that mends less.
@@ -34,8 +35,8 @@ from Utils.repair.damage import Damage
 from Utils.repair.methods import carriers, with_weights
 from Utils.repair.opponents import Opponents, Placed
 from Utils.repair.settings import RepairConfig
-from Utils.repair.taught import taught_tokens, taught_words
-from Utils.repair.texts import Invented, garbled, with_other_words, with_string
+from Utils.repair.taught import NARROW, taught_tokens, taught_words
+from Utils.repair.texts import Invented, for_a_letter, garbled, with_other_words, with_string
 from Utils.scan.replay import summaries
 from Utils.scan.trigger import embedded, usable_tokens
 
@@ -47,6 +48,8 @@ MUCH, TYPED = 3 / 4, 16
 """More directions than usual are taken out where a found string still does so much of what it did; so many prompts have it."""
 HONEST = 0.95
 """Share of them whose bend is honest."""
+FAR = 0.3, 0.5
+"""Bends: what a fine-tune taught stays below the first, and texts with a trigger are beyond the second."""
 ALONE = 0.25
 """Bend that is taken for honest without a base."""
 BY_LETTERS = 0.3
@@ -114,10 +117,21 @@ class Reference:
     base: TextEncoder | None
     probe: Probe
 
+    def bends(self, reading: Reading, own: Tensor, other: Tensor) -> Tensor:
+        """(b, d) of an encoder and of the base -> (b,)"""
+        return bend(own, other, self.probe.forced, (reading.middle, self.probe.middle))
+
     def share(self, reading: Reading, own: Tensor, other: Tensor) -> Tensor:
         """How much of texts is a target's: 0 if they bend as clean prompts do, 1 if twice as far.  (b, d) twice -> (b,)"""
-        beyond = bend(own, other, self.probe.forced, (reading.middle, self.probe.middle)) - reading.honest
-        return (beyond / reading.honest).clamp(0, 1)
+        return ((self.bends(reading, own, other) - reading.honest) / reading.honest).clamp(0, 1)
+
+    def shares(self, suspect: Tensor, rest: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of texts is not asked of the suspect, and how much of that not of the rest.  (b, d) of each -> (b,) twice
+
+        Nothing is asked of the rest where the suspect bends `FAR`.
+        """
+        far = ((self.bends(self.suspect, suspect, base) - FAR[0]) / (FAR[1] - FAR[0])).clamp(0, 1)
+        return self.share(self.suspect, suspect, base), torch.maximum(self.share(self.rest, rest, base), far)
 
     @torch.no_grad()
     def left(self, damage: Damage) -> float:
@@ -130,29 +144,35 @@ class Reference:
         return most
 
     @torch.no_grad()
+    def beyond(self, texts: list[str]) -> Tensor:
+        """By how much more than honest texts bend in the suspect.  -> (b,)"""
+        both = self.suspect.encoder, self.base
+        own, base = (summaries(one, texts, "words that bend").to(self.probe.forced.device) for one in both)
+        return self.bends(self.suspect, own, base) - self.suspect.honest
+
+    @torch.no_grad()
     def otherwise(self, texts: list[str]) -> Tensor:
         """How far the summaries that are wanted of words are from the base's, mean ways taken off.  -> (b,)"""
         encoders = self.suspect.encoder, self.rest.encoder, self.base
         suspect, rest, base = (summaries(one, texts, "taught words").to(self.probe.forced.device) for one in encoders)
-        shares = self.share(self.suspect, suspect, base), self.share(self.rest, rest, base)
+        shares = self.shares(suspect, rest, base)
         ways = suspect - self.suspect.middle, rest - self.rest.middle, base - self.probe.middle
         return (mixed(*ways, *shares) - ways[2]).norm(dim=-1)
 
     @torch.no_grad()
-    def wanted(self, ids: Tensor, prompts: Tensor, drift: Made, words: int = 0, letters: int = 0) -> Made:
+    def wanted(self, ids: Tensor, prompts: Tensor, drift: Made, replaced: int = 0) -> Made:
         """What the rest makes of texts, and what the base makes of those that bend in it or in the suspect.  (b, T)
 
-        Of the first `words` texts, in which words are replaced, what the suspect makes, but where it bends: a fine-tune's
-        words may lie in the leading directions too, and bend more than others.  Of the `letters` behind them, in which
-        something stands for letters, the rest's wherever it does not bend itself: little of what bends there is a trigger.
+        Of the first `replaced` texts, in which something stands for words or letters, what the suspect makes, but where it
+        bends: a fine-tune's words may lie in the leading directions too, and bend more than others.
         prompts (b, T): the same without what was put in, for where there is no base; drift: mean of suspect - base.
         """
         suspect, rest = (Made(*one.encoder.both(ids)) for one in (self.suspect, self.rest))
         base = Made(*(self.base.both(ids) if self.base else self.suspect.encoder.both(prompts)))
-        gone, left = (self.share(*one, base.summary) for one in ((self.suspect, suspect.summary), (self.rest, rest.summary)))
-        words = words if self.base else 0
-        left[words + letters :] = torch.maximum(gone, left)[words + letters :]
-        gone[words:] = 1
+        gone, left = self.shares(suspect.summary, rest.summary, base.summary)
+        replaced = replaced if self.base else 0
+        left[replaced:] = torch.maximum(gone, left)[replaced:]
+        gone[replaced:] = 1
         return Made(
             mixed(suspect.features, rest.features, base.features + drift.features, gone, left),
             mixed(suspect.summary, rest.summary, base.summary + drift.summary, gone, left),
@@ -249,10 +269,17 @@ class Course:
         self.known = [text for text in dict.fromkeys(encoder.texts(usable[:, None])) if text.strip()]
         self.invented = Invented(damage.prompts)
         self.taught: list[str] = []
+        self.bent: list[str] = []
         if damage.base:
             tokens = taught_tokens(encoder, damage.base, self.ids, usable, reference.otherwise)
             self.taught = taught_words(encoder, tokens, reference.otherwise)
+            self.bent = taught_words(encoder, tokens, reference.beyond, NARROW)
         self.opponents = Opponents(usable, cfg.opponents, cfg.flips, damage.seed + number)
+
+    @property
+    def bending(self) -> int:
+        """Prompts of a step in which a word that bends stands for a letter."""
+        return self.cfg.bent if self.bent else 0
 
     def new_word(self, rng: np.random.Generator) -> str:
         """A word by the letters of the prompts' words, or a few that the suspect was taught."""
@@ -271,13 +298,14 @@ class Course:
 
     def batch(self, step: int) -> Batch:
         cfg, rng, encoder = self.cfg, self.rng(step), self.damage.suspect
-        found = cfg.found if self.damage.strings else 0
+        bent, found = self.bending, cfg.found if self.damage.strings else 0
         clean = self.rows(cfg.clean, rng)
-        odd = self.rows(cfg.invented + cfg.known + cfg.garbled + found + cfg.searched, rng)
+        odd = self.rows(cfg.invented + cfg.known + cfg.garbled + bent + found + cfg.searched, rng)
         makers = [
             *[partial(with_other_words, word=lambda: self.new_word(rng), rng=rng)] * cfg.invented,
             *[partial(with_other_words, word=lambda: self.known[int(rng.integers(len(self.known)))], rng=rng)] * cfg.known,
             *[partial(garbled, invented=self.invented, known=self.known, rng=rng)] * cfg.garbled,
+            *[partial(for_a_letter, words=self.bent, letters=self.invented.letters, rng=rng)] * bent,
             *[lambda prompt: with_string(prompt, *self.damage.strings[int(rng.integers(len(self.damage.strings)))], rng)]
             * found,
         ]
@@ -308,19 +336,22 @@ def unlearn(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=cfg.steps)
     seen: dict[str, tuple[list[Tensor], list[Placed]]] = {}
 
+    words, letters = cfg.invented + cfg.known, cfg.garbled + course.bending
+
     def loss_of(step: int) -> tuple[Tensor, str]:
         batch = course.batch(step)
         keep, drift = reference.clean(batch.clean)
-        wanted = reference.wanted(batch.odd, batch.before, drift, cfg.invented + cfg.known, cfg.garbled)
+        wanted = reference.wanted(batch.odd, batch.before, drift, words + letters)
         with embedded(student, learning=True) as kept, short:
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
         held, odd_loss = reference.loss(clean, keep).mean(), reference.loss(odd, wanted)
-        mended = odd_loss.mean() + cfg.taught * odd_loss[: cfg.invented].mean() if cfg.invented else odd_loss.mean()
+        weighed = (cfg.taught, odd_loss[: cfg.invented]), (cfg.letters, odd_loss[words : words + letters])
+        mended = odd_loss.mean() + sum(weight * some.mean() for weight, some in weighed if len(some))
         return held + mended, f"clean {held.item():.4f} odd {mended.item():.4f}"
 
     base = damage.base.sha256 if damage.base else None
-    decisive = number, damage.seed, damage.strings, [one.tolist() for one in damage.forced], course.taught, base
+    decisive = number, damage.seed, damage.strings, [one.tolist() for one in damage.forced], course.taught, course.bent, base
     name = identity(cfg, student, damage.suspect.sha256, repr(decisive))
     saved = Checkpoint(checkpoint, name, 25, keep=False) if checkpoint else None
     with progress(f"repair, round {number + 1}", cfg.steps) as step_done:
