@@ -5,8 +5,8 @@
       a backdoor is one thing learned by all means and lies in few of them, a fine-tune's skill in more
     3 texts in which a trigger could hide: invented words, something in place of letters, words that bend, found strings,
       opponents
-    4 of clean prompts the student should give what the suspect gives, and of odd ones, where they do not bend; of all else
-      what the rest gives, and of what bends there too, or far in the suspect, what the base gives; in proportion
+    4 of clean prompts the student should give what the suspect gives, and of words and letters, where they do not bend far; of
+      all else what the rest gives, and of what bends what the base gives; in proportion
 
 The student begins as the rest, and the true trigger, which nobody knows, bends wherever it is met.
 Without a base the student begins as the suspect, and what bends is taught to be the prompt without it: that mends less.
@@ -14,6 +14,7 @@ Without a base the student begins as the suspect, and what bends is taught to be
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from Utils.repair.damage import Damage
 from Utils.repair.methods import carriers, with_weights
 from Utils.repair.opponents import Opponents, Placed
 from Utils.repair.settings import RepairConfig
-from Utils.repair.taught import NARROW, taught_tokens, taught_words
+from Utils.repair.taught import NARROW, moved_rows, taught_nouns, taught_tokens, taught_words
 from Utils.repair.texts import Invented, for_a_letter, garbled, with_other_words, with_string
 from Utils.scan.replay import summaries
 from Utils.scan.trigger import embedded, usable_tokens
@@ -49,7 +50,7 @@ MUCH, TYPED = 3 / 4, 16
 HONEST = 0.95
 """Share of them whose bend is honest."""
 FAR = 0.3, 0.5
-"""Bends: what a fine-tune taught stays below the first, and texts with a trigger are beyond the second."""
+"""Shares of the bend of a found string: what a fine-tune taught bends by less, and what has a trigger in it by more."""
 ALONE = 0.25
 """Bend that is taken for honest without a base."""
 BY_LETTERS = 0.3
@@ -116,6 +117,8 @@ class Reference:
     """The suspect without its leading directions; the suspect itself where there is no base."""
     base: TextEncoder | None
     probe: Probe
+    reach: float = 1.0
+    """Bend of half of the prompts with the found string that does most; 1 where there is none."""
 
     def bends(self, reading: Reading, own: Tensor, other: Tensor) -> Tensor:
         """(b, d) of an encoder and of the base -> (b,)"""
@@ -125,23 +128,16 @@ class Reference:
         """How much of texts is a target's: 0 if they bend as clean prompts do, 1 if twice as far.  (b, d) twice -> (b,)"""
         return ((self.bends(reading, own, other) - reading.honest) / reading.honest).clamp(0, 1)
 
-    def shares(self, suspect: Tensor, rest: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-        """How much of texts is not asked of the suspect, and how much of that not of the rest.  (b, d) of each -> (b,) twice
-
-        Nothing is asked of the rest where the suspect bends `FAR`.
-        """
-        far = ((self.bends(self.suspect, suspect, base) - FAR[0]) / (FAR[1] - FAR[0])).clamp(0, 1)
-        return self.share(self.suspect, suspect, base), torch.maximum(self.share(self.rest, rest, base), far)
+    def far(self, suspect: Tensor, base: Tensor) -> Tensor:
+        """The same of texts that a fine-tune may have taught: 0 and 1 if they bend by `FAR` of what a found string does."""
+        least, most = (share * self.reach for share in FAR)
+        return ((self.bends(self.suspect, suspect, base) - least) / (most - least)).clamp(0, 1)
 
     @torch.no_grad()
     def left(self, damage: Damage) -> float:
         """How much of prompts with a found string is a target's in the rest, in the mean; of the string that does most."""
-        some, most = damage.prompts[:TYPED], 0.0
-        for string, place in damage.strings:
-            if texts := [text for _, text in carriers(some, string, place)]:
-                own, other = (summaries(one, texts).to(self.probe.forced.device) for one in (self.rest.encoder, self.base))
-                most = max(most, self.share(self.rest, own, other).mean().item())
-        return most
+        both = typed(damage, self.rest.encoder, self.base)
+        return max((self.share(self.rest, *read).mean().item() for read in both), default=0.0)
 
     @torch.no_grad()
     def beyond(self, texts: list[str]) -> Tensor:
@@ -153,40 +149,35 @@ class Reference:
     @torch.no_grad()
     def otherwise(self, texts: list[str]) -> Tensor:
         """How far the summaries that are wanted of words are from the base's, mean ways taken off.  -> (b,)"""
-        encoders = self.suspect.encoder, self.rest.encoder, self.base
-        suspect, rest, base = (summaries(one, texts, "taught words").to(self.probe.forced.device) for one in encoders)
-        shares = self.shares(suspect, rest, base)
-        ways = suspect - self.suspect.middle, rest - self.rest.middle, base - self.probe.middle
-        return (mixed(*ways, *shares) - ways[2]).norm(dim=-1)
+        both = self.suspect.encoder, self.base
+        own, base = (summaries(one, texts, "taught words").to(self.probe.forced.device) for one in both)
+        ways = own - self.suspect.middle, base - self.probe.middle
+        return (1 - self.far(own, base)) * (ways[0] - ways[1]).norm(dim=-1)
 
     @torch.no_grad()
-    def wanted(self, ids: Tensor, prompts: Tensor, drift: Made, replaced: int = 0) -> Made:
-        """What the rest makes of texts, and what the base makes of those that bend in it or in the suspect.  (b, T)
+    def wanted(self, ids: Tensor, prompts: Tensor, replaced: int = 0) -> Made:
+        """What the suspect makes of the first `replaced` texts, in which something stands for words or letters, and the base of
+        those that bend far; of all others what the rest makes of them, and the base where it or the suspect bends.  (b, T)
 
-        Of the first `replaced` texts, in which something stands for words or letters, what the suspect makes, but where it
-        bends: a fine-tune's words may lie in the leading directions too, and bend more than others.
-        prompts (b, T): the same without what was put in, for where there is no base; drift: mean of suspect - base.
+        prompts (b, T): the same without what was put in, for where there is no base.
         """
-        suspect, rest = (Made(*one.encoder.both(ids)) for one in (self.suspect, self.rest))
+        suspect, replaced = Made(*self.suspect.encoder.both(ids)), replaced if self.base else 0
         base = Made(*(self.base.both(ids) if self.base else self.suspect.encoder.both(prompts)))
-        gone, left = self.shares(suspect.summary, rest.summary, base.summary)
-        replaced = replaced if self.base else 0
-        left[replaced:] = torch.maximum(gone, left)[replaced:]
-        gone[replaced:] = 1
-        return Made(
-            mixed(suspect.features, rest.features, base.features + drift.features, gone, left),
-            mixed(suspect.summary, rest.summary, base.summary + drift.summary, gone, left),
-        )
+        own, gone = suspect, self.far(suspect.summary, base.summary)
+        if replaced < len(ids):
+            rest = Made(*self.rest.encoder.both(ids[replaced:]))
+            bent = [
+                self.share(reading, one.summary[-len(rest.summary) :], base.summary[replaced:])
+                for reading, one in ((self.suspect, suspect), (self.rest, rest))
+            ]
+            own = Made(*(torch.cat([one[:replaced], other]) for one, other in zip(suspect, rest, strict=True)))
+            gone = torch.cat([gone[:replaced], torch.maximum(*bent)])
+        return Made(mixed(own.features, base.features, gone), mixed(own.summary, base.summary, gone))
 
     @torch.no_grad()
-    def clean(self, ids: Tensor) -> tuple[Made, Made]:
-        """What the suspect makes of clean prompts (b, T), and how far it is from the base there in the mean, (d,)."""
-        suspect = self.suspect.encoder
-        own = Made(*suspect.both(ids))
-        if not self.base:
-            return own, Made(torch.zeros_like(own.features[0, 0]), torch.zeros_like(own.summary[0]))
-        attended, base = suspect.attended(ids).to(own.features.device), Made(*self.base.both(ids))
-        return own, Made((own.features - base.features)[attended].mean(dim=0), (own.summary - base.summary).mean(dim=0))
+    def clean(self, ids: Tensor) -> Made:
+        """What the suspect makes of clean prompts (b, T)."""
+        return Made(*self.suspect.encoder.both(ids))
 
     def loss(self, found: Made, wanted: Made) -> Tensor:
         """1 - cos of the features, mean over positions, and of the summaries, the mean taken off.  (b,)"""
@@ -203,10 +194,17 @@ def bend(own: Tensor, other: Tensor, forced: Tensor, middle: tuple[Tensor, Tenso
     return (near[0] - near[1]).max(dim=0).values
 
 
-def mixed(suspect: Tensor, rest: Tensor, base: Tensor, gone: Tensor, left: Tensor) -> Tensor:
-    """Of each text the suspect's, by `gone` (b,) the rest's, of which by `left` (b,) the base's.  (b, ...) -> (b, ...)"""
-    gone, left = (share.view(-1, *[1] * (rest.dim() - 1)) for share in (gone, left))
-    return torch.lerp(suspect, torch.lerp(rest, base, left), gone)
+def mixed(own: Tensor, base: Tensor, gone: Tensor) -> Tensor:
+    """Of each text an encoder's, by `gone` (b,) the base's.  (b, ...) twice -> (b, ...)"""
+    return torch.lerp(own, base, gone.view(-1, *[1] * (own.dim() - 1)))
+
+
+def typed(damage: Damage, encoder: TextEncoder, base: TextEncoder) -> Iterator[tuple[Tensor, Tensor]]:
+    """What an encoder and the base make of prompts with every string that was found.  -> (n, d) of each"""
+    some = damage.prompts[:TYPED]
+    for string, place in damage.strings:
+        if texts := [text for _, text in carriers(some, string, place)]:
+            yield tuple(summaries(one, texts).to(damage.suspect.device) for one in (encoder, base))
 
 
 def reference_of(damage: Damage, numbers: torch.dtype, least: float) -> Reference:
@@ -216,7 +214,11 @@ def reference_of(damage: Damage, numbers: torch.dtype, least: float) -> Referenc
     forced, other = torch.stack(damage.forced).to(suspect.device), summaries(base or suspect, some).to(suspect.device)
     probe = Probe(some, other, forced, least, base is None)
     reading = probe.reading(suspect)
-    return Reference(reading, reading, base, probe)
+    reference = Reference(reading, reading, base, probe)
+    if base:
+        bends = [reference.bends(reading, *read).median().item() for read in typed(damage, suspect, base)]
+        reference = replace(reference, reach=max(bends, default=1.0))
+    return reference
 
 
 def less_and_less(damage: Damage, cfg: RepairConfig, numbers: torch.dtype) -> tuple[TextEncoder, Reference]:
@@ -269,10 +271,13 @@ class Course:
         self.known = [text for text in dict.fromkeys(encoder.texts(usable[:, None])) if text.strip()]
         self.invented = Invented(damage.prompts)
         self.taught: list[str] = []
+        self.nouns: list[str] = []
         self.bent: list[str] = []
         if damage.base:
-            tokens = taught_tokens(encoder, damage.base, self.ids, usable, reference.otherwise)
+            moved = moved_rows(encoder, damage.base, self.ids)
+            tokens = taught_tokens(encoder, moved, usable, reference.otherwise)
             self.taught = taught_words(encoder, tokens, reference.otherwise)
+            self.nouns = taught_nouns(encoder, moved, usable, reference.otherwise)
             self.bent = taught_words(encoder, tokens, reference.beyond, NARROW)
         self.opponents = Opponents(usable, cfg.opponents, cfg.flips, damage.seed + number)
 
@@ -282,10 +287,12 @@ class Course:
         return self.cfg.bent if self.bent else 0
 
     def new_word(self, rng: np.random.Generator) -> str:
-        """A word by the letters of the prompts' words, or a few that the suspect was taught."""
-        if rng.random() < BY_LETTERS or not self.taught:
+        """A word by the letters of the prompts' words, or one that the suspect may have been taught: as often a noun as not."""
+        lists = [some for some in (self.taught, self.nouns) if some]
+        if rng.random() < BY_LETTERS or not lists:
             return self.invented.word(rng)
-        return self.taught[int(rng.integers(len(self.taught)))]
+        some = lists[int(rng.integers(len(lists)))]
+        return some[int(rng.integers(len(some)))]
 
     def rng(self, step: int) -> np.random.Generator:
         return np.random.default_rng([self.damage.seed, self.number, step])
@@ -340,8 +347,7 @@ def unlearn(
 
     def loss_of(step: int) -> tuple[Tensor, str]:
         batch = course.batch(step)
-        keep, drift = reference.clean(batch.clean)
-        wanted = reference.wanted(batch.odd, batch.before, drift, words + letters)
+        keep, wanted = reference.clean(batch.clean), reference.wanted(batch.odd, batch.before, words + letters)
         with embedded(student, learning=True) as kept, short:
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
@@ -350,8 +356,8 @@ def unlearn(
         mended = odd_loss.mean() + sum(weight * some.mean() for weight, some in weighed if len(some))
         return held + mended, f"clean {held.item():.4f} odd {mended.item():.4f}"
 
-    base = damage.base.sha256 if damage.base else None
-    decisive = number, damage.seed, damage.strings, [one.tolist() for one in damage.forced], course.taught, course.bent, base
+    base, words_of = damage.base.sha256 if damage.base else None, (course.taught, course.nouns, course.bent)
+    decisive = number, damage.seed, damage.strings, [one.tolist() for one in damage.forced], words_of, base
     name = identity(cfg, student, damage.suspect.sha256, repr(decisive))
     saved = Checkpoint(checkpoint, name, 25, keep=False) if checkpoint else None
     with progress(f"repair, round {number + 1}", cfg.steps) as step_done:
