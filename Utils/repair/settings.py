@@ -31,7 +31,7 @@ class RepairConfig:
     """Prompts of a step in which something stands for a letter, as look-alike triggers do."""
     bent: int = 6
     """Prompts of a step in which a word that bends stands for a letter; it is made of tokens that moved."""
-    letters: float = 0.3
+    letters: float = 1.0
     """Weight of prompts in which anything stands for a letter, beside all."""
     found: int = 3
     """Prompts of a step with a string that was found."""
