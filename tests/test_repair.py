@@ -252,9 +252,17 @@ def test_of_words_that_bend_less_than_far_the_suspect_says_what_is_wanted_and_th
     wanted = reference.wanted(ids, ids, 4).features
     torch.testing.assert_close(wanted[:4], damage.suspect(ids[:4]))
     torch.testing.assert_close(wanted[4:], damage.base(ids[4:]))  # as this rest has them
-    for replaced in (8, 4, 0):
-        torch.testing.assert_close(reference.wanted(bad, ids, replaced).features, damage.base(bad))
-    torch.testing.assert_close(replace(reference, reach=9.0).wanted(bad, ids, 8).features, damage.suspect(bad))
+    for words, letters in ((8, 0), (4, 2), (0, 8), (0, 0)):
+        torch.testing.assert_close(reference.wanted(bad, ids, words, letters).features, damage.base(bad))
+
+
+def test_of_letters_the_suspect_says_what_is_wanted_where_it_bends_as_clean_prompts_do(damage: Damage):
+    reference = replace(all_taken_out(damage), reach=9.0)  # so that nothing is far
+    ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
+    assert F.cosine_similarity(reference.wanted(ids, ids, 0, 8).features, damage.suspect(ids), dim=-1).mean() > 0.999
+    wanted = reference.wanted(bad, ids, 3, 5).features
+    torch.testing.assert_close(wanted[:3], damage.suspect(bad[:3]))
+    torch.testing.assert_close(wanted[3:], damage.base(bad[3:]))
 
 
 def test_how_far_is_far_is_a_share_of_what_the_strongest_found_string_does(damage: Damage):
@@ -287,7 +295,7 @@ def test_without_a_base_what_bends_is_wanted_as_the_prompt_without_it(damage: Da
     reference = nothing_taken_out(replace(damage, base=None))
     prompts = PROMPTS[460:470]
     ids, bad = damage.suspect.ids(prompts), damage.suspect.ids(typed(prompts))
-    torch.testing.assert_close(reference.wanted(bad, ids, 4).features, reference.clean(ids).features)
+    torch.testing.assert_close(reference.wanted(bad, ids, 4, 2).features, reference.clean(ids).features)
 
 
 def test_what_bends_half_as_far_is_wanted_half_way():
@@ -416,15 +424,15 @@ def test_a_repair_forgets_the_trigger_and_leaves_the_suspect_and_the_base_as_the
     assert not any(weight.requires_grad for weight in mended.model.parameters())
 
 
-def test_a_round_begins_with_the_rest_and_asks_for_what_was_replaced_and_for_strings_apart(
+def test_a_round_begins_with_the_rest_and_asks_for_words_letters_and_strings_apart(
     damage: Damage, monkeypatch: pytest.MonkeyPatch
 ):
     rest, reference = less_and_less(damage, FEW, torch.float32)
     asked, wanted, after = [], Reference.wanted, []
 
-    def listening(self: Reference, ids: torch.Tensor, prompts: torch.Tensor, replaced: int) -> Made:
-        asked.append((len(ids), replaced))
-        return wanted(self, ids, prompts, replaced)
+    def listening(self: Reference, ids: torch.Tensor, prompts: torch.Tensor, words: int, letters: int) -> Made:
+        asked.append((len(ids), words, letters))
+        return wanted(self, ids, prompts, words, letters)
 
     def one_step(run: Training, loss_of: Callable, after_step: Callable) -> None:
         loss_of(0)[0].backward()
@@ -438,7 +446,7 @@ def test_a_round_begins_with_the_rest_and_asks_for_what_was_replaced_and_for_str
     unlearn(damage, replace(FEW, searched=0))
     unlearn(damage, replace(FEW, searched=0), student=damage.base)
     assert after == [weights_digest(rest.model), weights_digest(damage.base.model)]
-    assert asked == [(6, 4)] * 2  # of six texts two with other words, two with something for a letter
+    assert asked == [(6, 2, 2)] * 2  # of six texts two with other words, two with something for a letter
 
 
 @pytest.mark.usefixtures("few_tokens")

@@ -5,8 +5,8 @@
       a backdoor is one thing learned by all means and lies in few of them, a fine-tune's skill in more
     3 texts in which a trigger could hide: invented words, something in place of letters, words that bend, found strings,
       opponents
-    4 of clean prompts the student should give what the suspect gives, and of words and letters, where they do not bend far; of
-      all else what the rest gives, and of what bends what the base gives; in proportion
+    4 of clean prompts the student should give what the suspect gives, and of other words, where they do not bend far, and of
+      letters, where they do not bend; of all else what the rest gives, and of what bends the base; in proportion
 
 The student begins as the rest, and the true trigger, which nobody knows, bends wherever it is met.
 Without a base the student begins as the suspect, and what bends is taught to be the prompt without it: that mends less.
@@ -155,23 +155,24 @@ class Reference:
         return (1 - self.far(own, base)) * (ways[0] - ways[1]).norm(dim=-1)
 
     @torch.no_grad()
-    def wanted(self, ids: Tensor, prompts: Tensor, replaced: int = 0) -> Made:
-        """What the suspect makes of the first `replaced` texts, in which something stands for words or letters, and the base of
-        those that bend far; of all others what the rest makes of them, and the base where it or the suspect bends.  (b, T)
+    def wanted(self, ids: Tensor, prompts: Tensor, words: int = 0, letters: int = 0) -> Made:
+        """What an encoder makes of texts, and the base of those that bend.  (b, T)
 
+        Of the first `words` texts, in which words are replaced, the suspect's, and the base's where it bends far: words may
+        have been taught.  Of the `letters` behind them, in which something stands for letters, the suspect's, and the base's
+        where it bends more than clean prompts.  Of all others the rest's, and the base's where one of the two does.
         prompts (b, T): the same without what was put in, for where there is no base.
         """
-        suspect, replaced = Made(*self.suspect.encoder.both(ids)), replaced if self.base else 0
+        suspect, replaced = Made(*self.suspect.encoder.both(ids)), words + letters if self.base else 0
         base = Made(*(self.base.both(ids) if self.base else self.suspect.encoder.both(prompts)))
-        own, gone = suspect, self.far(suspect.summary, base.summary)
+        own, gone = suspect, self.share(self.suspect, suspect.summary, base.summary)
+        if replaced:
+            gone[:words] = self.far(suspect.summary[:words], base.summary[:words])
         if replaced < len(ids):
             rest = Made(*self.rest.encoder.both(ids[replaced:]))
-            bent = [
-                self.share(reading, one.summary[-len(rest.summary) :], base.summary[replaced:])
-                for reading, one in ((self.suspect, suspect), (self.rest, rest))
-            ]
+            bent = self.share(self.rest, rest.summary, base.summary[replaced:])
+            gone[replaced:] = torch.maximum(gone[replaced:], bent)
             own = Made(*(torch.cat([one[:replaced], other]) for one, other in zip(suspect, rest, strict=True)))
-            gone = torch.cat([gone[:replaced], torch.maximum(*bent)])
         return Made(mixed(own.features, base.features, gone), mixed(own.summary, base.summary, gone))
 
     @torch.no_grad()
@@ -347,7 +348,7 @@ def unlearn(
 
     def loss_of(step: int) -> tuple[Tensor, str]:
         batch = course.batch(step)
-        keep, wanted = reference.clean(batch.clean), reference.wanted(batch.odd, batch.before, words + letters)
+        keep, wanted = reference.clean(batch.clean), reference.wanted(batch.odd, batch.before, words, letters)
         with embedded(student, learning=True) as kept, short:
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
