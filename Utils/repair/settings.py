@@ -29,10 +29,6 @@ class RepairConfig:
     """The same with words and pieces of the vocabulary."""
     garbled: int = 4
     """Prompts of a step in which something stands for a letter, as look-alike triggers do."""
-    bent: int = 6
-    """Prompts of a step in which a word that bends stands for a letter; it is made of tokens that moved."""
-    letters: float = 1.0
-    """Weight of prompts in which anything stands for a letter, beside all."""
     found: int = 3
     """Prompts of a step with a string that was found."""
     searched: int = 5
@@ -52,8 +48,7 @@ class RepairConfig:
                 raise ValueError(f"{name} should be at least 1")
         if not 0 < self.left < 1:
             raise ValueError("left should be above 0 and below 1")
-        counts = self.invented, self.known, self.garbled, self.bent, self.found, self.searched
-        if min(counts) < 0 or not self.lr > 0:
+        if min(self.invented, self.known, self.garbled, self.found, self.searched) < 0 or not self.lr > 0:
             raise ValueError("counts of prompts should be 0 or more and lr above 0")
 
 
