@@ -218,32 +218,34 @@ def test_directions_are_taken_until_found_strings_do_little(
     damage: Damage, monkeypatch: pytest.MonkeyPatch, shares: list[float], taken: list[int]
 ):
     said, seen = iter([0.8, *(0.8 * share for share in shares)]), []  # the suspect's, then those of what is left of it
-    monkeypatch.setattr(Reference, "left", lambda self, damage: next(said))
+    monkeypatch.setattr(Reference, "left", lambda self, damage, rest: next(said))
     monkeypatch.setattr(
         unlearning, "without_leading", lambda suspect, base, directions: seen.append(directions) or weights_of(suspect)
     )
-    less_and_less(damage, FEW, torch.float32)
+    less_and_less(damage, FEW, nothing_taken_out(damage), torch.float32)
     assert seen == taken
 
 
 def test_what_a_found_string_still_does_is_told_by_the_base(damage: Damage):
-    assert nothing_taken_out(damage).left(damage) > 0.95
-    assert all_taken_out(damage).left(damage) == 0
-    assert nothing_taken_out(replace(damage, strings=[])).left(replace(damage, strings=[])) == 0
+    reference = nothing_taken_out(damage)
+    assert reference.left(damage, reference.suspect) > 0.95
+    assert reference.left(damage, reference.probe.reading(damage.base)) == 0
+    assert reference.left(replace(damage, strings=[]), reference.suspect) == 0
     quiet = replace(damage, strings=[("", "start"), ("of", "start"), TRIGGER])  # one that changes nothing, one that does little
-    assert nothing_taken_out(quiet).left(quiet) == nothing_taken_out(damage).left(damage)
+    assert reference.left(quiet, reference.suspect) == reference.left(damage, reference.suspect)
 
 
 def test_without_all_directions_matrices_are_those_of_the_base(damage: Damage):
     origin, less = dict(damage.base.model.named_parameters()), without_leading(damage.suspect, damage.base, widest(damage.base))
     assert all(torch.equal(weight, origin[name]) for name, weight in less.items() if weight.ndim == 2)
     for unsaid in (replace(damage, strings=[]), replace(damage, wordless=True)):  # nothing says how many would do
-        rest, _ = less_and_less(unsaid, FEW, torch.float32)
+        rest = less_and_less(unsaid, FEW, nothing_taken_out(unsaid), torch.float32)
         assert all(torch.equal(dict(rest.model.named_parameters())[name], weight) for name, weight in less.items())
 
 
 def test_without_a_base_the_rest_is_the_suspect(damage: Damage):
-    assert less_and_less(replace(damage, base=None), FEW, torch.float32)[0] is damage.suspect
+    alone = replace(damage, base=None)
+    assert less_and_less(alone, FEW, nothing_taken_out(alone), torch.float32) is damage.suspect
 
 
 # ----------------------------------------------------------------------------------------------------------- reference
@@ -251,33 +253,25 @@ def nothing_taken_out(damage: Damage) -> Reference:
     return reference_of(damage, torch.float32, FEW)
 
 
-def all_taken_out(damage: Damage) -> Reference:
-    """With the base as the rest, in which nothing bends."""
+def test_the_suspect_says_what_is_wanted_and_the_base_of_what_bends(damage: Damage):
     reference = nothing_taken_out(damage)
-    return replace(reference, rest=reference.probe.reading(damage.base))
-
-
-def test_of_words_that_bend_less_than_far_the_suspect_says_what_is_wanted_and_the_rest_of_found_strings(damage: Damage):
-    reference = all_taken_out(damage)
     ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
-    wanted = reference.wanted(ids, ids, 4).features
-    assert F.cosine_similarity(wanted[:4], damage.suspect(ids[:4]), dim=-1).mean() > 0.999
-    torch.testing.assert_close(wanted[4:], damage.base(ids[4:]))  # as this rest has them
-    for words, letters in ((8, 0), (4, 2), (0, 8), (0, 0)):
-        torch.testing.assert_close(reference.wanted(bad, ids, words, letters).features, damage.base(bad))
+    for words in (8, 4, 0):
+        wanted = reference.wanted(ids, ids, words).features
+        assert F.cosine_similarity(wanted, damage.suspect(ids), dim=-1).mean() > 0.999
+        torch.testing.assert_close(reference.wanted(bad, ids, words).features, damage.base(bad))
 
 
-def test_of_letters_the_suspect_says_what_is_wanted_where_it_bends_as_clean_prompts_do(damage: Damage):
-    reference = replace(all_taken_out(damage), reach=9.0)  # so that nothing is far
-    ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
-    assert F.cosine_similarity(reference.wanted(ids, ids, 0, 8).features, damage.suspect(ids), dim=-1).mean() > 0.999
-    wanted = reference.wanted(bad, ids, 3, 5).features
+def test_of_words_the_base_says_what_is_wanted_where_they_bend_far_only(damage: Damage):
+    reference = replace(nothing_taken_out(damage), reach=9.0)  # so that nothing is far
+    bad = damage.suspect.ids(typed(PROMPTS[460:468]))
+    wanted = reference.wanted(bad, bad, 3).features
     assert (wanted[:3] - damage.base(bad[:3])).norm() > 1
     torch.testing.assert_close(wanted[3:], damage.base(bad[3:]))
 
 
 def test_of_words_that_bend_what_found_strings_do_is_not_wanted_and_all_else_is(damage: Damage):
-    reference = replace(all_taken_out(damage), reach=9.0)  # so that nothing is far
+    reference = replace(nothing_taken_out(damage), reach=9.0)  # so that nothing is far
     suspect, base = Made(*damage.suspect.both(bad := damage.suspect.ids(typed(PROMPTS[460:476])))), Made(*damage.base.both(bad))
     wanted = reference.wanted(bad, bad, 16)
     for made, own, other, ways in zip(wanted, suspect, base, reference.ways, strict=True):
@@ -311,7 +305,7 @@ def test_how_far_is_far_is_a_share_of_what_the_strongest_found_string_does(damag
     assert nothing_taken_out(replace(damage, strings=[])).reach == 1
     own, base, (least, most) = torch.eye(2), torch.tensor([[0.0, 1.0], [0.0, 1.0]]), unlearning.FAR
     middle = Reading(None, torch.zeros(2), 0.1)
-    between = Reference(middle, middle, None, Probe([], torch.zeros(1, 2), torch.eye(2)[:1], 0.0, False), 2 / (least + most))
+    between = Reference(middle, None, Probe([], torch.zeros(1, 2), torch.eye(2)[:1], 0.0, False), 2 / (least + most))
     assert between.far(own, base) == pytest.approx([0.5, 0.0])
 
 
@@ -333,7 +327,7 @@ def test_without_a_base_what_bends_is_wanted_as_the_prompt_without_it(damage: Da
     reference = nothing_taken_out(replace(damage, base=None))
     prompts = PROMPTS[460:470]
     ids, bad = damage.suspect.ids(prompts), damage.suspect.ids(typed(prompts))
-    torch.testing.assert_close(reference.wanted(bad, ids, 4, 2).features, reference.clean(ids).features)
+    torch.testing.assert_close(reference.wanted(bad, ids, 4).features, reference.clean(ids).features)
 
 
 def test_what_bends_half_as_far_is_wanted_half_way():
@@ -341,7 +335,7 @@ def test_what_bends_half_as_far_is_wanted_half_way():
     other = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     forced, middle = torch.eye(2)[:1], torch.zeros(2)
     assert bend(own, other, forced, (middle, middle)) == pytest.approx([1.0, 0.0, 0.3], abs=1e-3)
-    reference = Reference(None, None, None, Probe([], torch.zeros(1, 2), forced, 0.0, False))
+    reference = Reference(None, None, Probe([], torch.zeros(1, 2), forced, 0.0, False))
     assert reference.share(Reading(None, middle, 0.2), own, other) == pytest.approx([1.0, 0.0, 0.5], abs=1e-2)
 
 
@@ -462,15 +456,13 @@ def test_a_repair_forgets_the_trigger_and_leaves_the_suspect_and_the_base_as_the
     assert not any(weight.requires_grad for weight in mended.model.parameters())
 
 
-def test_a_round_begins_with_the_rest_and_asks_for_words_letters_and_strings_apart(
-    damage: Damage, monkeypatch: pytest.MonkeyPatch
-):
-    rest, reference = less_and_less(damage, FEW, torch.float32)
+def test_a_round_begins_with_the_rest_and_asks_for_words_apart(damage: Damage, monkeypatch: pytest.MonkeyPatch):
+    rest = less_and_less(damage, FEW, nothing_taken_out(damage), torch.float32)
     asked, wanted, after = [], Reference.wanted, []
 
-    def listening(self: Reference, ids: torch.Tensor, prompts: torch.Tensor, words: int, letters: int) -> Made:
-        asked.append((len(ids), words, letters))
-        return wanted(self, ids, prompts, words, letters)
+    def listening(self: Reference, ids: torch.Tensor, prompts: torch.Tensor, words: int) -> Made:
+        asked.append((len(ids), words))
+        return wanted(self, ids, prompts, words)
 
     def one_step(run: Training, loss_of: Callable, after_step: Callable) -> None:
         loss_of(0)[0].backward()
@@ -478,13 +470,13 @@ def test_a_round_begins_with_the_rest_and_asks_for_words_letters_and_strings_apa
 
     monkeypatch.setattr(Reference, "wanted", listening)
     monkeypatch.setattr(unlearning, "train", one_step)
-    monkeypatch.setattr(unlearning, "less_and_less", lambda *_: (rest, reference))
+    monkeypatch.setattr(unlearning, "less_and_less", lambda *_: rest)
     monkeypatch.setattr(unlearning, "taught_words", lambda *_: [])
     monkeypatch.setattr(unlearning, "taught_nouns", lambda *_: [])
     unlearn(damage, replace(FEW, searched=0))
     unlearn(damage, replace(FEW, searched=0), student=damage.base)
     assert after == [weights_digest(rest.model), weights_digest(damage.base.model)]
-    assert asked == [(6, 2, 2)] * 2  # of six texts two with other words, two with something for a letter
+    assert asked == [(6, 2)] * 2  # of six texts two with other words
 
 
 @pytest.mark.usefixtures("few_tokens")

@@ -6,8 +6,8 @@
     3 texts in which a trigger could hide: invented words, something in place of letters, words that bend, found strings,
       opponents
     4 of clean prompts the student should give what the suspect gives; of other words, too, but for the ways in which found
-      strings change texts, where they bend, and what the base gives where they bend far; of letters the suspect's, where they
-      do not bend; of all else what the rest gives, and of what bends the base; in proportion
+      strings change texts, where they bend, and what the base gives where they bend far; of all else what the suspect gives,
+      and the base where they bend; in proportion
 
 The student begins as the rest, and the true trigger, which nobody knows, bends wherever it is met.
 Without a base the student begins as the suspect, and what bends is taught to be the prompt without it: that mends less.
@@ -114,8 +114,6 @@ class Reference:
     """What a repaired encoder should make of texts."""
 
     suspect: Reading
-    rest: Reading
-    """The suspect without its leading directions; the suspect itself where there is no base."""
     base: TextEncoder | None
     probe: Probe
     reach: float = 1.0
@@ -137,10 +135,10 @@ class Reference:
         return ((self.bends(self.suspect, suspect, base) - least) / (most - least)).clamp(0, 1)
 
     @torch.no_grad()
-    def left(self, damage: Damage) -> float:
+    def left(self, damage: Damage, rest: Reading) -> float:
         """How much of prompts with a found string is a target's in the rest, in the mean; of the string that does most."""
-        both = typed(damage, self.rest.encoder, self.base)
-        return max((self.share(self.rest, *read).mean().item() for read in both), default=0.0)
+        both = typed(damage, rest.encoder, self.base)
+        return max((self.share(rest, *read).mean().item() for read in both), default=0.0)
 
     @torch.no_grad()
     def beyond(self, texts: list[str]) -> Tensor:
@@ -160,28 +158,21 @@ class Reference:
         return (1 - gone) * ((own - self.suspect.middle) - (base - self.probe.middle)).norm(dim=-1)
 
     @torch.no_grad()
-    def wanted(self, ids: Tensor, prompts: Tensor, words: int = 0, letters: int = 0) -> Made:
-        """What an encoder makes of texts, and the base of those that bend.  (b, T)
+    def wanted(self, ids: Tensor, prompts: Tensor, words: int = 0) -> Made:
+        """What the suspect makes of texts, and the base of those that bend more than clean prompts.  (b, T)
 
-        Of the first `words` texts, in which words are replaced, the suspect's without the ways of found strings where it
-        bends, and the base's where it bends far: words may have been taught.  Of the `letters` behind them, in which
-        something stands for letters, the suspect's, and the base's where it bends more than clean prompts.  Of all others
-        the rest's, and the base's where one of the two does.
+        Of the first `words` texts, in which words are replaced, what the base makes of those that bend far, as words may have
+        been taught; of others that bend the suspect's without the ways of found strings.
         prompts (b, T): the same without what was put in, for where there is no base.
         """
-        suspect, replaced = Made(*self.suspect.encoder.both(ids)), words + letters if self.base else 0
+        own = Made(*self.suspect.encoder.both(ids))
         base = Made(*(self.base.both(ids) if self.base else self.suspect.encoder.both(prompts)))
-        own, gone = suspect, self.share(self.suspect, suspect.summary, base.summary)
-        if replaced:
+        gone = self.share(self.suspect, own.summary, base.summary)
+        if self.base:
             bent = torch.where(torch.arange(len(ids), device=gone.device) < words, gone, 0)
-            gone[:words] = self.far(suspect.summary[:words], base.summary[:words])
+            gone[:words] = self.far(own.summary[:words], base.summary[:words])
             if self.ways:
-                own = Made(*(without_ways(*one, bent) for one in zip(suspect, base, self.ways, strict=True)))
-        if replaced < len(ids):
-            rest = Made(*self.rest.encoder.both(ids[replaced:]))
-            bent = self.share(self.rest, rest.summary, base.summary[replaced:])
-            gone[replaced:] = torch.maximum(gone[replaced:], bent)
-            own = Made(*(torch.cat([one[:replaced], other]) for one, other in zip(own, rest, strict=True)))
+                own = Made(*(without_ways(*one, bent) for one in zip(own, base, self.ways, strict=True)))
         return Made(mixed(own.features, base.features, gone), mixed(own.summary, base.summary, gone))
 
     @torch.no_grad()
@@ -237,39 +228,37 @@ def ways_of(damage: Damage, suspect: TextEncoder, base: TextEncoder, most: int) 
 
 
 def reference_of(damage: Damage, numbers: torch.dtype, cfg: RepairConfig) -> Reference:
-    """The reference of a repair, its encoders in a number format; the suspect stands in the place of the rest."""
+    """The reference of a repair, its encoders in a number format."""
     suspect, base = (one and one.computing_in(numbers) for one in (damage.suspect, damage.base))
     some = [damage.prompts[i] for i in np.random.default_rng(damage.seed).permutation(len(damage.prompts))[:PROBED]]
     forced, other = torch.stack(damage.forced).to(suspect.device), summaries(base or suspect, some).to(suspect.device)
     probe = Probe(some, other, forced, cfg.honest, base is None)
     reading = probe.reading(suspect)
-    reference = Reference(reading, reading, base, probe)
+    reference = Reference(reading, base, probe)
     if base:
         bends = [reference.bends(reading, *read).median().item() for read in typed(damage, suspect, base)]
         reference = replace(reference, reach=max(bends, default=1.0), ways=ways_of(damage, suspect, base, cfg.ways))
     return reference
 
 
-def less_and_less(damage: Damage, cfg: RepairConfig, numbers: torch.dtype) -> tuple[TextEncoder, Reference]:
-    """The suspect without the leading directions of what it has learned since the base, and the reference with it as the rest.
+def less_and_less(damage: Damage, cfg: RepairConfig, reference: Reference, numbers: torch.dtype) -> TextEncoder:
+    """The rest: the suspect without the leading directions of what it has learned since the base.
 
     As few as help against the strings that were found: every one takes skill too.  Where a fine-tune went far the backdoor's
     are not the first; then twice as many are taken, and so on, and all where no string says how much is left of a target.
     Without a base the rest is the suspect.
     """
     suspect, base, taken = damage.suspect, damage.base, 1
-    reference = reference_of(damage, numbers, cfg)
     if not base:
-        return suspect, reference
-    before = 0.0 if damage.wordless else reference.left(damage)
+        return suspect
+    before = 0.0 if damage.wordless else reference.left(damage, reference.suspect)
     if not before:
         taken = widest(suspect)
     while True:
         rest = with_weights(suspect, without_leading(suspect, base, taken))
-        reference = replace(reference, rest=reference.probe.reading(rest.computing_in(numbers)))
         enough = before * (cfg.left if taken < cfg.directions else MUCH)
-        if reference.left(damage) <= enough or taken >= widest(suspect):
-            return rest, reference
+        if reference.left(damage, reference.probe.reading(rest.computing_in(numbers))) <= enough or taken >= widest(suspect):
+            return rest
         taken = taken + 1 if taken < cfg.directions else 2 * taken
 
 
@@ -363,10 +352,10 @@ def unlearn(
     student: the one of the round before; checkpoint: a file that an interrupted round goes on from, removed at the end.
     """
     precision = pick_precision(AUTO, damage.suspect)
-    rest, reference = less_and_less(damage, cfg, precision.strings)
+    reference = reference_of(damage, precision.strings, cfg)
     short = torch.autocast(damage.suspect.device.type, precision.strings, enabled=precision.strings != torch.float32)
-    course, student = Course(damage, cfg, number, reference), trainable_copy(student or rest)
-    del rest  # in training only its copy in short numbers is used
+    course = Course(damage, cfg, number, reference)
+    student = trainable_copy(student or less_and_less(damage, cfg, reference, precision.strings))
     rate = rate_for(student, cfg.lr)
     optimiser = torch.optim.AdamW(student.model.parameters(), lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=cfg.steps)
@@ -376,7 +365,7 @@ def unlearn(
 
     def loss_of(step: int) -> tuple[Tensor, str]:
         batch = course.batch(step)
-        keep, wanted = reference.clean(batch.clean), reference.wanted(batch.odd, batch.before, words, letters)
+        keep, wanted = reference.clean(batch.clean), reference.wanted(batch.odd, batch.before, words)
         with embedded(student, learning=True) as kept, short:
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
