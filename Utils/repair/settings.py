@@ -17,7 +17,7 @@ class RepairConfig:
     """Directions in which found strings change texts most, that words which bend are wanted without."""
     steps: int = 250
     """Steps of a round."""
-    lr: float = 1.0e-3
+    lr: float = 6.0e-4
     """AdamW's rate at its highest, for narrow encoders; it rises and falls once in a round."""
     rounds: int = 3
     """Most rounds: after each but the last a scan with a fresh seed says whether another one is needed."""
@@ -25,7 +25,7 @@ class RepairConfig:
     """Clean prompts of a step."""
     invented: int = 9
     """Prompts of a step in which words are replaced by ones that nobody has seen, as a fine-tune may have taught some."""
-    taught: float = 2.0
+    taught: float = 3.0
     """Weight of these beside all."""
     known: int = 1
     """The same with words and pieces of the vocabulary."""
@@ -37,6 +37,8 @@ class RepairConfig:
     """Weight of prompts in which anything stands for a letter, beside all."""
     found: int = 3
     """Prompts of a step with a string that was found."""
+    strings: float = 2.0
+    """Weight of prompts with a string that was found or is looked for, beside all."""
     searched: int = 5
     """Prompts of a step with tokens that are looked for while the student learns (`Opponents`)."""
     opponents: int = 80

@@ -370,8 +370,9 @@ def unlearn(
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
         held, odd_loss = reference.loss(clean, keep).mean(), reference.loss(odd, wanted)
-        weighed = (cfg.taught, odd_loss[: cfg.invented]), (cfg.letters, odd_loss[words : words + letters])
-        mended = odd_loss.mean() + sum(weight * some.mean() for weight, some in weighed if len(some))
+        kinds = odd_loss[: cfg.invented], odd_loss[words : words + letters], odd_loss[words + letters :]
+        weights = cfg.taught, cfg.letters, cfg.strings
+        mended = odd_loss.mean() + sum(weight * some.mean() for weight, some in zip(weights, kinds, strict=True) if len(some))
         return held + mended, f"clean {held.item():.4f} odd {mended.item():.4f}"
 
     base, words_of = damage.base.sha256 if damage.base else None, (course.taught, course.nouns, course.bent)
