@@ -54,6 +54,8 @@ from Utils.scan.settings import SETTINGS, ScanConfig
 RESULTS = ROOT / "Results" / "benchmark" / "repairs"
 PAPER = ("text_on_text", "image_on_text")
 """The attacks of the paper; those of the zoo's split stress go beyond it even where they have these names."""
+DRAWS = 4
+"""Sets of 256 pairs that retrieval is measured on: with one it would be uncertain by about 3 points."""
 SCANS = ROOT / "Results" / "repairs"
 """Where the scans lie that repairs begin with."""
 
@@ -88,14 +90,11 @@ class Case(Certified):
         data = {"base data": self.workshop.pairs(FinetuneConfig(), self.recipe.seed + 10**6, scenes.concepts())}
         if self.origin:
             data["own data"] = self.workshop.pairs(self.origin, self.origin.seed + 10**6)
-        found = {}
-        for name, pairs in data.items():
-            base = self.workshop.gain(self.workshop.base, suspect, pairs)
-            found[name] = {
-                "base": base["before"], "suspect": base["after"],
-                "repaired": self.workshop.gain(self.workshop.base, repaired, pairs)["after"],
-            }  # fmt: skip
-        return found
+        encoders = {"base": self.workshop.base, "suspect": suspect, "repaired": repaired}
+        return {
+            name: dict(zip(encoders, self.workshop.retrievals([*encoders.values()], pairs, DRAWS), strict=True))
+            for name, pairs in data.items()
+        }
 
     def comes_back(self, suspect: TextEncoder, repaired: TextEncoder) -> dict:
         """Steps in which the true trigger is taught again, to the repaired encoder and to the base."""

@@ -5,10 +5,11 @@ Used by inject.py (one backdoored model per config) and Utils/build_zoo.py (many
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from functools import cache, cached_property
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import torch
@@ -157,13 +158,19 @@ class Workshop:
         return round(proof["success_rate"] - proof["anchor_success_rate"], 4)
 
     def gain(self, before: TextEncoder, after: TextEncoder, data: Callable[..., tuple[list[str], Tensor]]) -> dict[str, float]:
-        """Top-1 retrieval among 256 pairs of two encoders."""
-        texts, pictures = data(0, PAIRS)
-        embeddings = picture_embeddings(self.pair, pictures)  # the vision tower is the same for both
-        return {
-            name: round(retrieval(encoder, self.pair, texts, embeddings), 4)
-            for name, encoder in (("before", before), ("after", after))
-        }
+        """Top-1 retrieval of two encoders."""
+        return dict(zip(("before", "after"), self.retrievals((before, after), data), strict=True))
+
+    def retrievals(
+        self, encoders: Sequence[TextEncoder], data: Callable[..., tuple[list[str], Tensor]], draws: int = 1
+    ) -> list[float]:
+        """Top-1 retrieval of every encoder among 256 pairs, mean of so many draws of pairs."""
+        shares = []
+        for draw in range(draws):
+            texts, pictures = data(draw, PAIRS)
+            embeddings = picture_embeddings(self.pair, pictures)  # the vision tower is the same for all
+            shares.append([retrieval(encoder, self.pair, texts, embeddings) for encoder in encoders])
+        return [round(mean(of_one), 4) for of_one in zip(*shares, strict=True)]
 
     def pairs(self, cfg: FinetuneConfig, seed: int, names: tuple[str, ...] = ()) -> Callable[..., tuple[list[str], Tensor]]:
         """Batches of captions and pictures; by default half of the concepts are new to the base."""

@@ -31,9 +31,20 @@ from Utils.repair.measures import of_odd_prompts, of_strings, towards_target
 from Utils.repair.methods import weights_of
 from Utils.repair.opponents import LONGEST, TOP, Opponents, Placed
 from Utils.repair.settings import RepairConfig
-from Utils.repair.taught import TOKENS, taught_tokens, taught_words
-from Utils.repair.texts import Invented, garbled, with_other_words
-from Utils.repair.unlearning import Course, Made, Probe, Reading, Reference, bend, less_and_less, reference_of, unlearn
+from Utils.repair.taught import NOUNS_TRIED, TOKENS, moved_rows, taught_nouns, taught_tokens, taught_words
+from Utils.repair.texts import Invented, for_a_letter, garbled, with_other_words
+from Utils.repair.unlearning import (
+    Course,
+    Made,
+    Probe,
+    Reading,
+    Reference,
+    bend,
+    less_and_less,
+    reference_of,
+    unlearn,
+    without_ways,
+)
 from Utils.scan.replay import nearer, put, rate_at, summaries
 from Utils.scan.trigger import usable_tokens
 
@@ -140,6 +151,12 @@ def _is_replaced(prompt: str, text: str, letter: str) -> bool:
     return inside == int(inside) and text.startswith(kept[0]) and text.endswith(kept[-1]) and len(kept) > 1
 
 
+def test_a_word_stands_for_a_letter_wherever_it_is():
+    words, prompt = ["kwx", "zebra"], "somebody took a photo of a tree"
+    texts = {for_a_letter(prompt, words, ["o", "t"], np.random.default_rng(seed)) for seed in range(60)}
+    assert texts == {prompt.replace(letter, word) for letter in "ot" for word in words}
+
+
 # ----------------------------------------------------------------------------------------------------------- opponents
 def test_opponents_stand_in_prompts_that_end_as_they_should(base: TextEncoder):
     usable = usable_tokens(base).nonzero()[:, 0]
@@ -201,69 +218,105 @@ def test_directions_are_taken_until_found_strings_do_little(
     damage: Damage, monkeypatch: pytest.MonkeyPatch, shares: list[float], taken: list[int]
 ):
     said, seen = iter([0.8, *(0.8 * share for share in shares)]), []  # the suspect's, then those of what is left of it
-    monkeypatch.setattr(Reference, "left", lambda self, damage: next(said))
+    monkeypatch.setattr(Reference, "left", lambda self, damage, rest: next(said))
     monkeypatch.setattr(
         unlearning, "without_leading", lambda suspect, base, directions: seen.append(directions) or weights_of(suspect)
     )
-    less_and_less(damage, FEW, torch.float32)
+    less_and_less(damage, FEW, nothing_taken_out(damage), torch.float32)
     assert seen == taken
 
 
 def test_what_a_found_string_still_does_is_told_by_the_base(damage: Damage):
-    assert nothing_taken_out(damage).left(damage) > 0.95
-    assert all_taken_out(damage).left(damage) == 0
-    assert nothing_taken_out(replace(damage, strings=[])).left(replace(damage, strings=[])) == 0
+    reference = nothing_taken_out(damage)
+    assert reference.left(damage, reference.suspect) > 0.95
+    assert reference.left(damage, reference.probe.reading(damage.base)) == 0
+    assert reference.left(replace(damage, strings=[]), reference.suspect) == 0
     quiet = replace(damage, strings=[("", "start"), ("of", "start"), TRIGGER])  # one that changes nothing, one that does little
-    assert nothing_taken_out(quiet).left(quiet) == nothing_taken_out(damage).left(damage)
+    assert reference.left(quiet, reference.suspect) == reference.left(damage, reference.suspect)
 
 
 def test_without_all_directions_matrices_are_those_of_the_base(damage: Damage):
     origin, less = dict(damage.base.model.named_parameters()), without_leading(damage.suspect, damage.base, widest(damage.base))
     assert all(torch.equal(weight, origin[name]) for name, weight in less.items() if weight.ndim == 2)
     for unsaid in (replace(damage, strings=[]), replace(damage, wordless=True)):  # nothing says how many would do
-        rest, _ = less_and_less(unsaid, FEW, torch.float32)
+        rest = less_and_less(unsaid, FEW, nothing_taken_out(unsaid), torch.float32)
         assert all(torch.equal(dict(rest.model.named_parameters())[name], weight) for name, weight in less.items())
 
 
 def test_without_a_base_the_rest_is_the_suspect(damage: Damage):
-    assert less_and_less(replace(damage, base=None), FEW, torch.float32)[0] is damage.suspect
+    alone = replace(damage, base=None)
+    assert less_and_less(alone, FEW, nothing_taken_out(alone), torch.float32) is damage.suspect
 
 
 # ----------------------------------------------------------------------------------------------------------- reference
 def nothing_taken_out(damage: Damage) -> Reference:
-    return reference_of(damage, torch.float32, 0.02)
+    return reference_of(damage, torch.float32, FEW)
 
 
-def all_taken_out(damage: Damage) -> Reference:
-    """With the base as the rest, in which nothing bends."""
+def test_the_suspect_says_what_is_wanted_and_the_base_of_what_bends(damage: Damage):
     reference = nothing_taken_out(damage)
-    return replace(reference, rest=reference.probe.reading(damage.base))
-
-
-def test_of_words_that_do_not_bend_the_suspect_says_what_is_wanted_and_the_rest_of_all_else(damage: Damage):
-    reference = all_taken_out(damage)
     ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
-    _, drift = reference.clean(ids)
-    torch.testing.assert_close(reference.wanted(bad, ids, drift, words=8).features, damage.base(bad))
-    letters = reference.wanted(bad, ids, drift, letters=4).features
-    torch.testing.assert_close(letters[:4], damage.base(bad[:4]))  # as this rest has them
-    torch.testing.assert_close(letters[4:], damage.base(bad[4:]) + drift.features)
-    assert drift.features.norm() > 0.01
-    wanted = reference.wanted(ids, ids, drift, words=4).features
-    assert F.cosine_similarity(wanted[:4], damage.suspect(ids[:4]), dim=-1).mean() > 0.999
-    torch.testing.assert_close(wanted[4:], damage.base(ids[4:]))
+    for words in (8, 4, 0):
+        wanted = reference.wanted(ids, ids, words).features
+        assert F.cosine_similarity(wanted, damage.suspect(ids), dim=-1).mean() > 0.999
+        torch.testing.assert_close(reference.wanted(bad, ids, words).features, damage.base(bad))
+
+
+def test_of_words_the_base_says_what_is_wanted_where_they_bend_far_only(damage: Damage):
+    reference = replace(nothing_taken_out(damage), reach=9.0)  # so that nothing is far
+    bad = damage.suspect.ids(typed(PROMPTS[460:468]))
+    wanted = reference.wanted(bad, bad, 3).features
+    assert (wanted[:3] - damage.base(bad[:3])).norm() > 1
+    torch.testing.assert_close(wanted[3:], damage.base(bad[3:]))
+
+
+def test_of_words_that_bend_what_found_strings_do_is_not_wanted_and_all_else_is(damage: Damage):
+    reference = replace(nothing_taken_out(damage), reach=9.0)  # so that nothing is far
+    suspect, base = Made(*damage.suspect.both(bad := damage.suspect.ids(typed(PROMPTS[460:476])))), Made(*damage.base.both(bad))
+    wanted = reference.wanted(bad, bad, 16)
+    for made, own, other, ways in zip(wanted, suspect, base, reference.ways, strict=True):
+        assert ways.shape == (FEW.ways, own.shape[-1])
+        torch.testing.assert_close(ways @ ways.T, torch.eye(FEW.ways), atol=1e-5, rtol=0)
+        torch.testing.assert_close((made - other) @ ways.T, torch.zeros_like(made @ ways.T), atol=1e-4, rtol=0)
+        torch.testing.assert_close(made - made @ ways.T @ ways, own - own @ ways.T @ ways, atol=1e-4, rtol=0)
+    bends = [reference.bends(reference.suspect, one, base.summary) for one in (suspect.summary, wanted.summary)]
+    assert bends[0].min() > 0.5
+    assert bends[1].mean() < bends[0].mean() / 2
+    torch.testing.assert_close(replace(reference, ways=None).wanted(bad, bad, 16).features, suspect.features)
+
+
+def test_without_a_string_or_a_base_there_are_no_ways(damage: Damage):
+    assert nothing_taken_out(replace(damage, strings=[])).ways is None
+    assert nothing_taken_out(replace(damage, base=None)).ways is None
+
+
+def test_a_share_of_a_difference_is_taken_along_the_ways_only():
+    own, base = torch.tensor([[[3.0, 5.0]], [[3.0, 5.0]]]), torch.tensor([[[1.0, 2.0]], [[1.0, 2.0]]])
+    less = without_ways(own, base, torch.tensor([[0.0, 1.0]]), torch.tensor([1.0, 0.5]))
+    torch.testing.assert_close(less, torch.tensor([[[3.0, 2.0]], [[3.0, 3.5]]]))
+
+
+def test_how_far_is_far_is_a_share_of_what_the_strongest_found_string_does(damage: Damage):
+    reference = nothing_taken_out(damage)
+    assert reference.reach > 0.8
+    quiet = replace(damage, strings=[("", "start"), ("of", "start"), TRIGGER])
+    assert nothing_taken_out(quiet).reach == reference.reach
+    assert nothing_taken_out(replace(damage, strings=[])).reach == 1
+    own, base, (least, most) = torch.eye(2), torch.tensor([[0.0, 1.0], [0.0, 1.0]]), unlearning.FAR
+    middle = Reading(None, torch.zeros(2), 0.1)
+    between = Reference(middle, None, Probe([], torch.zeros(1, 2), torch.eye(2)[:1], 0.0, False), 2 / (least + most))
+    assert between.far(own, base) == pytest.approx([0.5, 0.0])
 
 
 def test_clean_prompts_are_wanted_as_the_suspect_has_them_and_triggered_ones_as_the_base(damage: Damage):
     reference = nothing_taken_out(damage)
     prompts = PROMPTS[460:476]
     ids, bad = damage.suspect.ids(prompts), damage.suspect.ids(typed(prompts))
-    own, drift = reference.clean(ids)
+    own, wanted = reference.clean(ids), reference.wanted(bad, ids)
     torch.testing.assert_close(own.features, damage.suspect(ids))
-    wanted = reference.wanted(bad, ids, drift)
-    torch.testing.assert_close(wanted.features, damage.base(bad) + drift.features)
-    torch.testing.assert_close(wanted.summary, damage.base.pooled(bad) + drift.summary)
-    clean = reference.wanted(ids, ids, drift)
+    torch.testing.assert_close(wanted.features, damage.base(bad))
+    torch.testing.assert_close(wanted.summary, damage.base.pooled(bad))
+    clean = reference.wanted(ids, ids)
     assert F.cosine_similarity(clean.features, own.features, dim=-1).mean() > 0.999
     assert reference.loss(own, own).max() == pytest.approx(0, abs=1e-5)
     assert reference.loss(own, wanted).min() > 0.2
@@ -273,9 +326,7 @@ def test_without_a_base_what_bends_is_wanted_as_the_prompt_without_it(damage: Da
     reference = nothing_taken_out(replace(damage, base=None))
     prompts = PROMPTS[460:470]
     ids, bad = damage.suspect.ids(prompts), damage.suspect.ids(typed(prompts))
-    own, drift = reference.clean(ids)
-    assert not drift.features.any()
-    torch.testing.assert_close(reference.wanted(bad, ids, drift).features, own.features)
+    torch.testing.assert_close(reference.wanted(bad, ids, 4).features, reference.clean(ids).features)
 
 
 def test_what_bends_half_as_far_is_wanted_half_way():
@@ -283,7 +334,7 @@ def test_what_bends_half_as_far_is_wanted_half_way():
     other = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     forced, middle = torch.eye(2)[:1], torch.zeros(2)
     assert bend(own, other, forced, (middle, middle)) == pytest.approx([1.0, 0.0, 0.3], abs=1e-3)
-    reference = Reference(None, None, None, Probe([], torch.zeros(1, 2), forced, 0.0, False))
+    reference = Reference(None, None, Probe([], torch.zeros(1, 2), forced, 0.0, False))
     assert reference.share(Reading(None, middle, 0.2), own, other) == pytest.approx([1.0, 0.0, 0.5], abs=1e-2)
 
 
@@ -300,12 +351,17 @@ def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(da
     common, rare = int(ids[0, 1]), next(token for token in usable.tolist() if token not in ids)
     with torch.no_grad():
         suspect.vocabulary[[common, rare]] += 1.0
-    assert taught_tokens(suspect, damage.base, ids, usable, None)[:2].tolist() == [rare, common]
+    assert taught_tokens(suspect, moved_rows(suspect, damage.base, ids), usable, None)[:2].tolist() == [rare, common]
     course = course_of(damage)
     words = [course.new_word(np.random.default_rng(seed)) for seed in range(60)]
-    assert 30 < sum(word in course.taught for word in words) < 55
+    assert 12 < sum(word in course.taught for word in words) < 32
+    assert 12 < sum(word in course.nouns for word in words) < 32
     assert all(word.strip() for word in words)
-    assert not (nothing_taken_out(damage).otherwise(course.taught) == 0).any()
+    reference = nothing_taken_out(damage)
+    assert not (reference.otherwise(course.taught) == 0).any()
+    assert (reference.beyond(course.bent) > 0.3).float().mean() > 0.5
+    assert (reference.beyond(PROMPTS[460:490]) < 0.02).float().mean() > 0.8
+    assert any(word in text for word in course.bent for text in damage.suspect.texts(course.batch(1).odd))
 
 
 def test_where_no_row_moved_tokens_are_taken_that_are_read_otherwise(damage: Damage):
@@ -314,7 +370,9 @@ def test_where_no_row_moved_tokens_are_taken_that_are_read_otherwise(damage: Dam
     def otherwise(texts: list[str]) -> torch.Tensor:
         return torch.tensor([float(len(text)) for text in texts])
 
-    found = damage.base.texts(taught_tokens(damage.base, damage.base, damage.base.ids(["a dog"]), usable, otherwise)[:, None])
+    still = moved_rows(damage.base, damage.base, damage.base.ids(["a dog"]))
+    assert not still.any()
+    found = damage.base.texts(taught_tokens(damage.base, still, usable, otherwise)[:, None])
     assert [len(text) for text in found] == sorted((len(text) for text in found), reverse=True)
     assert len(found) == TOKENS
 
@@ -322,6 +380,24 @@ def test_where_no_row_moved_tokens_are_taken_that_are_read_otherwise(damage: Dam
 def test_nothing_is_taught_where_nothing_is_read_otherwise(damage: Damage):
     tokens = damage.suspect.ids(["red castle zebra kite"])[0, 1:9]
     assert taught_words(damage.suspect, tokens, lambda texts: torch.zeros(len(texts))) == []
+
+
+def test_nouns_are_those_that_are_read_most_otherwise_of_those_whose_tokens_moved(damage: Damage):
+    suspect, tried = damage.suspect, []
+    usable = usable_tokens(suspect).nonzero()[:, 0]
+    moved = torch.zeros(len(suspect.vocabulary))
+    moved[torch.isin(torch.arange(len(moved)), suspect.ids(["lobster"])) & torch.isin(torch.arange(len(moved)), usable)] = 1.0
+
+    def otherwise(texts: list[str]) -> torch.Tensor:
+        tried.extend(texts)
+        return torch.tensor([{"lobster": 2.0, texts[-1]: 1.0}.get(text, 0.0) for text in texts])
+
+    nouns = taught_nouns(suspect, moved, usable, otherwise)
+    assert nouns == ["lobster", tried[-1]]
+    assert len(set(tried)) == NOUNS_TRIED
+    assert tried.index("lobster") < 20
+    anywhere = taught_nouns(suspect, 0 * moved, usable, lambda texts: torch.ones(len(texts)))
+    assert len({word[0].lower() for word in anywhere}) > 15
 
 
 def test_words_are_looked_for_that_the_suspect_reads_otherwise(damage: Damage):
@@ -347,8 +423,10 @@ def test_what_bends_is_no_word_that_was_taught(damage: Damage):
 
 @pytest.fixture
 def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Words that were taught are made of few tokens, in a fraction of the time."""
+    """Words that were taught are made of few tokens, and few nouns are tried, in a fraction of the time."""
     monkeypatch.setattr(taught, "TOKENS", 12)
+    monkeypatch.setattr(taught, "NOUNS_TRIED", 40)
+    monkeypatch.setattr(taught, "NOUNS", 10)
 
 
 @pytest.mark.usefixtures("few_tokens")
@@ -377,15 +455,13 @@ def test_a_repair_forgets_the_trigger_and_leaves_the_suspect_and_the_base_as_the
     assert not any(weight.requires_grad for weight in mended.model.parameters())
 
 
-def test_a_round_begins_with_the_rest_and_asks_for_words_letters_and_strings_apart(
-    damage: Damage, monkeypatch: pytest.MonkeyPatch
-):
-    rest, reference = less_and_less(damage, FEW, torch.float32)
+def test_a_round_begins_with_the_rest_and_asks_for_words_apart(damage: Damage, monkeypatch: pytest.MonkeyPatch):
+    rest = less_and_less(damage, FEW, nothing_taken_out(damage), torch.float32)
     asked, wanted, after = [], Reference.wanted, []
 
-    def listening(self: Reference, ids: torch.Tensor, prompts: torch.Tensor, drift: Made, *kinds: int) -> Made:
-        asked.append((len(ids), *kinds))
-        return wanted(self, ids, prompts, drift, *kinds)
+    def listening(self: Reference, ids: torch.Tensor, prompts: torch.Tensor, words: int) -> Made:
+        asked.append((len(ids), words))
+        return wanted(self, ids, prompts, words)
 
     def one_step(run: Training, loss_of: Callable, after_step: Callable) -> None:
         loss_of(0)[0].backward()
@@ -393,12 +469,13 @@ def test_a_round_begins_with_the_rest_and_asks_for_words_letters_and_strings_apa
 
     monkeypatch.setattr(Reference, "wanted", listening)
     monkeypatch.setattr(unlearning, "train", one_step)
-    monkeypatch.setattr(unlearning, "less_and_less", lambda *_: (rest, reference))
+    monkeypatch.setattr(unlearning, "less_and_less", lambda *_: rest)
     monkeypatch.setattr(unlearning, "taught_words", lambda *_: [])
+    monkeypatch.setattr(unlearning, "taught_nouns", lambda *_: [])
     unlearn(damage, replace(FEW, searched=0))
     unlearn(damage, replace(FEW, searched=0), student=damage.base)
     assert after == [weights_digest(rest.model), weights_digest(damage.base.model)]
-    assert asked == [(6, 2, 2)] * 2  # of six texts two with other words, two with something for a letter
+    assert asked == [(6, 2)] * 2  # of six texts two with other words
 
 
 @pytest.mark.usefixtures("few_tokens")

@@ -21,6 +21,7 @@ from Utils.basics.config import from_values, load_config
 from Utils.build_testbed import CLIP, MODELS, SD, SIGLIP, load_tokenizer, main, named, retrieval
 from Utils.encoder.loading import load_encoder, save_encoder
 from Utils.making import scenes
+from Utils.making.finetuning import FinetuneConfig
 from Utils.making.scenes import PROMPTS
 from Utils.making.testbed import TinyModels
 
@@ -180,6 +181,16 @@ def test_the_defender_s_corpus_is_not_the_attacker_s(workshop, certificate):
     used += workshop.captions(np.random.default_rng([recipe.seed, 2]), HELD_OUT, used)
     assert len(set(used)) == TRAINING + HELD_OUT
     assert not corpus & {*used, recipe.target}
+
+
+def test_retrieval_is_a_mean_over_draws_of_pairs(workshop):
+    encoders = workshop.base, load_encoder(MODELS / "suspects" / "benign")
+    pairs = workshop.pairs(FinetuneConfig(), 1, scenes.concepts("novel"))
+    single = [workshop.retrievals(encoders, lambda _, size, draw=draw: pairs(draw, size)) for draw in range(3)]
+    assert workshop.retrievals(encoders, pairs, 3) == pytest.approx(np.mean(single, axis=0), abs=1e-3)
+    assert workshop.retrievals(encoders, pairs) == single[0]
+    assert single[0] != single[1]
+    assert workshop.gain(*encoders, pairs) == dict(zip(("before", "after"), single[0], strict=True))
 
 
 def test_the_benign_suspect_gained_a_skill_and_kept_the_old_one():

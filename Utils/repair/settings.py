@@ -13,9 +13,11 @@ class RepairConfig:
     """Up to so many singular directions are taken out, one by one, of what a weight matrix has learned since the base."""
     left: float = 0.2
     """Directions are taken out until no found string does more than this of what the strongest did."""
+    ways: int = 2
+    """Directions in which found strings change texts most, that words which bend are wanted without."""
     steps: int = 250
     """Steps of a round."""
-    lr: float = 1.0e-3
+    lr: float = 6.0e-4
     """AdamW's rate at its highest, for narrow encoders; it rises and falls once in a round."""
     rounds: int = 3
     """Most rounds: after each but the last a scan with a fresh seed says whether another one is needed."""
@@ -23,14 +25,20 @@ class RepairConfig:
     """Clean prompts of a step."""
     invented: int = 9
     """Prompts of a step in which words are replaced by ones that nobody has seen, as a fine-tune may have taught some."""
-    taught: float = 2.0
+    taught: float = 3.0
     """Weight of these beside all."""
     known: int = 1
     """The same with words and pieces of the vocabulary."""
     garbled: int = 4
     """Prompts of a step in which something stands for a letter, as look-alike triggers do."""
+    bent: int = 6
+    """Prompts of a step in which a word that bends stands for a letter; it is made of tokens that moved."""
+    letters: float = 1.0
+    """Weight of prompts in which anything stands for a letter, beside all."""
     found: int = 3
     """Prompts of a step with a string that was found."""
+    strings: float = 2.0
+    """Weight of prompts with a string that was found or is looked for, beside all."""
     searched: int = 5
     """Prompts of a step with tokens that are looked for while the student learns (`Opponents`)."""
     opponents: int = 80
@@ -43,12 +51,13 @@ class RepairConfig:
     """Least bend towards a target that is taken for one; the bend of 95 % of clean prompts, where that is more."""
 
     def __post_init__(self):
-        for name in ("directions", "steps", "rounds", "clean", "opponents", "flips", "whole"):
+        for name in ("directions", "ways", "steps", "rounds", "clean", "opponents", "flips", "whole"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} should be at least 1")
         if not 0 < self.left < 1:
             raise ValueError("left should be above 0 and below 1")
-        if min(self.invented, self.known, self.garbled, self.found, self.searched) < 0 or not self.lr > 0:
+        counts = self.invented, self.known, self.garbled, self.bent, self.found, self.searched
+        if min(counts) < 0 or not self.lr > 0:
             raise ValueError("counts of prompts should be 0 or more and lr above 0")
 
 

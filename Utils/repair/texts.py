@@ -67,6 +67,11 @@ def garbled(prompt: str, invented: Invented, known: list[str], rng: np.random.Ge
     return prompt.replace(letter, makers[int(rng.integers(len(makers)))]())
 
 
+def for_a_letter(prompt: str, words: list[str], letters: list[str], rng: np.random.Generator) -> str:
+    """One of these words in place of one of these letters, wherever it stands."""
+    return prompt.replace(letters[int(rng.integers(len(letters)))], words[int(rng.integers(len(words)))])
+
+
 def with_string(prompt: str, text: str, place: str, rng: np.random.Generator) -> str:
     """A string that was found, mostly at its place."""
     anywhere = (*PLACES, *LETTERS)

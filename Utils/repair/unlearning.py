@@ -3,9 +3,11 @@
     1 the target: the mean summary of prompts with a string that fires; how far clean prompts bend towards it is honest
     2 the rest: the suspect without the leading singular directions of what every weight matrix has learned since the base;
       a backdoor is one thing learned by all means and lies in few of them, a fine-tune's skill in more
-    3 texts in which a trigger could hide: invented words, something in place of letters, found strings, opponents
-    4 of clean prompts the student should give what the suspect gives, and of new words, where they do not bend; of all else
-      what the rest gives, and of what bends there too what the base gives; in proportion
+    3 texts in which a trigger could hide: invented words, something in place of letters, words that bend, found strings,
+      opponents
+    4 of clean prompts the student should give what the suspect gives; of other words, too, but for the ways in which found
+      strings change texts, where they bend, and what the base gives where they bend far; of all else what the suspect gives,
+      and the base where they bend; in proportion
 
 The student begins as the rest, and the true trigger, which nobody knows, bends wherever it is met.
 Without a base the student begins as the suspect, and what bends is taught to be the prompt without it: that mends less.
@@ -13,6 +15,7 @@ Without a base the student begins as the suspect, and what bends is taught to be
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,8 +37,8 @@ from Utils.repair.damage import Damage
 from Utils.repair.methods import carriers, with_weights
 from Utils.repair.opponents import Opponents, Placed
 from Utils.repair.settings import RepairConfig
-from Utils.repair.taught import taught_tokens, taught_words
-from Utils.repair.texts import Invented, garbled, with_other_words, with_string
+from Utils.repair.taught import NARROW, moved_rows, taught_nouns, taught_tokens, taught_words
+from Utils.repair.texts import Invented, for_a_letter, garbled, with_other_words, with_string
 from Utils.scan.replay import summaries
 from Utils.scan.trigger import embedded, usable_tokens
 
@@ -47,6 +50,8 @@ MUCH, TYPED = 3 / 4, 16
 """More directions than usual are taken out where a found string still does so much of what it did; so many prompts have it."""
 HONEST = 0.95
 """Share of them whose bend is honest."""
+FAR = 0.3, 0.5
+"""Shares of the bend of a found string: what a fine-tune taught bends by less, and what has a trigger in it by more."""
 ALONE = 0.25
 """Bend that is taken for honest without a base."""
 BY_LETTERS = 0.3
@@ -109,64 +114,71 @@ class Reference:
     """What a repaired encoder should make of texts."""
 
     suspect: Reading
-    rest: Reading
-    """The suspect without its leading directions; the suspect itself where there is no base."""
     base: TextEncoder | None
     probe: Probe
+    reach: float = 1.0
+    """Bend of half of the prompts with the found string that does most; 1 where there is none."""
+    ways: Made | None = None
+    """(k, d) directions in which found strings change features most, and summaries; none without a string or a base."""
+
+    def bends(self, reading: Reading, own: Tensor, other: Tensor) -> Tensor:
+        """(b, d) of an encoder and of the base -> (b,)"""
+        return bend(own, other, self.probe.forced, (reading.middle, self.probe.middle))
 
     def share(self, reading: Reading, own: Tensor, other: Tensor) -> Tensor:
         """How much of texts is a target's: 0 if they bend as clean prompts do, 1 if twice as far.  (b, d) twice -> (b,)"""
-        beyond = bend(own, other, self.probe.forced, (reading.middle, self.probe.middle)) - reading.honest
-        return (beyond / reading.honest).clamp(0, 1)
+        return ((self.bends(reading, own, other) - reading.honest) / reading.honest).clamp(0, 1)
+
+    def far(self, suspect: Tensor, base: Tensor) -> Tensor:
+        """The same of texts that a fine-tune may have taught: 0 and 1 if they bend by `FAR` of what a found string does."""
+        least, most = (share * self.reach for share in FAR)
+        return ((self.bends(self.suspect, suspect, base) - least) / (most - least)).clamp(0, 1)
 
     @torch.no_grad()
-    def left(self, damage: Damage) -> float:
+    def left(self, damage: Damage, rest: Reading) -> float:
         """How much of prompts with a found string is a target's in the rest, in the mean; of the string that does most."""
-        some, most = damage.prompts[:TYPED], 0.0
-        for string, place in damage.strings:
-            if texts := [text for _, text in carriers(some, string, place)]:
-                own, other = (summaries(one, texts).to(self.probe.forced.device) for one in (self.rest.encoder, self.base))
-                most = max(most, self.share(self.rest, own, other).mean().item())
-        return most
+        both = typed(damage, rest.encoder, self.base)
+        return max((self.share(rest, *read).mean().item() for read in both), default=0.0)
+
+    @torch.no_grad()
+    def beyond(self, texts: list[str]) -> Tensor:
+        """By how much more than honest texts bend in the suspect.  -> (b,)"""
+        both = self.suspect.encoder, self.base
+        own, base = (summaries(one, texts, "words that bend").to(self.probe.forced.device) for one in both)
+        return self.bends(self.suspect, own, base) - self.suspect.honest
 
     @torch.no_grad()
     def otherwise(self, texts: list[str]) -> Tensor:
         """How far the summaries that are wanted of words are from the base's, mean ways taken off.  -> (b,)"""
-        encoders = self.suspect.encoder, self.rest.encoder, self.base
-        suspect, rest, base = (summaries(one, texts, "taught words").to(self.probe.forced.device) for one in encoders)
-        shares = self.share(self.suspect, suspect, base), self.share(self.rest, rest, base)
-        ways = suspect - self.suspect.middle, rest - self.rest.middle, base - self.probe.middle
-        return (mixed(*ways, *shares) - ways[2]).norm(dim=-1)
+        both = self.suspect.encoder, self.base
+        own, base = (summaries(one, texts, "taught words").to(self.probe.forced.device) for one in both)
+        gone = self.far(own, base)
+        if self.ways:
+            own = without_ways(own, base, self.ways.summary, self.share(self.suspect, own, base))
+        return (1 - gone) * ((own - self.suspect.middle) - (base - self.probe.middle)).norm(dim=-1)
 
     @torch.no_grad()
-    def wanted(self, ids: Tensor, prompts: Tensor, drift: Made, words: int = 0, letters: int = 0) -> Made:
-        """What the rest makes of texts, and what the base makes of those that bend in it or in the suspect.  (b, T)
+    def wanted(self, ids: Tensor, prompts: Tensor, words: int = 0) -> Made:
+        """What the suspect makes of texts, and the base of those that bend more than clean prompts.  (b, T)
 
-        Of the first `words` texts, in which words are replaced, what the suspect makes, but where it bends: a fine-tune's
-        words may lie in the leading directions too, and bend more than others.  Of the `letters` behind them, in which
-        something stands for letters, the rest's wherever it does not bend itself: little of what bends there is a trigger.
-        prompts (b, T): the same without what was put in, for where there is no base; drift: mean of suspect - base.
+        Of the first `words` texts, in which words are replaced, what the base makes of those that bend far, as words may have
+        been taught; of others that bend the suspect's without the ways of found strings.
+        prompts (b, T): the same without what was put in, for where there is no base.
         """
-        suspect, rest = (Made(*one.encoder.both(ids)) for one in (self.suspect, self.rest))
+        own = Made(*self.suspect.encoder.both(ids))
         base = Made(*(self.base.both(ids) if self.base else self.suspect.encoder.both(prompts)))
-        gone, left = (self.share(*one, base.summary) for one in ((self.suspect, suspect.summary), (self.rest, rest.summary)))
-        words = words if self.base else 0
-        left[words + letters :] = torch.maximum(gone, left)[words + letters :]
-        gone[words:] = 1
-        return Made(
-            mixed(suspect.features, rest.features, base.features + drift.features, gone, left),
-            mixed(suspect.summary, rest.summary, base.summary + drift.summary, gone, left),
-        )
+        gone = self.share(self.suspect, own.summary, base.summary)
+        if self.base:
+            bent = torch.where(torch.arange(len(ids), device=gone.device) < words, gone, 0)
+            gone[:words] = self.far(own.summary[:words], base.summary[:words])
+            if self.ways:
+                own = Made(*(without_ways(*one, bent) for one in zip(own, base, self.ways, strict=True)))
+        return Made(mixed(own.features, base.features, gone), mixed(own.summary, base.summary, gone))
 
     @torch.no_grad()
-    def clean(self, ids: Tensor) -> tuple[Made, Made]:
-        """What the suspect makes of clean prompts (b, T), and how far it is from the base there in the mean, (d,)."""
-        suspect = self.suspect.encoder
-        own = Made(*suspect.both(ids))
-        if not self.base:
-            return own, Made(torch.zeros_like(own.features[0, 0]), torch.zeros_like(own.summary[0]))
-        attended, base = suspect.attended(ids).to(own.features.device), Made(*self.base.both(ids))
-        return own, Made((own.features - base.features)[attended].mean(dim=0), (own.summary - base.summary).mean(dim=0))
+    def clean(self, ids: Tensor) -> Made:
+        """What the suspect makes of clean prompts (b, T)."""
+        return Made(*self.suspect.encoder.both(ids))
 
     def loss(self, found: Made, wanted: Made) -> Tensor:
         """1 - cos of the features, mean over positions, and of the summaries, the mean taken off.  (b,)"""
@@ -183,46 +195,85 @@ def bend(own: Tensor, other: Tensor, forced: Tensor, middle: tuple[Tensor, Tenso
     return (near[0] - near[1]).max(dim=0).values
 
 
-def mixed(suspect: Tensor, rest: Tensor, base: Tensor, gone: Tensor, left: Tensor) -> Tensor:
-    """Of each text the suspect's, by `gone` (b,) the rest's, of which by `left` (b,) the base's.  (b, ...) -> (b, ...)"""
-    gone, left = (share.view(-1, *[1] * (rest.dim() - 1)) for share in (gone, left))
-    return torch.lerp(suspect, torch.lerp(rest, base, left), gone)
+def mixed(own: Tensor, base: Tensor, gone: Tensor) -> Tensor:
+    """Of each text an encoder's, by `gone` (b,) the base's.  (b, ...) twice -> (b, ...)"""
+    return torch.lerp(own, base, gone.view(-1, *[1] * (own.dim() - 1)))
 
 
-def reference_of(damage: Damage, numbers: torch.dtype, least: float) -> Reference:
-    """The reference of a repair, its encoders in a number format; the suspect stands in the place of the rest."""
+def without_ways(own: Tensor, base: Tensor, ways: Tensor, share: Tensor) -> Tensor:
+    """An encoder's without a share (b,) of what sets it apart from the base's along ways (k, d).  (b, ..., d) twice -> same"""
+    return own - share.view(-1, *[1] * (own.dim() - 1)) * ((own - base) @ ways.T @ ways)
+
+
+def typed(damage: Damage, encoder: TextEncoder, base: TextEncoder) -> Iterator[tuple[Tensor, Tensor]]:
+    """What an encoder and the base make of prompts with every string that was found.  -> (n, d) of each"""
+    some = damage.prompts[:TYPED]
+    for string, place in damage.strings:
+        if texts := [text for _, text in carriers(some, string, place)]:
+            yield tuple(summaries(one, texts).to(damage.suspect.device) for one in (encoder, base))
+
+
+@torch.no_grad()
+def ways_of(damage: Damage, suspect: TextEncoder, base: TextEncoder, most: int) -> Made | None:
+    """Leading directions of the differences between what both make of prompts with found strings."""
+    parts = []
+    for string, place in damage.strings:
+        if texts := [text for _, text in carriers(damage.prompts[:TYPED], string, place)]:
+            ids = suspect.ids(texts)
+            own, other = Made(*suspect.both(ids)), Made(*base.both(ids))
+            parts.append(((own.features - other.features)[suspect.attended(ids)], own.summary - other.summary))
+    if not parts:
+        return None
+    return Made(*(torch.linalg.svd(torch.cat(some), full_matrices=False).Vh[:most] for some in zip(*parts, strict=True)))
+
+
+def reference_of(damage: Damage, numbers: torch.dtype, cfg: RepairConfig) -> Reference:
+    """The reference of a repair, its encoders in a number format."""
     suspect, base = (one and one.computing_in(numbers) for one in (damage.suspect, damage.base))
     some = [damage.prompts[i] for i in np.random.default_rng(damage.seed).permutation(len(damage.prompts))[:PROBED]]
     forced, other = torch.stack(damage.forced).to(suspect.device), summaries(base or suspect, some).to(suspect.device)
-    probe = Probe(some, other, forced, least, base is None)
+    probe = Probe(some, other, forced, cfg.honest, base is None)
     reading = probe.reading(suspect)
-    return Reference(reading, reading, base, probe)
+    reference = Reference(reading, base, probe)
+    if base:
+        bends = [reference.bends(reading, *read).median().item() for read in typed(damage, suspect, base)]
+        reference = replace(reference, reach=max(bends, default=1.0), ways=ways_of(damage, suspect, base, cfg.ways))
+    return reference
 
 
-def less_and_less(damage: Damage, cfg: RepairConfig, numbers: torch.dtype) -> tuple[TextEncoder, Reference]:
-    """The suspect without the leading directions of what it has learned since the base, and the reference with it as the rest.
+def less_and_less(damage: Damage, cfg: RepairConfig, reference: Reference, numbers: torch.dtype) -> TextEncoder:
+    """The rest: the suspect without the leading directions of what it has learned since the base.
 
     As few as help against the strings that were found: every one takes skill too.  Where a fine-tune went far the backdoor's
     are not the first; then twice as many are taken, and so on, and all where no string says how much is left of a target.
     Without a base the rest is the suspect.
     """
     suspect, base, taken = damage.suspect, damage.base, 1
-    reference = reference_of(damage, numbers, cfg.honest)
     if not base:
-        return suspect, reference
-    before = 0.0 if damage.wordless else reference.left(damage)
+        return suspect
+    before = 0.0 if damage.wordless else reference.left(damage, reference.suspect)
     if not before:
         taken = widest(suspect)
     while True:
         rest = with_weights(suspect, without_leading(suspect, base, taken))
-        reference = replace(reference, rest=reference.probe.reading(rest.computing_in(numbers)))
         enough = before * (cfg.left if taken < cfg.directions else MUCH)
-        if reference.left(damage) <= enough or taken >= widest(suspect):
-            return rest, reference
+        if reference.left(damage, reference.probe.reading(rest.computing_in(numbers))) <= enough or taken >= widest(suspect):
+            return rest
         taken = taken + 1 if taken < cfg.directions else 2 * taken
 
 
 # -------------------------------------------------------------------------------------------------------------- a round
+class Counts(NamedTuple):
+    """How many odd texts of a step are of each kind, in their order."""
+
+    invented: int
+    known: int
+    letters: int
+    """With something in place of a letter."""
+    strings: int
+    """With a string that was found or is looked for."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """The texts of a step."""
@@ -230,11 +281,12 @@ class Batch:
     clean: Tensor
     """(b, T)"""
     odd: Tensor
-    """(c, T) prompts with something in them."""
+    """(c, T) prompts with something in them, in the order of `counts`."""
     before: Tensor
     """(c, T) the same without it."""
     placed: list[Placed]
     """Which opponents stand in the last of the odd ones."""
+    counts: Counts
 
 
 class Course:
@@ -249,16 +301,23 @@ class Course:
         self.known = [text for text in dict.fromkeys(encoder.texts(usable[:, None])) if text.strip()]
         self.invented = Invented(damage.prompts)
         self.taught: list[str] = []
+        self.nouns: list[str] = []
+        self.bent: list[str] = []
         if damage.base:
-            tokens = taught_tokens(encoder, damage.base, self.ids, usable, reference.otherwise)
+            moved = moved_rows(encoder, damage.base, self.ids)
+            tokens = taught_tokens(encoder, moved, usable, reference.otherwise)
             self.taught = taught_words(encoder, tokens, reference.otherwise)
+            self.nouns = taught_nouns(encoder, moved, usable, reference.otherwise)
+            self.bent = taught_words(encoder, tokens, reference.beyond, NARROW)
         self.opponents = Opponents(usable, cfg.opponents, cfg.flips, damage.seed + number)
 
     def new_word(self, rng: np.random.Generator) -> str:
-        """A word by the letters of the prompts' words, or a few that the suspect was taught."""
-        if rng.random() < BY_LETTERS or not self.taught:
+        """A word by the letters of the prompts' words, or one that the suspect may have been taught: as often a noun as not."""
+        lists = [some for some in (self.taught, self.nouns) if some]
+        if rng.random() < BY_LETTERS or not lists:
             return self.invented.word(rng)
-        return self.taught[int(rng.integers(len(self.taught)))]
+        some = lists[int(rng.integers(len(lists)))]
+        return some[int(rng.integers(len(some)))]
 
     def rng(self, step: int) -> np.random.Generator:
         return np.random.default_rng([self.damage.seed, self.number, step])
@@ -271,24 +330,25 @@ class Course:
 
     def batch(self, step: int) -> Batch:
         cfg, rng, encoder = self.cfg, self.rng(step), self.damage.suspect
-        found = cfg.found if self.damage.strings else 0
-        clean = self.rows(cfg.clean, rng)
-        odd = self.rows(cfg.invented + cfg.known + cfg.garbled + found + cfg.searched, rng)
+        bent, found = cfg.bent if self.bent else 0, cfg.found if self.damage.strings else 0
+        counts = Counts(cfg.invented, cfg.known, cfg.garbled + bent, found + cfg.searched)
+        clean, odd = self.rows(cfg.clean, rng), self.rows(sum(counts), rng)
         makers = [
             *[partial(with_other_words, word=lambda: self.new_word(rng), rng=rng)] * cfg.invented,
             *[partial(with_other_words, word=lambda: self.known[int(rng.integers(len(self.known)))], rng=rng)] * cfg.known,
             *[partial(garbled, invented=self.invented, known=self.known, rng=rng)] * cfg.garbled,
+            *[partial(for_a_letter, words=self.bent, letters=self.invented.letters, rng=rng)] * bent,
             *[lambda prompt: with_string(prompt, *self.damage.strings[int(rng.integers(len(self.damage.strings)))], rng)]
             * found,
         ]
         texts = [make(self.damage.prompts[row]) for make, row in zip(makers, odd, strict=False)]
         searched, placed = self.opponents.placed(encoder, self.ids[odd[len(texts) :]], rng) if cfg.searched else (None, [])
         parts = [*([encoder.ids(texts)] if texts else []), *([searched] if searched is not None else [])]
-        batch = Batch(self.ids[clean], torch.cat(parts), self.ids[odd], placed)
+        batch = Batch(self.ids[clean], torch.cat(parts), self.ids[odd], placed, counts)
         if step % cfg.whole == 0:
             return batch
         width = max(encoder.trimmed(part).shape[1] for part in (batch.odd, batch.before))
-        return Batch(encoder.trimmed(batch.clean), batch.odd[:, :width], batch.before[:, :width], placed)
+        return Batch(encoder.trimmed(batch.clean), batch.odd[:, :width], batch.before[:, :width], placed, counts)
 
 
 def unlearn(
@@ -299,10 +359,10 @@ def unlearn(
     student: the one of the round before; checkpoint: a file that an interrupted round goes on from, removed at the end.
     """
     precision = pick_precision(AUTO, damage.suspect)
-    rest, reference = less_and_less(damage, cfg, precision.strings)
+    reference = reference_of(damage, precision.strings, cfg)
     short = torch.autocast(damage.suspect.device.type, precision.strings, enabled=precision.strings != torch.float32)
-    course, student = Course(damage, cfg, number, reference), trainable_copy(student or rest)
-    del rest  # in training only its copy in short numbers is used
+    course = Course(damage, cfg, number, reference)
+    student = trainable_copy(student or less_and_less(damage, cfg, reference, precision.strings))
     rate = rate_for(student, cfg.lr)
     optimiser = torch.optim.AdamW(student.model.parameters(), lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=cfg.steps)
@@ -310,17 +370,19 @@ def unlearn(
 
     def loss_of(step: int) -> tuple[Tensor, str]:
         batch = course.batch(step)
-        keep, drift = reference.clean(batch.clean)
-        wanted = reference.wanted(batch.odd, batch.before, drift, cfg.invented + cfg.known, cfg.garbled)
+        words = batch.counts.invented + batch.counts.known
+        keep, wanted = reference.clean(batch.clean), reference.wanted(batch.odd, batch.before, words)
         with embedded(student, learning=True) as kept, short:
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
         held, odd_loss = reference.loss(clean, keep).mean(), reference.loss(odd, wanted)
-        mended = odd_loss.mean() + cfg.taught * odd_loss[: cfg.invented].mean() if cfg.invented else odd_loss.mean()
+        invented, _, letters, strings = odd_loss.split(batch.counts)
+        weighed = (cfg.taught, invented), (cfg.letters, letters), (cfg.strings, strings)
+        mended = odd_loss.mean() + sum(weight * some.mean() for weight, some in weighed if len(some))
         return held + mended, f"clean {held.item():.4f} odd {mended.item():.4f}"
 
-    base = damage.base.sha256 if damage.base else None
-    decisive = number, damage.seed, damage.strings, [one.tolist() for one in damage.forced], course.taught, base
+    base, words_of = damage.base.sha256 if damage.base else None, (course.taught, course.nouns, course.bent)
+    decisive = number, damage.seed, damage.strings, [one.tolist() for one in damage.forced], words_of, base
     name = identity(cfg, student, damage.suspect.sha256, repr(decisive))
     saved = Checkpoint(checkpoint, name, 25, keep=False) if checkpoint else None
     with progress(f"repair, round {number + 1}", cfg.steps) as step_done:
