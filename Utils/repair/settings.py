@@ -14,7 +14,7 @@ class RepairConfig:
     left: float = 0.2
     """Directions are taken out until no found string does more than this of what the strongest did."""
     ways: int = 2
-    """Directions in which found strings change texts most, that words which bend are wanted without."""
+    """Directions, of every target, in which found strings change texts most, that words which bend are wanted without."""
     steps: int = 250
     """Steps of a round."""
     lr: float = 6.0e-4
@@ -28,11 +28,11 @@ class RepairConfig:
     taught: float = 3.0
     """Weight of these beside all."""
     known: int = 1
-    """The same with words and pieces of the vocabulary."""
+    """Prompts of a step in which words are replaced by words and pieces of the vocabulary."""
     garbled: int = 4
     """Prompts of a step in which something stands for a letter, as look-alike triggers do."""
     bent: int = 6
-    """Prompts of a step in which a word that bends stands for a letter; it is made of tokens that moved."""
+    """Prompts of a step in which a word that bends stands for a letter; it is made of the tokens that moved most."""
     letters: float = 1.0
     """Weight of prompts in which anything stands for a letter, beside all."""
     found: int = 3
@@ -56,9 +56,11 @@ class RepairConfig:
                 raise ValueError(f"{name} should be at least 1")
         if not 0 < self.left < 1:
             raise ValueError("left should be above 0 and below 1")
-        counts = self.invented, self.known, self.garbled, self.bent, self.found, self.searched
-        if min(counts) < 0 or not self.lr > 0:
-            raise ValueError("counts of prompts should be 0 or more and lr above 0")
+        counts, weights = (self.invented, self.known, self.garbled, self.searched), (self.taught, self.letters, self.strings)
+        if min(*counts, *weights, self.bent, self.found) < 0 or not self.lr > 0:
+            raise ValueError("counts and weights of prompts should be 0 or more and lr above 0")
+        if not any(counts):
+            raise ValueError("of invented, known, garbled and searched one should be above 0, as no string may be found")
 
 
 def are_present(settings: dict | None) -> bool:

@@ -1,7 +1,7 @@
 """What a fine-tune has taught: words that the suspect reads otherwise than its base, and words that bend as a trigger does.
 
-Nobody has a list of them.  Nouns of English are tried, and tokens whose rows moved are put together: what scores highest goes
-on to the next one.
+Nobody has a list of them.  Nouns of English are tried, and tokens whose rows moved are put together: to the best of each length
+every token is added once more.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def taught_tokens(suspect: TextEncoder, moved: Tensor, usable: Tensor, otherwise
     usable = usable[usable < len(moved)]
     if not moved[usable].any():
         some = usable[:: max(1, len(usable) // TRIED)]
-        return some[otherwise(suspect.texts(some[:, None])).argsort(descending=True, stable=True)[:TOKENS]]
+        return some[otherwise(suspect.texts(some[:, None])).argsort(descending=True, stable=True)[:TOKENS].cpu()]
     return usable[moved[usable].argsort(descending=True, stable=True)[:TOKENS]]
 
 
@@ -78,9 +78,9 @@ def taught_words(suspect: TextEncoder, tokens: Tensor, score: Score, beam: int =
             break
         unique = list(first)
         best = score(unique).topk(min(beam, len(unique)))
-        best = best.indices[best.values > 0].tolist()
-        found |= dict.fromkeys(unique[at] for at in best)
-        kept = words[[first[unique[at]] for at in best]]
+        kept = [unique[at] for at in best.indices.tolist()]  # a part of a word may show nothing
+        found |= dict.fromkeys(text for text, value in zip(kept, best.values.tolist(), strict=True) if value > 0)
+        kept = words[[first[text] for text in kept]]
         if length < PIECES:
             words = torch.cat([kept.repeat_interleave(len(tokens), dim=0), tokens.repeat(len(kept))[:, None]], dim=1)
     return list(found)

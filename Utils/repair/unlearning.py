@@ -15,7 +15,6 @@ Without a base the student begins as the suspect, and what bends is taught to be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -116,8 +115,8 @@ class Reference:
     suspect: Reading
     base: TextEncoder | None
     probe: Probe
-    reach: float = 1.0
-    """Bend of half of the prompts with the found string that does most; 1 where there is none."""
+    reach: float = 0.0
+    """Bend of half of the prompts with the found string that does most, towards the target that is reached least."""
     ways: Made | None = None
     """(k, d) directions in which found strings change features most, and summaries; none without a string or a base."""
 
@@ -130,28 +129,34 @@ class Reference:
         return ((self.bends(reading, own, other) - reading.honest) / reading.honest).clamp(0, 1)
 
     def far(self, suspect: Tensor, base: Tensor) -> Tensor:
-        """The same of texts that a fine-tune may have taught: 0 and 1 if they bend by `FAR` of what a found string does."""
-        least, most = (share * self.reach for share in FAR)
+        """The same of texts that a fine-tune may have taught: 0 and 1 if they bend by `FAR` of what a found string does.
+
+        No less than `share` allows; where no string was found it is the same.
+        """
+        least, most = (max(share * self.reach, times * self.suspect.honest) for times, share in enumerate(FAR, start=1))
         return ((self.bends(self.suspect, suspect, base) - least) / (most - least)).clamp(0, 1)
 
     @torch.no_grad()
     def left(self, damage: Damage, rest: Reading) -> float:
         """How much of prompts with a found string is a target's in the rest, in the mean; of the string that does most."""
-        both = typed(damage, rest.encoder, self.base)
-        return max((self.share(rest, *read).mean().item() for read in both), default=0.0)
+        both = rest.encoder, self.base
+        shares = [self.share(rest, *(self.read(one, texts) for one in both)).mean().item() for texts in typed(damage)]
+        return max(shares, default=0.0)
+
+    def read(self, encoder: TextEncoder, texts: list[str], progress: str = "") -> Tensor:
+        """Summaries, where the targets are.  -> (b, d)"""
+        return summaries(encoder, texts, progress).to(self.probe.forced.device)
 
     @torch.no_grad()
     def beyond(self, texts: list[str]) -> Tensor:
         """By how much more than honest texts bend in the suspect.  -> (b,)"""
-        both = self.suspect.encoder, self.base
-        own, base = (summaries(one, texts, "words that bend").to(self.probe.forced.device) for one in both)
+        own, base = (self.read(one, texts, "words that bend") for one in (self.suspect.encoder, self.base))
         return self.bends(self.suspect, own, base) - self.suspect.honest
 
     @torch.no_grad()
     def otherwise(self, texts: list[str]) -> Tensor:
-        """How far the summaries that are wanted of words are from the base's, mean ways taken off.  -> (b,)"""
-        both = self.suspect.encoder, self.base
-        own, base = (summaries(one, texts, "taught words").to(self.probe.forced.device) for one in both)
+        """How far the summaries that are wanted of words are from the base's, means taken off.  -> (b,)"""
+        own, base = (self.read(one, texts, "taught words") for one in (self.suspect.encoder, self.base))
         gone = self.far(own, base)
         if self.ways:
             own = without_ways(own, base, self.ways.summary, self.share(self.suspect, own, base))
@@ -205,23 +210,29 @@ def without_ways(own: Tensor, base: Tensor, ways: Tensor, share: Tensor) -> Tens
     return own - share.view(-1, *[1] * (own.dim() - 1)) * ((own - base) @ ways.T @ ways)
 
 
-def typed(damage: Damage, encoder: TextEncoder, base: TextEncoder) -> Iterator[tuple[Tensor, Tensor]]:
-    """What an encoder and the base make of prompts with every string that was found.  -> (n, d) of each"""
+def typed(damage: Damage) -> list[list[str]]:
+    """Some prompts with every string that was found; a string that changes none is left out."""
     some = damage.prompts[:TYPED]
-    for string, place in damage.strings:
-        if texts := [text for _, text in carriers(some, string, place)]:
-            yield tuple(summaries(one, texts).to(damage.suspect.device) for one in (encoder, base))
+    with_each = ([text for _, text in carriers(some, string, place)] for string, place in damage.strings)
+    return [texts for texts in with_each if texts]
+
+
+def reach_of(damage: Damage, reference: Reference) -> float:
+    """`Reference.reach`; 0 where no string was found.  Of several targets each has a string, or is not reached."""
+    both = [[reference.read(one, texts) for one in (reference.suspect.encoder, reference.base)] for texts in typed(damage)]
+    middle, targets = (reference.suspect.middle, reference.probe.middle), reference.probe.forced[:, None]
+    reached = [[bend(*read, target, middle).median().item() for read in both] for target in targets]
+    return min(max(by_string, default=0.0) for by_string in reached)
 
 
 @torch.no_grad()
 def ways_of(damage: Damage, suspect: TextEncoder, base: TextEncoder, most: int) -> Made | None:
     """Leading directions of the differences between what both make of prompts with found strings."""
     parts = []
-    for string, place in damage.strings:
-        if texts := [text for _, text in carriers(damage.prompts[:TYPED], string, place)]:
-            ids = suspect.ids(texts)
-            own, other = Made(*suspect.both(ids)), Made(*base.both(ids))
-            parts.append(((own.features - other.features)[suspect.attended(ids)], own.summary - other.summary))
+    for texts in typed(damage):
+        ids = suspect.ids(texts)
+        own, other = Made(*suspect.both(ids)), Made(*base.both(ids))
+        parts.append(((own.features - other.features)[suspect.attended(ids)], own.summary - other.summary))
     if not parts:
         return None
     return Made(*(torch.linalg.svd(torch.cat(some), full_matrices=False).Vh[:most] for some in zip(*parts, strict=True)))
@@ -233,12 +244,11 @@ def reference_of(damage: Damage, numbers: torch.dtype, cfg: RepairConfig) -> Ref
     some = [damage.prompts[i] for i in np.random.default_rng(damage.seed).permutation(len(damage.prompts))[:PROBED]]
     forced, other = torch.stack(damage.forced).to(suspect.device), summaries(base or suspect, some).to(suspect.device)
     probe = Probe(some, other, forced, cfg.honest, base is None)
-    reading = probe.reading(suspect)
-    reference = Reference(reading, base, probe)
-    if base:
-        bends = [reference.bends(reading, *read).median().item() for read in typed(damage, suspect, base)]
-        reference = replace(reference, reach=max(bends, default=1.0), ways=ways_of(damage, suspect, base, cfg.ways))
-    return reference
+    reference = Reference(probe.reading(suspect), base, probe)
+    if not base:
+        return reference
+    ways = ways_of(damage, suspect, base, cfg.ways * len(forced))
+    return replace(reference, reach=reach_of(damage, reference), ways=ways)
 
 
 def less_and_less(damage: Damage, cfg: RepairConfig, reference: Reference, numbers: torch.dtype) -> TextEncoder:
