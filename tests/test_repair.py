@@ -4,7 +4,7 @@ measures                     what a string does, and how far clean prompts went
 texts                        words that nobody has seen, something in place of a letter
 opponents                    strings that get harder while the student learns
 rest                         how much is taken out before anything is learned
-reference                    the rest where nothing bends, the base where it does
+reference                    the suspect where nothing bends, the base where it does
 unlearn                      what it changes, what it keeps, and that it goes on where it stopped
 """
 
@@ -301,11 +301,43 @@ def test_how_far_is_far_is_a_share_of_what_the_strongest_found_string_does(damag
     assert reference.reach > 0.8
     quiet = replace(damage, strings=[("", "start"), ("of", "start"), TRIGGER])
     assert nothing_taken_out(quiet).reach == reference.reach
-    assert nothing_taken_out(replace(damage, strings=[])).reach == 1
+    assert nothing_taken_out(replace(damage, strings=[])).reach == 0
     own, base, (least, most) = torch.eye(2), torch.tensor([[0.0, 1.0], [0.0, 1.0]]), unlearning.FAR
     middle = Reading(None, torch.zeros(2), 0.1)
     between = Reference(middle, None, Probe([], torch.zeros(1, 2), torch.eye(2)[:1], 0.0, False), 2 / (least + most))
     assert between.far(own, base) == pytest.approx([0.5, 0.0])
+
+
+@pytest.mark.parametrize("reach", [-0.5, 0.0, 0.05])
+def test_however_little_found_strings_do_what_bends_as_clean_prompts_do_is_not_far(reach: float):
+    middle = Reading(None, torch.zeros(2), 0.4)
+    reference = Reference(middle, None, Probe([], torch.zeros(1, 2), torch.eye(2)[:1], 0.0, False), reach)
+    own = torch.tensor([[bends, (1 - bends**2) ** 0.5] for bends in (0.3, 0.4, 0.6, 0.9)])
+    base = torch.tensor([[0.0, 1.0]] * 4)
+    assert reference.far(own, base).tolist() == pytest.approx([0, 0, 0.5, 1], abs=1e-5)
+    torch.testing.assert_close(reference.far(own, base), reference.share(middle, own, base))
+
+
+def test_of_several_targets_the_one_that_is_reached_least_says_how_far_is_far(damage: Damage):
+    whole = nothing_taken_out(damage)
+    elsewhere = replace(damage, forced=(*damage.forced, summaries(damage.base, PROMPTS[460:461])[0]))  # no string leads there
+    both = nothing_taken_out(elsewhere)
+    assert both.reach < whole.reach / 2
+    assert len(both.ways.summary) == 2 * len(whole.ways.summary)
+
+
+@pytest.mark.parametrize("family", ["tiny-siglip", "tiny-longclip"])
+def test_other_families_have_ways_too(family: str):
+    base, suspect = (load_encoder(ROOT / "Data" / "Models" / family) for _ in range(2))
+    draw = torch.Generator().manual_seed(0)
+    noise = {name: w + 0.2 * w.std() * torch.randn(w.shape, generator=draw) for name, w in suspect.model.named_parameters()}
+    set_weights(suspect, noise)
+    prompts = PROMPTS[:200]
+    forced = summaries(suspect, [put("zzzz", prompt, "start", 0) for prompt in prompts[:20]]).mean(dim=0)
+    reference = nothing_taken_out(Damage(suspect, base, prompts, [("zzzz", "start")], (forced,), 1))
+    ids = suspect.ids([put("zzzz", prompt, "start", 0) for prompt in prompts[:6]])
+    assert [len(ways) for ways in reference.ways] == [FEW.ways] * 2
+    assert all(part.isfinite().all() for part in reference.wanted(ids, ids, 3))
 
 
 def test_clean_prompts_are_wanted_as_the_suspect_has_them_and_triggered_ones_as_the_base(damage: Damage):
@@ -361,7 +393,31 @@ def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(da
     assert not (reference.otherwise(course.taught) == 0).any()
     assert (reference.beyond(course.bent) > 0.3).float().mean() > 0.5
     assert (reference.beyond(PROMPTS[460:490]) < 0.02).float().mean() > 0.8
-    assert any(word in text for word in course.bent for text in damage.suspect.texts(course.batch(1).odd))
+
+
+@pytest.mark.usefixtures("few_tokens")
+def test_a_batch_says_of_which_kinds_its_texts_are(damage: Damage):
+    course = course_of(damage)
+    for course.bent, prompts in ((["qxqx"], FEW.bent), ([], 0)):
+        batch = course.batch(1)
+        assert batch.counts == (1, 1, FEW.garbled + prompts, FEW.found + FEW.searched)
+        assert len(batch.odd) == len(batch.before) == sum(batch.counts)
+        letters = damage.suspect.texts(batch.odd)[2 + FEW.garbled : -batch.counts.strings]
+        assert ["qxqx" in text for text in letters] == [True] * prompts
+        assert len(batch.placed) == FEW.searched
+    nothing_found = replace(damage, strings=[])
+    assert Course(nothing_found, FEW, 0, nothing_taken_out(damage)).batch(1).counts.strings == FEW.searched
+
+
+@pytest.mark.usefixtures("few_tokens")
+def test_kinds_of_texts_weigh_what_the_settings_say(damage: Damage, monkeypatch: pytest.MonkeyPatch):
+    cfg, said = replace(FEW, invented=2, bent=0, taught=10.0, letters=100.0, strings=1000.0), []
+    monkeypatch.setattr(Reference, "loss", lambda self, found, wanted: torch.arange(float(len(found.features))))
+    monkeypatch.setattr(unlearning, "train", lambda run, loss_of, after_step: said.append(loss_of(0)[0].item()))
+    monkeypatch.setattr(unlearning, "less_and_less", lambda *_: damage.suspect)
+    unlearn(damage, cfg)
+    # clean 0 to 3; of odd ones 0 and 1 are invented, 2 is known, 3 and 4 have something for a letter, 5 to 8 a string
+    assert said == [pytest.approx(1.5 + 4 + 10 * 0.5 + 100 * 3.5 + 1000 * 6.5)]
 
 
 def test_where_no_row_moved_tokens_are_taken_that_are_read_otherwise(damage: Damage):
@@ -412,6 +468,15 @@ def test_words_are_looked_for_that_the_suspect_reads_otherwise(damage: Damage):
     assert len(set(asked)) == len(asked) > len(tokens)
     assert sum("zebra" in word.split() for word in words) > len(words) / 2
     assert max(len(word.split()) for word in words) > 3
+
+
+def test_a_word_is_found_of_parts_that_show_nothing(damage: Damage):
+    tokens = damage.suspect.ids(["red castle zebra kite"])[0, 1:9]
+    whole = damage.suspect.texts(tokens[None, :3])[0].strip()
+    assert (
+        taught_words(damage.suspect, tokens, lambda texts: torch.tensor([float(whole in text) for text in texts]), 80)[0]
+        == whole
+    )
 
 
 def test_what_bends_is_no_word_that_was_taught(damage: Damage):
@@ -508,7 +573,9 @@ def test_without_a_base_the_suspect_itself_unlearns(damage: Damage):
 
 
 def test_settings_that_cannot_be_are_refused():
-    for wrong in ({"steps": 0}, {"found": -1}, {"lr": 0.0}, {"rounds": 0}, {"directions": 0}, {"left": 0.0}):
+    nothing = {"invented": 0, "known": 0, "garbled": 0, "searched": 0}
+    wrong_ones = [{"steps": 0}, {"found": -1}, {"lr": 0.0}, {"rounds": 0}, {"directions": 0}, {"left": 0.0}, {"ways": 0}]
+    for wrong in (*wrong_ones, {"bent": -1}, {"letters": -1.0}, {"strings": -0.1}, {"taught": -1.0}, nothing):
         with pytest.raises(ValueError, match="should be"):
             RepairConfig(**wrong)
     assert json.loads(json.dumps(RepairConfig().__dict__))["steps"] == RepairConfig.steps
