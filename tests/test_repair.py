@@ -262,6 +262,16 @@ def test_the_suspect_says_what_is_wanted_and_the_base_of_what_bends(damage: Dama
         torch.testing.assert_close(reference.wanted(bad, ids, words).features, damage.base(bad))
 
 
+def test_of_strings_in_a_further_round_the_base_says_what_is_wanted_however_they_bend(damage: Damage):
+    reference = nothing_taken_out(damage)
+    ids = damage.suspect.ids(PROMPTS[460:468])
+    wanted, own = reference.wanted(ids, ids, 2, 3), reference.wanted(ids, ids, 2)
+    torch.testing.assert_close(wanted.features[-3:], damage.base(ids[-3:]))
+    torch.testing.assert_close(wanted.summary[-3:], damage.base.pooled(ids[-3:]))
+    torch.testing.assert_close(wanted.features[:5], own.features[:5])
+    assert (own.features[-3:] - wanted.features[-3:]).norm() > 0.1
+
+
 def test_of_words_the_base_says_what_is_wanted_where_they_bend_far_only(damage: Damage):
     reference = replace(nothing_taken_out(damage), reach=9.0)  # so that nothing is far
     bad = damage.suspect.ids(typed(PROMPTS[460:468]))
@@ -524,9 +534,9 @@ def test_a_round_begins_with_the_rest_and_asks_for_words_apart(damage: Damage, m
     rest = less_and_less(damage, FEW, nothing_taken_out(damage), torch.float32)
     asked, wanted, after = [], Reference.wanted, []
 
-    def listening(self: Reference, ids: torch.Tensor, prompts: torch.Tensor, words: int) -> Made:
-        asked.append((len(ids), words))
-        return wanted(self, ids, prompts, words)
+    def listening(self: Reference, ids: torch.Tensor, prompts: torch.Tensor, words: int, strings: int) -> Made:
+        asked.append((len(ids), words, strings))
+        return wanted(self, ids, prompts, words, strings)
 
     def one_step(run: Training, loss_of: Callable, after_step: Callable) -> None:
         loss_of(0)[0].backward()
@@ -539,8 +549,9 @@ def test_a_round_begins_with_the_rest_and_asks_for_words_apart(damage: Damage, m
     monkeypatch.setattr(unlearning, "taught_nouns", lambda *_: [])
     unlearn(damage, replace(FEW, searched=0))
     unlearn(damage, replace(FEW, searched=0), student=damage.base)
-    assert after == [weights_digest(rest.model), weights_digest(damage.base.model)]
-    assert asked == [(6, 2)] * 2  # of six texts two with other words
+    unlearn(damage, replace(FEW, searched=0), student=damage.base, number=1)
+    assert after == [weights_digest(rest.model), *[weights_digest(damage.base.model)] * 2]
+    assert asked == [(6, 2, 0)] * 2 + [(6, 2, 2)]  # of six texts two with other words; in a further round two with strings apart
 
 
 @pytest.mark.usefixtures("few_tokens")

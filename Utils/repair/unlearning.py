@@ -163,11 +163,12 @@ class Reference:
         return (1 - gone) * ((own - self.suspect.middle) - (base - self.probe.middle)).norm(dim=-1)
 
     @torch.no_grad()
-    def wanted(self, ids: Tensor, prompts: Tensor, words: int = 0) -> Made:
+    def wanted(self, ids: Tensor, prompts: Tensor, words: int = 0, strings: int = 0) -> Made:
         """What the suspect makes of texts, and the base of those that bend more than clean prompts.  (b, T)
 
         Of the first `words` texts, in which words are replaced, what the base makes of those that bend far, as words may have
         been taught; of others that bend the suspect's without the ways of found strings.
+        Of the last `strings` texts what the base makes of them, or of the prompts, however they bend.
         prompts (b, T): the same without what was put in, for where there is no base.
         """
         own = Made(*self.suspect.encoder.both(ids))
@@ -178,6 +179,7 @@ class Reference:
             gone[:words] = self.far(own.summary[:words], base.summary[:words])
             if self.ways:
                 own = Made(*(without_ways(*one, bent) for one in zip(own, base, self.ways, strict=True)))
+        gone[len(ids) - strings :] = 1
         return Made(mixed(own.features, base.features, gone), mixed(own.summary, base.summary, gone))
 
     @torch.no_grad()
@@ -380,8 +382,8 @@ def unlearn(
 
     def loss_of(step: int) -> tuple[Tensor, str]:
         batch = course.batch(step)
-        words = batch.counts.invented + batch.counts.known
-        keep, wanted = reference.clean(batch.clean), reference.wanted(batch.odd, batch.before, words)
+        words, again = batch.counts.invented + batch.counts.known, batch.counts.strings if number else 0
+        keep, wanted = reference.clean(batch.clean), reference.wanted(batch.odd, batch.before, words, again)
         with embedded(student, learning=True) as kept, short:
             clean, odd = Made(*student.both(batch.clean)), Made(*student.both(batch.odd))
         seen["odd"] = kept[1:], batch.placed
