@@ -551,7 +551,7 @@ def test_a_round_begins_with_the_rest_and_asks_for_words_apart(damage: Damage, m
     unlearn(damage, replace(FEW, searched=0), student=damage.base)
     unlearn(damage, replace(FEW, searched=0), student=damage.base, number=1)
     assert after == [weights_digest(rest.model), *[weights_digest(damage.base.model)] * 2]
-    assert asked == [(6, 2, 0)] * 2 + [(6, 2, 2)]  # of six texts two with other words; in a further round two with strings apart
+    assert asked == [(6, 2, 0)] * 2 + [(6, 2, 2)]  # two with other words; later two with strings, too
 
 
 @pytest.mark.usefixtures("few_tokens")
