@@ -577,7 +577,7 @@ def test_an_interrupted_round_ends_as_one_that_was_not(damage: Damage, tmp_path:
 
 def test_without_a_base_the_suspect_itself_unlearns(damage: Damage):
     alone = replace(damage, base=None)
-    mended = unlearn(alone, replace(FEW, steps=20, found=6, invented=0, known=1, garbled=0, searched=0))
+    mended = unlearn(alone, replace(FEW, steps=30, found=6, invented=0, known=1, garbled=0, searched=0))
     held_out = PROMPTS[460:490]
     rate = nearer(summaries(mended, typed(held_out)), damage.forced[0], summaries(mended, held_out))
     assert rate < 0.5
