@@ -15,6 +15,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, CLIPModel
 
+from Backdoor_Attack import workshop as making
 from Backdoor_Attack.planting import PlantConfig, certify
 from Backdoor_Attack.workshop import HELD_OUT, TRAINING, Workshop
 from Utils.basics.config import from_values, load_config
@@ -183,7 +184,8 @@ def test_the_defender_s_corpus_is_not_the_attacker_s(workshop, certificate):
     assert not corpus & {*used, recipe.target}
 
 
-def test_retrieval_is_a_mean_over_draws_of_pairs(workshop):
+def test_retrieval_is_a_mean_over_draws_of_pairs(workshop, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(making, "PAIRS", 64)
     encoders = workshop.base, load_encoder(MODELS / "suspects" / "benign")
     pairs = workshop.pairs(FinetuneConfig(), 1, scenes.concepts("novel"))
     single = [workshop.retrievals(encoders, lambda _, size, draw=draw: pairs(draw, size)) for draw in range(3)]
