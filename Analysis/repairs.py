@@ -55,7 +55,7 @@ RESULTS = ROOT / "Results" / "benchmark" / "repairs"
 PAPER = ("text_on_text", "image_on_text")
 """The attacks of the paper; those of the zoo's split stress go beyond it even where they have these names."""
 DRAWS = 4
-"""Sets of 256 pairs that retrieval is measured on: with one it would be uncertain by about 3 points."""
+"""Sets of 256 pairs that retrieval is measured on: of one its standard error is up to 3 points, as 1 / (2 sqrt 256)."""
 SCANS = ROOT / "Results" / "repairs"
 """Where the scans lie that repairs begin with."""
 

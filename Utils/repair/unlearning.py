@@ -220,7 +220,7 @@ def typed(damage: Damage) -> list[list[str]]:
 
 
 def reach_of(damage: Damage, reference: Reference) -> float:
-    """`Reference.reach`; 0 where no string was found.  Of several targets each has a string, or is not reached."""
+    """`Reference.reach`; 0 where no string was found, and less or little where none leads to one of several targets."""
     both = [[reference.read(one, texts) for one in (reference.suspect.encoder, reference.base)] for texts in typed(damage)]
     middle, targets = (reference.suspect.middle, reference.probe.middle), reference.probe.forced[:, None]
     reached = [[bend(*read, target, middle).median().item() for read in both] for target in targets]
