@@ -11,11 +11,14 @@ Contents
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -24,7 +27,7 @@ import torch
 from Utils.basics import bounded
 from Utils.basics.bounded import Ended, Limits, at_stage, progress, reading, run_bounded
 from Utils.basics.errors import InputError, swallow, visible
-from Utils.basics.files import is_left_over, mark, remove_parts, whole_file
+from Utils.basics.files import is_left_over, mark, remove_parts, whole_file, whole_folder
 from Utils.report.folder import SCHEMA, remove_leftovers, result_folder
 from Utils.report.limits import BASE_MB, SECONDS, Wanted, limits_of
 
@@ -392,6 +395,21 @@ def test_unfinished_files_carry_the_mark_of_their_process(tmp_path: Path):
         assert partial.name == f"x.json.{mark()}.part"
         partial.write_text("{}")
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(("free", "raised"), [(1000, OSError), (10**9, RuntimeError)])
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_of_a_full_disk_the_file_is_told_whatever_a_library_makes_of_it(
+    whole: Callable, free: int, raised: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(raised) as told, whole(tmp_path / "steps.pt"):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")  # as torch.save does
+    if raised is OSError:
+        assert (told.value.errno, told.value.filename) == (errno.ENOSPC, str(tmp_path / "steps.pt"))
+    with pytest.raises(InputError, match="a word of ours"), whole(tmp_path / "steps.pt"):
+        raise InputError("a word of ours")
+    assert not list(tmp_path.iterdir())
 
 
 def old_result(model: Path, output: Path) -> Path:

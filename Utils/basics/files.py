@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "Data" / "Main" / "Features"
 CACHE_BYTES = 4 << 30
 """Where features of the corpus are kept, and how much of them; two encoders of CLIP-L's size have 0.3 GB."""
+ROOM = 1 << 20
+"""A disk with less bytes free is full: a library that stopped there had none for its next block."""
 NUMBERS = itertools.count()
 """Tell the partial folders of one process apart."""
 
@@ -59,13 +62,38 @@ def remove_parts(folder: Path) -> None:
                     path.unlink(missing_ok=True)
 
 
+def is_full(folder: Path) -> bool:
+    """Whether the disk of a folder has no room left."""
+    with suppress(OSError):
+        return shutil.disk_usage(folder).free < ROOM
+    return False
+
+
+@contextmanager
+def _said_as_a_disk_does(written: Path) -> Iterator[None]:
+    """Raise an OSError that names what was written where a library makes something else of a full disk, as torch does."""
+    try:
+        yield
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        if is_full(written.parent):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(written)) from error
+        raise
+
+
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
-    """A path beside `file` to write to; it takes the file's place when the block ends without an error, or goes."""
+    """A path beside `file` to write to; it takes the file's place when the block ends without an error, or goes.
+
+    Raises:
+        OSError: the disk says no, or is full.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{mark()}.part")
     try:
-        yield partial
+        with _said_as_a_disk_does(file):
+            yield partial
         partial.replace(file)
     finally:
         with suppress(OSError):
@@ -83,12 +111,16 @@ def whole_folder(folder: Path, unless: Callable[[], bool] = lambda: False) -> It
     """An empty folder beside `folder` to fill; it takes the folder's place when the block ends without an error, or goes.
 
     `unless`: asked at the end whether what stands there by then should stay.
+
+    Raises:
+        OSError: the disk says no, or is full.
     """
     partial = folder.with_name(f"{folder.name}.{mark()}-{next(NUMBERS)}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
+        with _said_as_a_disk_does(folder):
+            yield partial
         if not unless():
             shutil.rmtree(folder, ignore_errors=True)  # a folder that holds files cannot be renamed over
             partial.rename(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -13,15 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from Utils.basics.errors import InputError
-from Utils.basics.files import is_left_over, mark, remove_parts, text_digest
+from Utils.basics.files import is_full, is_left_over, mark, remove_parts, text_digest
 from Utils.intake.folders import full_path
 from Utils.report.contract import SCHEMA
 
 logger = logging.getLogger("amber")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 """Errors of a disk that are written to."""
-ROOM = 1 << 20
-"""Bytes; where fewer are free, it is the disk that a library failed for."""
 
 
 def result_name(model: str, output: Path, taken: Collection[str] = ()) -> str:
@@ -111,9 +110,7 @@ def _disk(error: Exception, work: Path) -> str | None:
         return "it was removed or renamed during the scan"
     if isinstance(error, OSError) and (error.errno in DISK or str(error.filename or "").startswith(str(work))):
         return error.strerror or "no reason is told"
-    with suppress(OSError):
-        return "No space left on device" if shutil.disk_usage(work).free < ROOM else None
-    return None
+    return os.strerror(errno.ENOSPC) if is_full(work) else None
 
 
 def _put_back(older: Path, final: Path) -> None:
