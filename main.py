@@ -856,7 +856,7 @@ def scan_as_asked(args: Namespace, cfg: ScanConfig) -> int:
         refuse_taken(args.repair, force=True)  # a link or a file, before its path is resolved
         divided(read_prompts(ROOT / cfg.corpus), cfg.prompts)  # too few are said before the scan
         order = order_of(args, request)
-        refuse_places(tasks, order, goes_apart(args, tasks), args.anchor)
+        refuse_places(tasks, order, goes_apart(args, tasks), args.anchor, args.models)
     if args.dry_run:
         lines = foreseen(tasks, args.anchor, wanted, args.output)
         lines += foreseen_repairs(tasks, order, goes_apart(args, tasks), args.anchor, wanted) if args.repair else []

@@ -665,13 +665,13 @@ def relearns(row: dict) -> tuple[float, float]:
 
 
 def told_of_relearning(row: dict) -> str:
-    """`relearns` in a cell: a number, a bound of it, or that neither was back."""
+    """`relearns` in a cell: a number, a bound of it that is never rounded to say more, or that neither was back."""
     low, high = relearns(row)
     if low == high:
         return f"{low:.1f}"
     if high == math.inf:
-        return f"> {low:.1f}" if low else f"neither in {row['relearning']['most']}"
-    return f"< {high:.1f}"
+        return f"> {math.floor(10 * low) / 10:.1f}" if low else f"neither in {row['relearning']['most']}"
+    return f"< {math.ceil(10 * high) / 10:.1f}"
 
 
 def no_faster(rows: list[dict], share: float = 0.5) -> list[bool]:
@@ -722,7 +722,9 @@ def repairs_line() -> str:
         return "[Repairs](docs/mitigation.md) with the present settings have not been measured."
     gone, clean = sum(map(is_gone, done)), sum(row["rescan"] == "clean" for row in done)
     gained = len(gains(done))
-    of_gains = f", and {whole(gain_kept(done))} of what {gained} fine-tunes gained is kept" if gained else ""
+    of_base = gain_kept([row for row in repair_rows() if row["method"] == "anchor"])
+    beside = f" (the base in its place keeps {whole(of_base)})" if of_base is not None else ""
+    of_gains = f", and {whole(gain_kept(done))} of what {gained} fine-tunes gained is kept{beside}" if gained else ""
     return f"[Repaired](docs/mitigation.md): the trigger is gone in {gone} of {len(done)}, {clean} scan clean{of_gains}."
 
 

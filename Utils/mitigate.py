@@ -32,7 +32,7 @@ from Utils.intake.folders import full_path
 from Utils.intake.hub import as_named
 from Utils.repair.asked import mended, mending_limits, needed, refuse_folder, refuse_within
 from Utils.repair.mending import OURS, Order, divided, known_to_fire, opened
-from Utils.repair.methods import METHODS
+from Utils.repair.methods import METHODS, NEED_BASE, without_base
 from Utils.repair.settings import RepairConfig
 from Utils.report.command_line import check_seed
 from Utils.report.contract import EXIT, SCHEMA
@@ -114,11 +114,15 @@ def settings_of(args: argparse.Namespace) -> RepairConfig:
     """The settings of our own repair; of the other ways no flag is one.
 
     Raises:
-        InputError: a flag is given that the method does not have.
+        InputError: a flag is given that the method does not have, or no base that it needs.
     """
     own = {name: value for name in ("rounds", "steps") if (value := getattr(args, name)) is not None}
     if own and args.method != OURS:
         raise InputError(f"--{next(iter(own))} is a setting of {OURS}; leave it out with --method {args.method}.")
+    if args.anchor == "none" and args.method in NEED_BASE:
+        raise without_base(args.method)
+    if args.anchor == "none" and own.get("rounds", 1) > 1:
+        raise InputError("without a base there is one round, as no scan finds anything to go on with; leave --rounds out.")
     return RepairConfig(**own)
 
 

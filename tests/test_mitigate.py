@@ -225,6 +225,9 @@ def test_a_certificate_or_a_report_of_something_else_is_refused(tmp_path: Path, 
     for seed in ("-1", str(2**32)):
         assert mitigate.main([*flags, "--seed", seed]) == main.main(["--seed", seed]) == 2
         assert capsys.readouterr().err.count("give a whole number from 0 to 4294967295") == 2
+    for more, said in ((["--method", "project"], "project needs the clean base"), (["--rounds", "2"], "leave --rounds out")):
+        assert mitigate.main([*flags, "--anchor", "none", "--string", "zzzz", *more]) == 2
+        assert said in capsys.readouterr().err
     for flag in ("--steps", "--rounds"):
         assert mitigate.main([*flags, "--method", "rows", flag, "3"]) == 2
         assert f"{flag} is a setting of unlearn; leave it out" in capsys.readouterr().err
@@ -276,6 +279,8 @@ def test_a_report_says_nothing_of_weights_that_it_has_not_seen(
         (tmp_path / "scan" / "report.json").write_text(json.dumps(clean | {"model": {"path": str(SUSPECT), "sha256": sha256}}))
         assert mitigate.main([*typed, "--report", str(tmp_path / "scan")]) == code
         assert said in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {"scan", "results"}  # a clean one is left alone
+    assert not list((tmp_path / "results").glob("*"))
 
 
 def test_a_dry_run_says_where_a_repaired_encoder_would_go_and_what_it_costs(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -408,6 +413,55 @@ def test_of_two_backdoored_encoders_in_one_pipeline_each_copy_still_has_the_othe
         there = tmp_path / "out" / one / other
         assert f"{pipeline / other} is backdoored too, and copied as it was; repair it there next: --model {there} " in said
     assert said.count("is backdoored too") == 2
+
+
+def test_of_two_backdoored_encoders_of_a_lora_nothing_is_copied(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """What comes out of either is a plain folder, which has no other encoder in it."""
+    lora = tmp_path / "lora.safetensors"
+    lora.touch()
+    tasks = [Task(f"{lora}/{part}", part) for part in ("text_encoder", "text_encoder_2")]
+
+    def mend_one(_task: Task, _report: dict, own: Order) -> dict:
+        parts = {"reason": "so", "strings": [], "certificate": None, "relearning": None, "notes": [], "seconds": {}}
+        return parts | {"verdict": "clean", "peak_memory_mb": 1.0, "output": {"path": str(own.place)}}
+
+    assert repair_found(tasks, [scanned(Path(task.model)) for task in tasks], order_for(tmp_path), True, mend_one) == []
+    said = capsys.readouterr().err
+    assert said.count("REPAIRED") == 2
+    assert "is backdoored too" not in said
+
+
+def test_what_is_repaired_is_no_suspect_of_the_same_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
+    shutil.copytree(SUSPECT, tmp_path / "models" / "one")
+    flags = ["--models", str(tmp_path / "models"), "--output", str(tmp_path / "results"), "--dry-run"]
+    assert main.main([*flags, "--repair", str(tmp_path / "models" / "repaired")]) == 2
+    assert "lie in each other; name a folder elsewhere" in capsys.readouterr().err
+    assert main.main([*flags, "--repair", str(tmp_path / "repaired")]) == 0
+
+
+@pytest.mark.parametrize("ends", [None, InputError("it cannot be."), KeyboardInterrupt()])
+def test_the_exit_code_of_a_scan_with_repair_speaks_of_the_suspect(
+    ends: BaseException | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """Scan and repair are not done here: what is asked of them, and what is said of how they end."""
+    report = KINDS["backdoored"] | {"model": KINDS["backdoored"]["model"] | {"path": str(SUSPECT), "sha256": "x"}}
+    results, name, asked = tmp_path / "results", "suspects_text_on_text", []
+
+    def mend_one(order: Order, _request: main.Request, _wanted: object, _debug: bool, model: str, *_more: object, **_: str):
+        asked.append((model, order.place, order.folder, order.results, order.force))
+        if ends:
+            raise ends
+        parts = {"reason": "so", "strings": [], "certificate": None, "relearning": None, "notes": [], "seconds": {}}
+        return parts | {"verdict": "clean", "peak_memory_mb": 1.0, "output": {"path": str(order.place)}}
+
+    monkeypatch.setattr(main, "scan_bounded", lambda *_, **__: report)
+    monkeypatch.setattr(main, "mend_bounded", mend_one)
+    flags = ["--model", str(SUSPECT), "--repair", str(tmp_path / "out"), "--output", str(results)]
+    assert main.main(flags) == 1
+    said = capsys.readouterr().err
+    assert asked == [(str(SUSPECT), tmp_path / "out", results / f"{name}_repair", results / name, False)]
+    told = {None: "REPAIRED, scanned again: clean", InputError: "was not repaired (it cannot be)"}
+    assert told.get(ends and type(ends), "goes on from its last round when it is asked for again") in said
 
 
 def test_a_list_of_one_gets_a_folder_of_its_own_too(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -550,6 +604,15 @@ def test_an_interrupted_repair_leaves_no_folder_and_scans_only_again(
     assert told["verdict"] == "clean"
     assert load_encoder(order.place).path == str(order.place)
     assert sorted(file.name for file in order.folder.iterdir()) == ["report.html", "report.json"]
+    with pytest.raises(InputError, match="--force"):
+        mend(replace(order, method="anchor"), pair, prompts, report, clean)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "report"]
+    first = load_encoder(order.place).sha256
+    mend(replace(order, method="anchor", force=True), pair, prompts, report, clean)
+    assert load_encoder(order.place).sha256 != first
+    assert load_encoder(order.place.with_name("out.replaced")).sha256 == first
+    told = [json.loads((folder / "report.json").read_text(encoding="utf-8")) for folder in tmp_path.glob("report*")]
+    assert sorted(one["method"] for one in told) == ["anchor", "unlearn"]  # no report of what is kept is lost
 
 
 # ------------------------------------------------------------------------------------------------------------ mitigate

@@ -120,8 +120,8 @@ def test_every_added_twist_of_an_attack_has_a_row_or_is_called_never_judged():
 
 @pytest.mark.parametrize(
     ("repaired", "base", "told", "counted"),
-    [(28, 18, "1.6", [True]), (14, 50, "0.3", [False]), (None, 56, "> 1.1", [True]), (20, None, "< 0.3", [False]),
-     (50, None, "< 0.8", []), (None, None, "neither in 60", [])],
+    [(28, 18, "1.6", [True]), (14, 50, "0.3", [False]), (None, 56, "> 1.0", [True]), (20, None, "< 0.4", [False]),
+     (50, None, "< 0.9", []), (None, None, "neither in 60", [])],
 )  # fmt: skip
 def test_of_what_was_not_relearned_only_a_bound_is_told(repaired: int | None, base: int | None, told: str, counted: list[bool]):
     row = {"relearning": {"most": 60, "repaired": repaired, "base": base}}

@@ -87,13 +87,17 @@ def place_of(task: Task, order: Order, apart: bool) -> Order:
     return replace(order, place=place, folder=order.results / f"{task.name}_repair", results=results)
 
 
-def refuse_places(tasks: list[Task], order: Order, apart: bool, anchor: str) -> None:
+def refuse_places(tasks: list[Task], order: Order, apart: bool, anchor: str, listed: Path | None = None) -> None:
     """Raise, before anything is scanned, where repaired encoders and their reports would have no place of their own.
+
+    listed: a folder in which all models are looked for; what is repaired would be among them the next time.
 
     Raises:
         InputError: it could not.
     """
     refuse_taken(order.place, order.force or apart)  # of several each is looked at when its turn comes
+    if listed and listed.is_dir():
+        refuse_within(order.place, str(listed))
     names = {task.name for task in tasks}
     for task in tasks:
         own = place_of(task, order, apart)
@@ -172,7 +176,8 @@ def repair_found(
             refuse_folder(own, task.model)
             told = mend_one(task, report, own)
             tell(mended(told))
-            for other in tasks:
+            copied = Path(told["output"]["path"]) != own.place  # of a LoRA nothing else is
+            for other in tasks if copied else []:
                 if (judged.get(whole_name(other.model)) or {}).get("verdict") == "backdoored" and lie_together(task, other):
                     there = Path(told["output"]["path"]).with_name(Path(other.model).name)
                     more = f"{other.model} is backdoored too, and copied as it was; repair it there next: --model {there}"

@@ -332,6 +332,9 @@ def mend(
         raise InputError(f"{suspect.path} holds other weights than the scan has seen; scan it again.")
     refuse_other_base(report, suspect, base)
     damage = damage_of(report, order, suspect, base, prompts)
+    refuse_taken(order.place, order.force)
+    if (order.folder / "report.json").is_file():
+        move_aside(order.folder)  # an earlier repair's encoder may lie elsewhere: its report and scan stay true
     for folder in (order.place.parent, order.folder):
         folder.mkdir(parents=True, exist_ok=True)
         remove_parts(folder)
@@ -365,7 +368,7 @@ def mend(
             "tool": this_tool(), "versions": versions(),
         }  # fmt: skip
         page = render_repair(whole, order.folder)
-        refuse_taken(order.place, order.force)  # it took a while
+        refuse_taken(order.place, order.force)  # all this took a while
         write_whole(order.folder / "report.json", to_json(whole))
         write_whole(order.folder / "report.html", page)
         move_aside(order.place)

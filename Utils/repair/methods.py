@@ -85,9 +85,14 @@ class MethodsConfig:
 
 
 # -------------------------------------------------------------------------------------------------- what methods share
+def without_base(method: str) -> InputError:
+    """What to say where a method has no clean base."""
+    return InputError(f"method {method} needs the clean base: name it with --anchor, or take --method crow.")
+
+
 def base_for(method: str, damage: Damage) -> TextEncoder:
     if damage.base is None:
-        raise InputError(f"method {method} needs the clean base: name it with --anchor, or take --method crow.")
+        raise without_base(method)
     return damage.base
 
 
@@ -331,3 +336,5 @@ METHODS: dict[str, Callable[[Damage, MethodsConfig], TextEncoder]] = {
     "recipe": recipe, "project": project, "rows": rows,
 }  # fmt: skip
 """Name -> what makes a new frozen encoder of a damage, whose own encoders stay as they are; the same one for a seed."""
+NEED_BASE = ("anchor", "interpolate", "finemix", "project")
+"""Methods that do nothing without one."""
