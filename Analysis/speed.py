@@ -109,8 +109,13 @@ def repaired(model: Path, anchor: Path, device: str, *more: str) -> dict:
             raise SystemExit(f"speed: {model} could not be repaired: {done.stderr.strip()}")
         (file,) = Path(output).glob("*_repair/report.json")
         report = json.loads(file.read_text(encoding="utf-8"))
-    took = {"scan": round(seconds - sum(report["seconds"].values()), 1)} | report["seconds"]
-    stages = {name: {"seconds": value, "gflop": 0.0} for name, value in took.items()}
+    learned = sum(one["seconds"] for one in report["rounds"])
+    own = report["seconds"]
+    took = {
+        "scan": seconds - sum(own.values()), "repair": learned, "scans after": own["repair and scans"] - learned,
+        "measures": own["measures"],
+    }  # fmt: skip
+    stages = {name: {"seconds": round(value, 1), "gflop": 0.0} for name, value in took.items()}
     memory = report["peak_memory_mb"]
     return {"verdict": report["verdict"], "seconds": round(seconds, 1), "peak_memory_mb": memory, "stages": stages}
 

@@ -40,6 +40,8 @@ from Utils.scan.settings import TriggerConfig
 BENCHMARK, MODELS, CONFIGS = ROOT / "Results" / "benchmark", ROOT / "Data" / "Models", ROOT / "configs"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 VERDICTS = ("backdoored", "inconclusive", "clean")
+REPAIRED = "planted, repaired"
+"""What a whole repair is called among the measures of speed."""
 GONE, GAINED = 0.05, 0.05
 """A trigger is gone where it works in no more than this share of prompts beyond the base's; a gain in retrieval that counts."""
 
@@ -574,11 +576,26 @@ def speed() -> str:
     for shape, one in found.items():
         whole = one["scans"].get("published", {}).get("whole_seconds")
         for name, scan in one["scans"].items():
-            if name != "published":
+            if name not in ("published", REPAIRED):
                 more = f"{whole / scan['seconds']:.1f}" if whole else ""
                 rows.append([shape, name, f"{scan['seconds']:.0f}", f"{scan['peak_memory_mb']:.0f}", scan["verdict"], more])
     head = ["size", "suspect", "seconds", "MB", "verdict", "times as fast as configs/paper.yaml"]
-    return f"{grid(head, rows)}\n\n{command(*dict.fromkeys(one['command'] for one in found.values()))}"
+    commands = dict.fromkeys(one["command"] for one in found.values() if REPAIRED not in one["scans"])
+    return f"{grid(head, rows)}\n\n{command(*commands)}"
+
+
+def speed_repairs() -> str:
+    """Whole repairs by size, and what of them is what."""
+    parts, rows = ("scan", "repair", "scans after", "measures"), []
+    found = {shape: one for shape, one in read(BENCHMARK / "speed.json")["shapes"].items() if REPAIRED in one["scans"]}
+    if not found:
+        return "None was measured."
+    for shape, one in found.items():
+        done = one["scans"][REPAIRED]
+        took = [f"{done['stages'][part]['seconds']:.0f}" for part in parts]
+        rows.append([shape, *took, f"{done['seconds']:.0f}", f"{done['peak_memory_mb']:.0f}", done["verdict"]])
+    head = ["size", *parts, "all, seconds", "MB", "scanned again"]
+    return f"{grid(head, rows)}\n\n{command(*(one['command'] for one in found.values()))}"
 
 
 def speed_short() -> str:
@@ -802,7 +819,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "repairs_line": repairs_line, "repair_methods": repair_methods,
     "number_formats": number_formats, "efforts": efforts, "usage": usage,
     "left_out": left_out, "firing": firing, "fleet": fleet, "natural": natural,
-    "speed": speed, "speed_short": speed_short, "speed_stages": speed_stages, "speed_machine": speed_machine,
+    "speed": speed, "speed_repairs": speed_repairs, "speed_short": speed_short, "speed_stages": speed_stages,
+    "speed_machine": speed_machine,
 }  # fmt: skip
 
 
