@@ -762,7 +762,7 @@ def mend_aside(model: str, request: Request, order: Order, report: dict, certifi
     """Repair what a scan has found, as a child process does it.  -> the report of the repair"""
     quiet_libraries()
     cfg, prompts = request.cfg, read_prompts(ROOT / request.cfg.corpus)
-    pair = opened(model, request.anchor, pick_device(request.device), request.given, prompts, cfg.prompts)
+    pair = opened(order.copy or model, request.anchor, pick_device(request.device), request.given, prompts, cfg.prompts)
     order = replace(order, scans=repr(cfg))
 
     # by its own name: another folder's does not tell which of several is meant

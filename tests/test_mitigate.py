@@ -25,14 +25,26 @@ from Utils.basics.bounded import Ended
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT, mark, move_aside
 from Utils.encoder.corpus import read_prompts
-from Utils.encoder.loading import load_encoder
+from Utils.encoder.loading import load_encoder, trainable_copy
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.repair import mending
 from Utils.repair.asked import mended as told_of
 from Utils.repair.asked import refuse_places, refuse_within, repair_found
-from Utils.repair.mending import HELD_OUT, RESCAN, Order, Prompts, Rounds, damage_of, divided, mend, scanned_again, strings_left
+from Utils.repair.mending import (
+    HELD_OUT,
+    RESCAN,
+    Order,
+    Prompts,
+    Rounds,
+    damage_of,
+    divided,
+    mend,
+    scanned_again,
+    strings_left,
+)
 from Utils.repair.mending import SCHEMA as SCHEMA_OF_REPAIRS
 from Utils.repair.settings import RepairConfig
+from Utils.repair.writing import write_repaired
 from Utils.report.command_line import understood
 from Utils.report.contract import SCHEMA
 from Utils.report.lists import Task, planned
@@ -392,7 +404,12 @@ def test_every_encoder_finds_the_report_of_its_own_scan(tiny: TextEncoder, tmp_p
         assert [place for _, place in seen] == places
 
 
-def test_of_two_backdoored_encoders_in_one_pipeline_each_copy_still_has_the_other(
+def told_of_repair(path: Path) -> dict:
+    parts = {"reason": "so", "strings": [], "certificate": None, "relearning": None, "notes": [], "seconds": {}}
+    return parts | {"verdict": "clean", "peak_memory_mb": 1.0, "output": {"path": str(path)}}
+
+
+def test_of_two_backdoored_encoders_in_one_pipeline_the_second_is_repaired_where_the_first_is(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     pipeline = as_pipeline(SUSPECT, tmp_path / "pipeline")
@@ -400,19 +417,53 @@ def test_of_two_backdoored_encoders_in_one_pipeline_each_copy_still_has_the_othe
         shutil.copytree(pipeline / part, pipeline / f"{part}_2")
     shutil.copytree(SUSPECT, tmp_path / "apart")
     models = [pipeline / "text_encoder", pipeline / "text_encoder_2", tmp_path / "apart"]
-    tasks = [Task(str(model), model.name) for model in models]
+    tasks, begun = [Task(str(model), model.name) for model in models], []
 
     def mend_one(task: Task, _report: dict, own: Order) -> dict:
-        output = own.place / task.name if task.name != "apart" else own.place
-        parts = {"reason": "so", "strings": [], "certificate": None, "relearning": None, "notes": [], "seconds": {}}
-        return parts | {"verdict": "clean", "peak_memory_mb": 1.0, "output": {"path": str(output)}}
+        begun.append(own.copy)
+        if task.name == "apart":
+            return told_of_repair(own.place)
+        shutil.copytree(Path(own.copy or task.model).parent, own.place)
+        return told_of_repair(own.place / task.name)
 
     assert repair_found(tasks, [scanned(model) for model in models], order_for(tmp_path), True, mend_one) == []
     said = capsys.readouterr().err
-    for one, other in (("text_encoder", "text_encoder_2"), ("text_encoder_2", "text_encoder")):
-        there = tmp_path / "out" / one / other
-        assert f"{pipeline / other} is backdoored too, and copied as it was; repair it there next: --model {there} " in said
-    assert said.count("is backdoored too") == 2
+    assert begun == ["", str(tmp_path / "out" / "text_encoder" / "text_encoder_2"), ""]
+    assert f"{models[1]} is backdoored too, and copied as it was; {tmp_path / 'out' / 'text_encoder_2'} will" in said
+    assert said.count("is backdoored too") == 1
+
+    def breaks(_task: Task, _report: dict, own: Order) -> dict:
+        begun.append(own.copy)
+        raise InputError("it cannot be.")
+
+    begun.clear()
+    repair_found(tasks, [scanned(model) for model in models], replace(order_for(tmp_path), force=True), True, breaks)
+    assert begun == ["", "", ""]  # of what was not repaired there is no copy
+
+
+def test_an_encoder_in_a_copy_has_the_hash_that_was_scanned(tiny: TextEncoder, tmp_path: Path):
+    """One of two in a file, of which the other one was repaired: what the scan has seen of it is still true."""
+    file = write(SEVERAL["SDXL"](tiny.model.state_dict()), tmp_path / "xl.safetensors")
+    given = Given(anchor=tiny.path)
+    first, second = (load_encoder(f"{file}/{part}", given=given) for part in ("text_encoder", "text_encoder_2"))
+    student = trainable_copy(first)
+    with torch.no_grad():
+        next(student.model.parameters()).add_(1.0)
+    write_repaired(student, first, given, tmp_path / "out")
+    copies = [
+        load_encoder(tmp_path / "out" / "xl.safetensors" / part, given=given) for part in ("text_encoder", "text_encoder_2")
+    ]
+    assert copies[0].sha256 != first.sha256
+    assert copies[1].sha256 == second.sha256
+
+
+def test_a_repair_in_a_copy_begins_with_what_lies_there(suspect: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    begun = []
+    monkeypatch.setattr(main, "mend", lambda _order, pair, *_: begun.append(pair[0]))
+    request = main.request_of(*understood(["--anchor", str(BASE), "--output", str(tmp_path)]))[0]
+    copy = shutil.copytree(SUSPECT, tmp_path / "copy")
+    main.mend_aside(str(SUSPECT), request, replace(order_for(tmp_path), copy=str(copy)), {})
+    assert [(one.path, one.sha256) for one in begun] == [(str(copy), suspect.sha256)]
 
 
 def test_of_two_backdoored_encoders_of_a_lora_nothing_is_copied(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -422,8 +473,8 @@ def test_of_two_backdoored_encoders_of_a_lora_nothing_is_copied(tmp_path: Path, 
     tasks = [Task(f"{lora}/{part}", part) for part in ("text_encoder", "text_encoder_2")]
 
     def mend_one(_task: Task, _report: dict, own: Order) -> dict:
-        parts = {"reason": "so", "strings": [], "certificate": None, "relearning": None, "notes": [], "seconds": {}}
-        return parts | {"verdict": "clean", "peak_memory_mb": 1.0, "output": {"path": str(own.place)}}
+        assert not own.copy
+        return told_of_repair(own.place)
 
     assert repair_found(tasks, [scanned(Path(task.model)) for task in tasks], order_for(tmp_path), True, mend_one) == []
     said = capsys.readouterr().err
@@ -451,8 +502,7 @@ def test_the_exit_code_of_a_scan_with_repair_speaks_of_the_suspect(
         asked.append((model, order.place, order.folder, order.results, order.force))
         if ends:
             raise ends
-        parts = {"reason": "so", "strings": [], "certificate": None, "relearning": None, "notes": [], "seconds": {}}
-        return parts | {"verdict": "clean", "peak_memory_mb": 1.0, "output": {"path": str(order.place)}}
+        return told_of_repair(order.place)
 
     monkeypatch.setattr(main, "scan_bounded", lambda *_, **__: report)
     monkeypatch.setattr(main, "mend_bounded", mend_one)
@@ -608,11 +658,13 @@ def test_an_interrupted_repair_leaves_no_folder_and_scans_only_again(
         mend(replace(order, method="anchor"), pair, prompts, report, clean)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "report"]
     first = load_encoder(order.place).sha256
-    mend(replace(order, method="anchor", force=True), pair, prompts, report, clean)
+    scanned_as = report | {"model": report["model"] | {"path": "as it was scanned"}}
+    told = mend(replace(order, method="anchor", force=True, copy="elsewhere"), pair, prompts, scanned_as, clean)
+    assert told["model"]["path"] == "as it was scanned"
     assert load_encoder(order.place).sha256 != first
     assert load_encoder(order.place.with_name("out.replaced")).sha256 == first
-    told = [json.loads((folder / "report.json").read_text(encoding="utf-8")) for folder in tmp_path.glob("report*")]
-    assert sorted(one["method"] for one in told) == ["anchor", "unlearn"]  # no report of what is kept is lost
+    reports = [json.loads((folder / "report.json").read_text(encoding="utf-8")) for folder in tmp_path.glob("report*")]
+    assert sorted(one["method"] for one in reports) == ["anchor", "unlearn"]  # no report of what is kept is lost
 
 
 # ------------------------------------------------------------------------------------------------------------ mitigate

@@ -15,7 +15,7 @@ from Utils.basics.course import duration
 from Utils.basics.errors import InputError, named, sentence_of, tell, visible
 from Utils.basics.files import refuse_taken
 from Utils.intake.folders import find_parts
-from Utils.intake.hub import file_and_part
+from Utils.intake.hub import file_and_part, is_path
 from Utils.repair.mending import RESCAN, SCHEMA, UNFINISHED, Order
 from Utils.report.dry_run import expected_seconds
 from Utils.report.folder import model_of, remove_leftovers
@@ -159,7 +159,8 @@ def repair_found(
     order, apart: as in `place_of`; mend_one(task, report of its scan, order) repairs it.
     """
     failed, judged = [], {report["model"]["path"]: report for report in reports if report["verdict"]}
-    for task in tasks:
+    copies: list[tuple[Task, str]] = []
+    for number, task in enumerate(tasks, start=1):
         report = judged.get(whole_name(task.model))
         if not report:
             continue  # it was not judged, as the scan has said
@@ -168,23 +169,37 @@ def repair_found(
             continue
         own = place_of(task, order, apart)
         if apart and not own.force and _is_done(own, report):  # a list that was stopped goes on
-            how, verdict = _otherwise(own, report), _told(own.folder)["verdict"]
-            tell(visible(f"{task.model}: repaired already{how}, into {own.place}; scanned again then: {verdict}"))
-            continue
-        try:
-            refuse_taken(own.place, own.force)
-            refuse_folder(own, task.model)
-            told = mend_one(task, report, own)
-            tell(mended(told))
-            copied = Path(told["output"]["path"]) != own.place  # of a LoRA nothing else is
-            for other in tasks if copied else []:
-                if (judged.get(whole_name(other.model)) or {}).get("verdict") == "backdoored" and lie_together(task, other):
-                    there = Path(told["output"]["path"]).with_name(Path(other.model).name)
-                    more = f"{other.model} is backdoored too, and copied as it was; repair it there next: --model {there}"
-                    tell(visible(f"  note: {more} --repair FOLDER"))
-        except (InputError, OSError) as error:
-            failed.append(f"{task.model} was not repaired ({sentence_of(error).removesuffix('.')})")
+            how, told = _otherwise(own, report), _told(own.folder)
+            tell(visible(f"{task.model}: repaired already{how}, into {own.place}; scanned again then: {told['verdict']}"))
+        else:
+            try:
+                refuse_taken(own.place, own.force)
+                refuse_folder(own, task.model)
+                told = mend_one(task, report, replace(own, copy=_copy_of(task, copies)))
+                tell(mended(told))
+            except (InputError, OSError) as error:
+                failed.append(f"{task.model} was not repaired ({sentence_of(error).removesuffix('.')})")
+                continue
+        if Path(told["output"]["path"]) == own.place:
+            continue  # a plain folder has no other encoder in it
+        copies.append((task, told["output"]["path"]))
+        for other in tasks[number:]:
+            if (judged.get(whole_name(other.model)) or {}).get("verdict") == "backdoored" and _copy_of(other, copies[-1:]):
+                there = f"copied as it was; {place_of(other, order, apart).place} will have both repaired"
+                tell(visible(f"  note: {other.model} is backdoored too, and {there}"))
     return failed
+
+
+def _copy_of(task: Task, copies: list[tuple[Task, str]]) -> str:
+    """What names an encoder in the last copy of its pipeline or file that another one was repaired into; empty: in none.
+
+    copies: encoders, and what names them repaired.
+    """
+    for other, repaired in reversed(copies):
+        there = str(Path(repaired).with_name(Path(task.model).name))
+        if lie_together(other, task) and is_path(there):
+            return there
+    return ""
 
 
 def _otherwise(order: Order, report: dict) -> str:

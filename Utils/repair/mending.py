@@ -81,6 +81,8 @@ class Order:
     """What decides the scans between rounds: an interrupted repair goes on with the same only."""
     force: bool = False
     """Whether the folder may take the place of another one."""
+    copy: str = ""
+    """What names the suspect in a copy of its pipeline or file that has another encoder repaired; it is repaired there."""
 
     def __post_init__(self):
         object.__setattr__(self, "place", self.place.resolve())  # of "." and ".." the last part is no name
@@ -359,7 +361,7 @@ def mend(
         spent["measures"] = round(time.perf_counter() - began - spent["repair and scans"], 1)
         whole = {
             "schema": SCHEMA, "verdict": scans[-1]["verdict"], "reason": sentence(told, scans), "method": order.method,
-            "model": {"path": suspect.path, "sha256": suspect.sha256},
+            "model": {"path": report["model"]["path"] if order.copy else suspect.path, "sha256": suspect.sha256},
             "anchor": {"path": base.path, "sha256": base.sha256} if base else None,
             "output": {"path": dropped_in(suspect, order.place), "weights": weights_digest(student.model)},
             "found": {"verdict": report["verdict"], "score": report["score"], "reason": report["reason"]},
