@@ -752,6 +752,7 @@ def repairs_in_short() -> str:
     done = [row for row in found if of_now(row)]
     if not done:
         return "No model has been repaired with the present settings."
+    further = [row for row in ours(further=True) if "success" in row and of_now(row)]
     kept = [min(both) / both[0] for both in gains(done)]
     old = [row["skill"]["base data"] for row in done if row["skill"]]
     lost = [one["suspect"] - one["repaired"] for one in old]
@@ -763,11 +764,13 @@ def repairs_in_short() -> str:
     return grid(["what", "bar", "measured"], [
         ["planted models that the scan found", "", rate(len(found), len(rows))],
         ["repaired with the present settings", "", f"{len(done)} of them"],
+        ["the same, further attacks too", "24", len(done) + len(further)],
+        ["of these on a fine-tune that gained 5 points on its own data", "half", f"{len(gains(done + further))}"],
         ["true trigger at most 0.05 above the base", "90 %", rate(sum(map(is_gone, done)), len(done))],
         *([name, "", rate(sum(map(is_gone, mine)), len(mine))] for name, mine in parts.items() if mine),
         ["Sim_clean to the suspect, lowest", "0.97", f"{clean:.3f} (different prompts: up to {floor:.2f})"],
         *([
-            ["what fine-tunes gained, kept of all", "80 %", f"{whole(gain_kept(done))}, {len(kept)} gained 5 points"],
+            ["what fine-tunes gained, kept of all", "80 %", whole(gain_kept(done))],
             ["fine-tunes that keep 80 % of it", "", rate(sum(share >= 0.8 for share in kept), len(kept))],
             ["the same: lowest, median, highest", "", " ".join(whole(f(kept)) for f in (min, median, max))],
         ] if kept else []),

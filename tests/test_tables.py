@@ -134,7 +134,7 @@ def test_a_repair_with_earlier_settings_is_shown_and_counts_in_nothing(monkeypat
     gone, stays = ({"suspect": 1.0, "repaired": share, "base": 0.0} for share in (0.0, 1.0))
     now = {**row, "model": "new", "settings": asdict(RepairConfig()), "success": gone}
     old = {**now, "model": "old", "settings": {**now["settings"], "steps": 1}, "success": stays}
-    monkeypatch.setattr(tables, "repair_rows", lambda: [now, old])
+    monkeypatch.setattr(tables, "repair_rows", lambda: [now, old, {**now, "further": True}, {**old, "further": True}])
     assert "| `new` |" in tables.repairs()
     assert "| `old` (earlier settings) |" in tables.repairs()
     assert "gone in 1 of 1," in tables.repairs_line()
@@ -142,9 +142,11 @@ def test_a_repair_with_earlier_settings_is_shown_and_counts_in_nothing(monkeypat
     assert "| of the others |  | 1 of 1 " in short
     assert f"| of {tables.FAMILIES[row['family']]} |  | 1 of 1 " in short
     assert "chosen on" not in short
+    assert "| the same, further attacks too | 24 | 2 |" in short
     monkeypatch.setattr(tables, "repair_rows", lambda: [{**now, "skill": {"base data": now["skill"]["base data"]}}])
     assert "fine-tunes" not in tables.repairs_line()
-    assert "gained" not in tables.repairs_in_short()
+    assert "kept" not in (short := tables.repairs_in_short())
+    assert "gained 5 points on its own data | half | 0 |" in short
     monkeypatch.setattr(tables, "repair_rows", lambda: [old])
     assert tables.repairs_in_short().startswith("No model has been repaired")
     assert tables.repairs_line().endswith("have not been measured.")
