@@ -28,7 +28,7 @@ from tests.families import KINDS, letters
 from Utils.basics.config import load_config
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
-from Utils.encoder import corpus, precision
+from Utils.encoder import corpus, precision, work
 from Utils.encoder.corpus import embed_corpus, token_summaries
 from Utils.encoder.loading import load_encoder
 from Utils.encoder.measures import similarity
@@ -198,6 +198,16 @@ def test_products_are_counted_forward_and_backward(base: TextEncoder):
     base(ids)
     assert WORK.flop - before == 3 * expected
     assert matrix_rate(torch.float32, torch.device("cpu")) > 1e9
+
+
+@pytest.mark.parametrize(("takes", "looks"), [(60.0, 2), (1.0, 2 * (work.REPEATS + 1))])
+def test_a_machine_without_a_number_format_is_not_asked_again(takes: float, looks: int, monkeypatch: pytest.MonkeyPatch):
+    """One product in it takes a minute."""
+    clock = iter([takes * i for i in range(looks)])
+    monkeypatch.setattr(work, "SIDE", 8)
+    monkeypatch.setattr(work.time, "perf_counter", lambda: next(clock))
+    assert matrix_rate(torch.bfloat16, torch.device("cpu")) == 2 * 8**3 / takes
+    assert not list(clock)
 
 
 def test_a_stage_logs_what_speed_reads(base: TextEncoder, tmp_path: Path):
