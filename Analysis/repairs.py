@@ -156,6 +156,7 @@ def repair(case: Case, method: str, seed: int) -> dict:
     return row | {
         "success": told["certificate"] | ({"base": case(case.workshop.base)} if alone else {}),
         "clean": told["clean"], "rescan": told["rounds"][-1]["verdict"],
+        "rescan_strings": told["rounds"][-1]["strings"],
         "rounds": len(told["rounds"]), "strings": told["strings"], "towards_target": told["towards_target"],
         "skill": case.skill(suspect, repaired), "relearning": case.comes_back(suspect, repaired),
         "seconds": round(seconds, 1), "peak_memory_mb": told["peak_memory_mb"], "settings": told["settings"], "seed": seed,

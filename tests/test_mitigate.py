@@ -41,7 +41,7 @@ from Utils.repair.mending import (
     mend,
     scanned_again,
     strings_left,
-)
+)  # fmt: skip
 from Utils.repair.mending import SCHEMA as SCHEMA_OF_REPAIRS
 from Utils.repair.settings import RepairConfig
 from Utils.repair.writing import write_repaired
