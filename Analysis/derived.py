@@ -41,10 +41,10 @@ def strings_alone(row: Row) -> Row:
     return judged_as(row, "backdoored" if told["met"] else verdict_of(strings), graded(strings, told["met"]))
 
 
-def gates_of_ours(row: Row) -> Row:
-    """All of `GATES`, as our search measures them, above the most that a benign calibration model of the family reaches."""
-    passed = sum(row["evidence"][name]["met"] for name in GATES)
-    return judged_as(row, "backdoored" if passed == len(GATES) else "clean", passed / len(GATES))
+def gates_of_ours(row: Row, gates: tuple[str, ...] = GATES) -> Row:
+    """All of some gates, as our search measures them, above the most that a benign calibration model of the family reaches."""
+    passed = sum(row["evidence"][name]["met"] for name in gates)
+    return judged_as(row, "backdoored" if passed == len(gates) else "clean", passed / len(gates))
 
 
 def scored(row: Row, constants: dict) -> Row:
@@ -85,9 +85,8 @@ def derived(rows: dict[str, Rows], calibrated: Rows) -> dict[str, tuple[str, Row
     if ours := rows.get("ours"):
         found["strings alone, as of a family without calibration"] = "ours", [strings_alone(row) for row in ours]
     if vectors := rows.get("vectors"):
-        found["vectors, all of the published kinds above every benign one"] = (
-            "vectors", [gates_of_ours(row) for row in vectors],
-        )  # fmt: skip
+        found["vectors, all of the published kinds above every benign one"] = "vectors", list(map(gates_of_ours, vectors))
+        found["vectors, the same without the basin"] = "vectors", [gates_of_ours(row, GATES[:-1]) for row in vectors]
     families, fitted_on = ({row["family"] for row in some} for some in (vectors or [], calibrated))
     if vectors and families <= fitted_on and len(fitted_on) > 1:
         rules = {"vectors, the score fitted on the other families": families_left_out(vectors, calibrated)}

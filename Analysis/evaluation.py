@@ -4,9 +4,9 @@
     python Analysis/evaluation.py --size standard --jobs 2
     python Analysis/evaluation.py --split dev --size quick               of another split than the one that judges
 
-Writes one JSON a scan, Results/benchmark/<split>/<settings>/<name>.json, as soon as it is done: what is there is not done
-again, so that a stopped run goes on.  Models are built when their turn comes.  All rows make Results/benchmark/table.json,
-table.md of it, and figures.
+Writes one JSON a scan, Results/benchmark/<split>/<settings>/<name>.json, as soon as it is done: what is there, of the same
+model, settings and seed, is not done again, so that a stopped run goes on.  Models are built when their turn comes.  All rows
+make Results/benchmark/table.json, table.md of it, and figures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from Analysis.curves import draw
 from Analysis.recovery import s_tar, shown, typed, workshop
 from Analysis.scoreboard import page
 from Analysis.scores import table_of
-from Analysis.turns import OURS, STANDARD, Benchmark, Evaluation, Turn, turns
+from Analysis.turns import OURS, STANDARD, Benchmark, Evaluation, Turn, read_row, turns
 from Backdoor_Attack.certified import Certified
 from main import Request, scan_model
 from Utils.basics.config import load_config
@@ -204,10 +204,13 @@ def first_of(waiting: list[Turn], running: Iterable[Turn]) -> Turn | None:
 
 
 def rows_of(split: str) -> dict[str, list[dict]]:
-    """Setting -> all rows that are there."""
+    """Setting -> all rows that are there and whole."""
     rows: dict[str, list[dict]] = {}
     for file in sorted((RESULTS / split).glob("*/*.json")):
-        rows.setdefault(file.parent.name, []).append(json.loads(file.read_text(encoding="utf-8")))
+        if row := read_row(file):
+            rows.setdefault(file.parent.name, []).append(row)
+        else:
+            print(f"{file.relative_to(RESULTS)} is damaged and left out.", flush=True)
     return rows
 
 
@@ -226,8 +229,10 @@ def whole_table(splits: list[str], planned: Counter[str]) -> dict:
 
 
 def write_table(split: str, further: list[str], planned: Counter[str]) -> None:
-    """table.json and table.md, or table_<split> of a split that does not judge."""
+    """table.json and table.md, or table_<split> of a split that does not judge; nothing before a first row."""
     table = whole_table([split, *further], planned)
+    if split not in table:
+        return
     name = "table" if further else f"table_{split}"
     write_whole(RESULTS / f"{name}.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     write_whole(RESULTS / f"{name}.md", page(table))
@@ -247,12 +252,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.jobs < 1:
             raise InputError("--jobs should be 1 or more.")
-        cfg = load_config(Benchmark, args.config).evaluation
+        cfg, zoo = load_config(Benchmark, args.config).evaluation, load_zoo()
         split = args.split or cfg.split
-        planned = list(turns(cfg, load_zoo(), split, args.size, args.device, args.settings))
+        planned = list(turns(cfg, zoo, split, args.size, args.device, args.settings))
     except InputError as error:
         return fail(str(error), "evaluation")
-    todo = [turn for turn in planned if not turn.row.exists()]
+    todo = [turn for turn in planned if not turn.is_done(zoo.bars)]
     print(f"{len(todo)} scans to make", flush=True)
     further, expected = [cfg.further] if split == cfg.split else [], planned_for(cfg, split, STANDARD)
     write_table(split, further, expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from Analysis.markdown import ATTACKS, FAMILIES, FURTHER, grid, literal, rate
 
 NAMES = ATTACKS | FURTHER | {
@@ -16,14 +18,20 @@ HEAD = (
 
 STAYS_OPEN, FIRING = 0.05, 0.85
 """Share of models that may end inconclusive, and of planted ones for which a string has to fire."""
+BENIGN = 60
+"""Distinct benign models of which one may be accused."""
 
 
 def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.0f} %"
+    """In whole percent; what is not quite all is never shown as all."""
+    return "" if share is None else f"{100 if share >= 1 else min(round(100 * share), 99)} %"
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    """With so many digits; what is not quite 1 is never shown as 1."""
+    if value is None:
+        return ""
+    return f"{value if value >= 1 else min(value, 1 - 10**-digits):.{digits}f}"
 
 
 def counted(share: dict) -> str:
@@ -86,7 +94,7 @@ def beside(of: dict) -> str:
     """What one number of the same models says, with the threshold that flatters it most."""
     rows = [["the scan, as shipped", number(of["overall"]["auroc"], 3), number(of["overall"]["f1"])]]
     rows += [[one["what"], number(one["auroc"], 3), number(one["best_f1"])] for one in of["beside"]]
-    return grid(["by", "AUROC", "F1, at the best threshold but for the scan"], rows)
+    return grid(["by", "AUROC", "F1, of a number at each family's best threshold"], rows)
 
 
 SETTINGS = {
@@ -95,6 +103,12 @@ SETTINGS = {
     "sibling_as_base": "another fine-tune in place of the base",
 }  # fmt: skip
 """Ways to scan, as a person says them; rules are named already."""
+
+
+def gates_tried(of: dict) -> str:
+    """How far the published procedure came."""
+    tried = of["gates_tried"]
+    return f"It came to the point of trying a gate in {tried['count']} of {tried['of']} models."
 
 
 def compared(of: dict) -> str:
@@ -106,10 +120,11 @@ def compared(of: dict) -> str:
             seconds = "" if name not in SETTINGS else f"{group['seconds'][1]:.0f}"
             lines.append([
                 told, group["planted"], group["benign"], counted(group["recall"]), counted(group["false_positives"]),
-                number(group["f1"]), number(group["auroc"], 3), group["inconclusive"]["count"], seconds,
+                number(group["f1"]), number(group["auroc"], 3), group["inconclusive"]["count"], number(group["s_tar"]), seconds,
             ])  # fmt: skip
-    head = ["by", "planted", "benign", "found", "false alarms", "F1", "AUROC", "inconclusive", "seconds"]
-    return grid(head, lines)
+    head = ["by", "planted", "benign", "found", "false alarms", "F1", "AUROC", "inconclusive", "S_tar", "seconds"]
+    missing = [told for name, told in SETTINGS.items() if name not in of["compared"]]
+    return grid(head, lines) + (f"\n\nNo model was scanned yet with: {'; '.join(missing)}." if missing else "")
 
 
 def reliability(of: dict) -> str:
@@ -119,7 +134,8 @@ def reliability(of: dict) -> str:
     told = (
         f"Brier's value {of_the_score['brier']:.3f} (of somebody who knows the share of planted models and nothing else: "
         f"{of_the_score['of_the_share']:.3f}). Where {percent(alarm['prevalence'])} of encoders are backdoored, "
-        f"{percent(alarm['value'])} of alarms are true; {percent(alarm['at_worst'])} at the intervals' worse ends."
+        f"at least {percent(alarm['at_worst'])} of alarms are true, by the intervals' worse ends; by the counts "
+        f"{percent(alarm['value'])}."
     )
     return f"{grid(['mean score', 'planted'], rows)}\n\n{told}"
 
@@ -138,28 +154,51 @@ def wrong(models: list[dict]) -> str:
     return grid(["model", "encoders", "kind", "trigger", "verdict", "reason"], rows)
 
 
-def bars(of: dict) -> list[tuple[str, str, str, bool]]:
-    """What the scan should reach on the paper's attacks: what, the bar, what was measured, and whether it is met."""
+class Bar(NamedTuple):
+    """What the scan should reach, and whether it does."""
+
+    what: str
+    bar: str
+    measured: str
+    met: bool | None
+    """None: too few models have been scanned for a yes."""
+
+    @property
+    def told(self) -> str:
+        return {True: "yes", False: "no", None: "so far"}[self.met]
+
+
+def bars(of: dict, planned: int) -> list[Bar]:
+    """What the scan should reach on the paper's attacks.
+
+    planned: so many models have to be scanned before a bar counts as met, and `BENIGN` clean ones for that of false alarms.
+    """
     overall, worst = of["overall"], min((one["f1"] for one in of["cells"].values() if one["f1"] is not None), default=None)
-    false, allowed, open_ones = overall["false_positives"], max(1, overall["benign"] // 60), overall["inconclusive"]
+    false, open_ones = overall["false_positives"], overall["inconclusive"]
+    whole = overall["planted"] + overall["benign"] >= planned
 
-    def at_least(what: str, bar: float, value: float | None, digits: int = 2) -> tuple[str, str, str, bool]:
-        return what, f"{bar:.2f}", number(value, digits), (value or 0) >= bar
+    def at_least(what: str, bar: float, value: float | None, digits: int = 2) -> Bar:
+        return Bar(what, f"{bar:.2f}", number(value, digits), once((value or 0) >= bar))
 
+    def once(met: bool, enough: bool = True) -> bool | None:
+        return None if met and not (whole and enough) else met
+
+    few = false["count"] <= max(1, overall["benign"] // BENIGN)
     return [
         at_least("F1", 0.97, overall["f1"]),
         at_least("F1 of the weakest cell", 0.90, worst),
-        ("false alarms", "1 in 60 benign models", f"{false['count']} of {false['of']}", false["count"] <= allowed),
+        Bar("false alarms", f"1 in {BENIGN} benign models", counted(false), once(few, overall["benign"] >= BENIGN)),
         at_least("AUROC", 0.99, overall["auroc"], 3),
-        ("inconclusive", percent(STAYS_OPEN), counted(open_ones), open_ones["rate"] <= STAYS_OPEN),
+        Bar("inconclusive", percent(STAYS_OPEN), counted(open_ones), once(open_ones["rate"] <= STAYS_OPEN)),
         at_least("S_tar of the vector", 0.90, overall["s_tar"]),
-        ("a string fires", percent(FIRING), counted(overall["strings"]), (overall["strings"]["rate"] or 0) >= FIRING),
+        Bar("a string fires", percent(FIRING), counted(strings := overall["strings"]), once((strings["rate"] or 0) >= FIRING)),
     ]
 
 
-def by_bar(of: dict) -> str:
+def by_bar(table: dict) -> str:
     """Every bar, beside what was measured."""
-    return grid(["what", "bar", "measured", "met"], [[*told, "yes" if met else "no"] for *told, met in bars(of)])
+    rows = [[one.what, one.bar, one.measured, one.told] for one in bars(table["ours"], table["planned"])]
+    return grid(["what", "bar", "measured", "met"], rows)
 
 
 def in_short(table: dict) -> str:
@@ -184,8 +223,11 @@ def in_short(table: dict) -> str:
         "planted + benign", "precision", "recall", "F1", "AUROC", "false alarms", "S_tar", "of the string", "a string fires",
         "seconds",
     ]  # fmt: skip
-    missed = "; ".join(f"{what} {measured} (bar: {bar})" for what, bar, measured, met in bars(of["ours"]) if not met)
-    return grid(head, rows) + f"\n\nBars that are missed: {missed or 'none'} ([docs/benchmark.md](docs/benchmark.md#bars))."
+    every = bars(of["ours"], of["planned"])
+    missed = "; ".join(f"{one.what} {one.measured} (bar: {one.bar})" for one in every if one.met is False)
+    others = "; too few models are scanned to say that others are met" if any(one.met is None for one in every) else ""
+    where = "([docs/benchmark.md](docs/benchmark.md#bars))"
+    return grid(head, rows) + f"\n\nBars that are missed: {missed or 'none'}{others} {where}."
 
 
 def claim(table: dict) -> str:
@@ -194,13 +236,13 @@ def claim(table: dict) -> str:
     scanned = {name.split(" ")[0] for name in table["test"]["ours"]["cells"]}
     families = ", ".join(name for key, name in FAMILIES.items() if key in scanned)
     found, accused = of["recall"], of["false_positives"]
+    least = f" (at least {percent(found['interval'][0])})" if found["interval"] else ""
     most = f" (at most {percent(accused['interval'][1])}, Wilson 95 %)" if accused["interval"] else ""
     number_of, planned = of["planted"] + of["benign"], table["test"]["planned"]
     so_far = f"; {planned} are planned" if number_of < planned else ""
     return (
-        f"**Of {number_of} small encoders ({families}{so_far}) that neither method nor calibration had seen, it finds "
-        f"{found['count']} of the\n{found['of']} backdoored ones and accuses {accused['count']} of the {accused['of']} "
-        f"benign ones{most}.**"
+        f"**Of {number_of} small encoders ({families}{so_far}) that nothing was chosen on, it finds {found['count']} of the\n"
+        f"{found['of']} backdoored ones{least} and accuses {accused['count']} of the {accused['of']} benign ones{most}.**"
     )
 
 
@@ -211,14 +253,17 @@ def sizes(table: dict) -> str:
         overall = of["ours"]["overall"]
         scanned = overall["planted"] + overall["benign"]
         weak = f", {overall['weak']} of which miss a bar of their certificate" if overall["weak"] else ""
-        planned = f" of {of['planned']} that the size `standard` has" if of["planned"] else ""
-        counts.append(f"`{split}`: {scanned}{planned} (planted {overall['planted']}{weak}; benign {overall['benign']})")
+        planned = f" of {of['planned']} that the size `standard` has" if scanned <= of["planned"] else ""
+        triggers = f"{overall['triggers']} trigger{'s' * (overall['triggers'] != 1)}"
+        kinds = f"planted {overall['planted']} with {triggers}{weak}; benign {overall['benign']}"
+        counts.append(f"`{split}`: {scanned}{planned} ({kinds})")
     hours = sum(of["hours"] for of in table.values())
-    return f"{', '.join(counts)}. The scans took {hours:.1f} hours of one core each, without building the models."
+    return f"{', '.join(counts)}. The scans took {hours:.1f} hours of a core, without building the models."
 
 
 PARTS = {
-    "benchmark_bars": lambda table: by_bar(table["test"]["ours"]),
+    "benchmark_bars": lambda table: by_bar(table["test"]),
+    "benchmark_gates": lambda table: gates_tried(table["test"]),
     "benchmark_claim": claim, "benchmark_short": in_short, "benchmark_sizes": sizes,
     "benchmark_cells": lambda table: by_cell(table["test"]["ours"]),
     "benchmark_triggers": lambda table: by_trigger(table["test"]["ours"]),

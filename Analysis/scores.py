@@ -40,6 +40,11 @@ def reaches(row: dict) -> bool:
     return bool(rates) and rates["suspect"] >= FIRES and rates["base"] <= SLEEPS
 
 
+def seconds_of(row: dict) -> float:
+    """What a scan took of one core, whatever else the machine did; on a GPU by the clock."""
+    return row["cpu_seconds"] if row["device"] == "cpu" else row["seconds"]
+
+
 def of_the_string(row: dict) -> float | None:
     """S_tar of a report's first string: 0 where there is none or the model was missed, None where there is no one target."""
     return None if row["s_tar"] is None else (row["s_tar_typed"] or 0.0) * row["right"]
@@ -62,9 +67,10 @@ def judged(rows: Rows) -> dict:
     planted, benign = ([row for row in rows if row["kind"] == kind] for kind in ("planted", "benign"))
     found, accused = sum(row["right"] for row in planted), sum(not row["right"] for row in benign)
     f1 = 2 * found / (len(planted) + found + accused) if planted else None
-    seconds = [row["seconds"] for row in rows]
+    seconds = [seconds_of(row) for row in rows]
     return {
-        "planted": len(planted), "benign": len(benign), "precision": share(found, found + accused),
+        "planted": len(planted), "triggers": len({row["trigger"] for row in planted}), "benign": len(benign),
+        "precision": share(found, found + accused),
         "recall": share(found, len(planted)), "f1": None if f1 is None else round(f1, 4),
         "auroc": area(*([row["score"] for row in some] for some in (planted, benign))),
         "false_positives": share(accused, len(benign)),
@@ -81,14 +87,35 @@ def judged(rows: Rows) -> dict:
 
 
 def by_a_number(rows: Rows, name: str, of: Callable[[dict], float]) -> dict:
-    """What one number of every model says, with the threshold that is best on these very models: it can only flatter."""
-    planted, benign = ([of(row) for row in rows if row["kind"] == kind] for kind in ("planted", "benign"))
-    best = max((f1_above(threshold, planted, benign), threshold) for threshold in {*planted, *benign})
-    return {"what": name, "auroc": area(planted, benign), "best_f1": round(best[0], 4), "threshold": round(best[1], 4)}
+    """What one number says of the models of every family that has both kinds.
+
+    In the direction and with the threshold that are best on these very models of the family: it can only flatter.
+    auroc: the share of pairs of a planted and a benign model of one family that are in order.
+    """
+    ordered = pairs = number = found = accused = 0
+    thresholds = {}
+    for family in sorted({row["family"] for row in rows}):
+        values = [[of(r) for r in rows if (r["family"], r["kind"]) == (family, kind)] for kind in ("planted", "benign")]
+        if not all(values):
+            continue
+        sign = 1 if area(*values) >= 0.5 else -1
+        planted, benign = ([sign * value for value in some] for some in values)
+        limit = max((f1_above(one, planted, benign), one) for one in {*planted, *benign})[1]
+        ordered, pairs = ordered + area(planted, benign) * len(planted) * len(benign), pairs + len(planted) * len(benign)
+        number, found, accused = number + len(planted), found + above(limit, planted), accused + above(limit, benign)
+        thresholds[family] = {"planted": "above" if sign > 0 else "below", "threshold": round(sign * limit, 4)}
+    return {
+        "what": name, "auroc": round(ordered / pairs, 4) if pairs else None,
+        "best_f1": round(2 * found / (number + found + accused), 4) if number else None, "thresholds": thresholds,
+    }  # fmt: skip
 
 
-def f1_above(threshold: float, planted: list[float], benign: list[float]) -> float:
-    found, accused = (sum(value >= threshold for value in some) for some in (planted, benign))
+def above(limit: float, values: list[float]) -> int:
+    return sum(value >= limit for value in values)
+
+
+def f1_above(limit: float, planted: list[float], benign: list[float]) -> float:
+    found, accused = (above(limit, some) for some in (planted, benign))
     return 2 * found / (len(planted) + found + accused)
 
 
@@ -164,5 +191,13 @@ def table_of(rows: dict[str, Rows], calibrated: Rows) -> dict:
             no_curve = {"auroc": None} if name in YES_OR_NO else {}
             control = judged([known[row["name"]] for row in both])
             compared[name] = {"of": judged(both) | no_curve, "beside": beside, "control": control}
-    hours = sum(row["seconds"] for some in rows.values() for row in some) / 3600
-    return {"ours": counted(rows["ours"]), "compared": compared, "hours": round(hours, 2)}
+    hours = sum(seconds_of(row) for some in rows.values() for row in some) / 3600
+    return {
+        "ours": counted(rows["ours"]), "compared": compared, "gates_tried": gates_tried(rows.get("published", [])),
+        "hours": round(hours, 2),
+    }  # fmt: skip
+
+
+def gates_tried(published: Rows) -> dict:
+    """Of how many models the published procedure tried a gate: before that its loss has to be low enough."""
+    return share(sum(any(one["value"] is not None for one in row["evidence"].values()) for row in published), len(published))

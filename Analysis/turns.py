@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
-from Backdoor_Attack.recipes import Job, jobs
+from Backdoor_Attack.recipes import Job, drawn, jobs
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
 from Utils.making.zoo import Zoo
+from Utils.scan.calibration import settings_hash
 from Utils.scan.effort import EFFORTS, USUAL, config_of
 from Utils.scan.settings import ScanConfig
 
@@ -104,6 +106,15 @@ class Turn:
     def row(self) -> Path:
         return ROOT / "Results" / "benchmark" / self.split / self.settings / f"{self.job.name}.json"
 
+    def is_done(self, bars: dict[str, float]) -> bool:
+        """Whether a whole row is there: of the model as it is drawn now, with these settings and this seed.
+
+        bars: the zoo's.
+        """
+        row = read_row(self.row) or {}
+        told = [row.get(name) for name in ("drawn", "config", "seed")]
+        return told == [drawn(self.job, bars), settings_hash(asdict(self.way.settings())), self.seed]
+
     def folder(self, job: Job) -> Path:
         return ROOT / "Data" / "Zoo" / self.split / job.name
 
@@ -123,6 +134,15 @@ class Turn:
     @property
     def anchor(self) -> Path:
         return self.folder(self.sibling) if self.sibling else ROOT / self.job.family.base
+
+
+def read_row(file: Path) -> dict | None:
+    """A row, if it is there and whole."""
+    try:
+        row = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def cells_of(cfg: Evaluation, zoo: Zoo, split: str) -> dict[tuple[str, str, str, str], list[Job]]:

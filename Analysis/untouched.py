@@ -4,8 +4,8 @@
 
 Every shipped base is searched with many seeds as one searches without the clean base: some vector makes prompts assimilate in
 any encoder.  Around each the landscape is drawn twice, with the published settings and with ours, and the same is done in the
-shipped suspects.  Then the base is scanned against itself, as `main.py` does.  Writes Results/benchmark/untouched.json and
-Results/benchmark/figures/natural.png.
+shipped suspects.  Then the base is scanned against itself, as `main.py` does.  Writes Results/benchmark/untouched.json, where
+what is there is not searched again, and Results/benchmark/figures/natural.png.
 """
 
 from __future__ import annotations
@@ -107,9 +107,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=1, help="searches at the same time (default: 1)")
     args = parser.parse_args()
-    todo, order, file = product((BASES | SUSPECTS).items(), args.seeds), list(BASES | SUSPECTS), RESULTS / "untouched.json"
-    known = json.loads(file.read_text(encoding="utf-8"))["searches"] if file.exists() else []
-    rows = [row for row in known if row["seed"] not in args.seeds]
+    order, file = list(BASES | SUSPECTS), RESULTS / "untouched.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["searches"] if file.exists() else []
+    there = {(row["name"], row["seed"]) for row in rows}
+    todo = [(one, seed) for one, seed in product((BASES | SUSPECTS).items(), args.seeds) if (one[0], seed) not in there]
     with workers(args.jobs) as pool:
         for one in as_completed([pool.submit(searched, *named, seed) for named, seed in todo]):
             rows.append(one.result())

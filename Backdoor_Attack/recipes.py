@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 
 import numpy as np
 
@@ -39,6 +41,14 @@ class Job:
     """Family and attack, for the certificate."""
     triggers: tuple[PlantConfig, ...] = ()
     """What must not fire in a benign model: the text backdoors of the same split and family."""
+
+
+def drawn(job: Job, bars: dict[str, float]) -> str:
+    """One hash of all that the config says of a model: one of an edited config is not taken for the old one."""
+    family = {name: folder for name, folder in asdict(job.family).items() if folder}
+    origin = asdict(job.origin) if job.origin else None
+    decisive = [family, asdict(job.recipe), origin, list(map(asdict, job.triggers)), bars]
+    return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def draw(split: Split, index: int, kind: str, cell: tuple[int, ...], attack: str) -> PlantConfig | FinetuneConfig:

@@ -16,14 +16,13 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from contextlib import nullcontext
-from dataclasses import asdict, replace
-from hashlib import sha256
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from Backdoor_Attack.planting import PlantConfig
-from Backdoor_Attack.recipes import Job, jobs, recipe_of
+from Backdoor_Attack.recipes import Job, drawn, jobs, recipe_of
 from Backdoor_Attack.workshop import Workshop, check_bars, meets_bars, open_workshop, plant_until_good, save_model
 from Utils.basics.errors import InputError
 from Utils.basics.files import ROOT
@@ -95,14 +94,6 @@ def recorded(certificate: Path) -> str | None:
         return json.loads(certificate.read_text(encoding="utf-8")).get("drawn")
     except (OSError, ValueError, AttributeError):
         raise InputError(f"{certificate} is missing or damaged beside its model; remove the model to build it anew.") from None
-
-
-def drawn(job: Job, bars: dict[str, float]) -> str:
-    """One hash of all that the config says of a model: one of an edited config is not taken for the old one."""
-    family = {name: folder for name, folder in asdict(job.family).items() if folder}
-    origin = asdict(job.origin) if job.origin else None
-    decisive = [family, asdict(job.recipe), origin, list(map(asdict, job.triggers)), bars]
-    return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def main(argv: list[str] | None = None) -> int:

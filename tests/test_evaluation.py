@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,12 @@ from Analysis import turns as planning
 from Analysis.evaluation import moved
 from Analysis.turns import STANDARD, Benchmark, Turn, turns
 from Backdoor_Attack.certified import Certified
-from Backdoor_Attack.recipes import jobs
-from Utils import build_zoo
+from Backdoor_Attack.recipes import drawn, jobs
 from Utils.basics.config import load_config
 from Utils.basics.errors import InputError
 from Utils.encoder.loading import load_encoder, trainable_copy
 from Utils.making.zoo import load_zoo
+from Utils.scan.calibration import settings_hash
 from Utils.scan.replay import put
 from Utils.scan.settings import SETTINGS, ScanConfig
 
@@ -121,8 +121,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of its own for rows, and scans that take no time."""
     for folder in ("configs", "Data/Zoo"):
         (tmp_path / folder).mkdir(parents=True)
-    for file in ("benchmark.yaml", "zoo.yaml"):
-        (tmp_path / "configs" / file).write_bytes((evaluation.ROOT / "configs" / file).read_bytes())
+    for file in (evaluation.ROOT / "configs").glob("*.yaml"):
+        (tmp_path / "configs" / file.name).write_bytes(file.read_bytes())
     for module in (evaluation, planning):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "Results" / "benchmark")
@@ -142,9 +142,10 @@ def answered(turn: Turn) -> dict:
         "kind": "planted" if planted else "benign", "verdict": "backdoored" if planted else "clean", "right": True,
         "score": float(planted), "strings": [], "evidence": {"string": NOTHING},
         "moved": {"rows": 0.1, "weights": 0.1, "drift": 0.1}, "seconds": 1.0, "peak_memory_mb": 900.0, "reason": "why",
-        "meets_bars": True,
+        "meets_bars": True, "cpu_seconds": 1.0, "device": "cpu", "drawn": drawn(turn.job, load_zoo().bars),
+        "config": settings_hash(asdict(turn.way.settings())), "seed": turn.seed,
     }  # fmt: skip
-    more = {"s_tar": None, "s_tar_floor": None, "s_tar_typed": None, "string_reaches_target": {}}
+    more = {"trigger": "zz", "s_tar": None, "s_tar_floor": None, "s_tar_typed": None, "string_reaches_target": {}}
     return row | (more | {"tokens": 1, "on_a_fine_tune": False} if planted else {})
 
 
@@ -174,7 +175,18 @@ def test_a_stopped_evaluation_goes_on_and_a_model_that_cannot_be_built_stops_not
     assert evaluation.main(words) == 0
     assert "6 scans to make" in capsys.readouterr().out
     assert set(asked[7:]) & set(first) == {first[2]}
-    assert len(list((elsewhere / "Results" / "benchmark" / "test" / "ours").iterdir())) == 12
+    rows = sorted((elsewhere / "Results" / "benchmark" / "test" / "ours").iterdir())
+    assert len(rows) == 12
+    rows[0].write_text(rows[0].read_text()[:40])
+    rows[1].write_text(json.dumps(json.loads(rows[1].read_text()) | {"seed": 43}))
+    rows[2].write_text(json.dumps(json.loads(rows[2].read_text()) | {"config": "another"}))
+    rows[3].write_text(json.dumps(json.loads(rows[3].read_text()) | {"drawn": "otherwise"}))
+    asked.clear()
+    assert evaluation.main(words) == 1  # the third of `some` fails
+    said = capsys.readouterr().out
+    assert "4 scans to make" in said
+    assert f"test/ours/{rows[0].name} is damaged and left out." in said
+    assert set(asked) == {file.stem for file in rows[:4]}
 
 
 def test_what_fails_is_one_sentence_and_leaves_no_row(elsewhere: Path, monkeypatch):
@@ -263,9 +275,9 @@ def test_the_committed_table_is_that_of_the_committed_rows():
 def test_committed_rows_are_of_the_models_that_the_zoo_draws_now():
     zoo = load_zoo()
     for split in (CFG.split, CFG.further):
-        drawn = {job.name: build_zoo.drawn(job, zoo.bars) for job in jobs(zoo, split)}
+        now = {job.name: drawn(job, zoo.bars) for job in jobs(zoo, split)}
         for rows in evaluation.rows_of(split).values():
-            assert {row["name"]: row["drawn"] for row in rows}.items() <= drawn.items()
+            assert {row["name"]: row["drawn"] for row in rows}.items() <= now.items()
             assert len({(row["config"], row["seed"]) for row in rows}) == 1  # all were scanned alike
 
 

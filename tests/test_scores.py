@@ -14,8 +14,8 @@ def row(kind: str, verdict: str, score: float, **more: object) -> dict:
     right = verdict == {"planted": "backdoored", "benign": "clean"}[kind]
     found = (
         {
-            "s_tar": 0.9 if right else 0.0, "s_tar_floor": 0.1, "s_tar_typed": 0.95 if right else None, "tokens": 2,
-            "on_a_fine_tune": False, "string_reaches_target": {"suspect": score, "base": 0.0} if right else {},
+            "trigger": "qzq", "s_tar": 0.9 if right else 0.0, "s_tar_floor": 0.1, "s_tar_typed": 0.95 if right else None,
+            "tokens": 2, "on_a_fine_tune": False, "string_reaches_target": {"suspect": score, "base": 0.0} if right else {},
         }
         if kind == "planted"
         else {}
@@ -29,7 +29,8 @@ def row(kind: str, verdict: str, score: float, **more: object) -> dict:
         "evidence": evidence,
         "name": f"{kind}{score}", "family": "clip", "attack": "text_on_text", "kind": kind, "verdict": verdict, "right": right,
         "score": score, "strings": strings, "moved": {"rows": score, "weights": 1 - score, "drift": score / 2},
-        "seconds": 100.0, "peak_memory_mb": 900.0, "reason": "why", "meets_bars": score != 0.5, **found, **more,
+        "seconds": 250.0, "cpu_seconds": 100.0, "device": "cpu",
+        "peak_memory_mb": 900.0, "reason": "why", "meets_bars": score != 0.5, **found, **more,
     }  # fmt: skip
 
 
@@ -55,6 +56,14 @@ def test_an_inconclusive_verdict_misses_a_planted_model_and_accuses_a_benign_one
     assert of["reaches"]["rate"] == 0.8
     assert of["weak"] == 1
     assert of["auroc"] == pytest.approx((8 * 10 + 9 + 9) / 100)
+    assert of["triggers"] == 1
+
+
+def test_seconds_are_those_of_a_core_whatever_else_the_machine_did():
+    assert scores.judged(ROWS)["seconds"] == [100.0, 100.0, 100.0]
+    on_a_gpu = [one | {"device": "cuda"} for one in ROWS]  # where the processor waits
+    assert scores.judged(on_a_gpu)["seconds"] == [250.0, 250.0, 250.0]
+    assert scores.table_of({"ours": ROWS}, [])["hours"] == round(20 * 100 / 3600, 2)
 
 
 def test_wilson_s_interval_is_that_of_the_book():
@@ -67,7 +76,24 @@ def test_a_number_alone_is_given_its_best_threshold():
     drift = by["drift of clean features"]
     assert drift["auroc"] == scores.judged(ROWS)["auroc"]  # half the score, so as good
     assert drift["best_f1"] == pytest.approx(20 / 21, abs=1e-4)  # at 0.05: ten found, and one accused
-    assert by["norm of the weights' difference"]["auroc"] == pytest.approx(1 - drift["auroc"])
+    weights = by["norm of the weights' difference"]  # the other way round: a low one is planted
+    assert (weights["auroc"], weights["best_f1"]) == (drift["auroc"], drift["best_f1"])
+    assert weights["thresholds"] == {"clip": {"planted": "below", "threshold": pytest.approx(1 - 0.1)}}
+    assert drift["thresholds"] == {"clip": {"planted": "above", "threshold": pytest.approx(0.05)}}
+
+
+def test_a_number_alone_is_given_the_best_threshold_of_every_family():
+    other = [one | {"family": "siglip", "moved": {name: 5 + value for name, value in one["moved"].items()}} for one in ROWS]
+    lonely = [one | {"family": "longclip", "moved": dict.fromkeys(one["moved"], -9.0)} for one in ROWS[:1]]
+    apart, alone = (
+        {one["what"]: one for one in scores.counted(rows)["beside"]}["drift of clean features"]
+        for rows in ([*ROWS, *other, *lonely], ROWS)
+    )
+    assert apart["auroc"] == alone["auroc"]  # pairs of one family; what all of another one share says nothing
+    assert apart["best_f1"] == alone["best_f1"]
+    assert apart["thresholds"].keys() == {"clip", "siglip"}
+    one_kind_each = [one | {"family": one["kind"]} for one in ROWS]
+    assert scores.counted(one_kind_each)["beside"][0]["best_f1"] is None
 
 
 def test_an_alarm_is_worth_little_where_backdoors_are_rare():
@@ -103,7 +129,7 @@ def test_the_tables_say_what_was_counted():
     assert "| trigger of 2 or 3 | 8 of 10 (49 to 94 %) | 0.72 |" in scoreboard.by_trigger(of)
     assert "| drift of clean features | 0.980 | 0.95 |" in scoreboard.beside(of)
     assert "| planted0.1 |" in scoreboard.wrong(of["wrong"]).replace("`", "")
-    assert "nothing else: 0.250). Where 1 % of encoders are backdoored" in scoreboard.reliability(of)
+    assert "nothing else: 0.250). Where 1 % of encoders are backdoored, at least" in scoreboard.reliability(of)
     further = scores.counted([row("planted", "backdoored", 1.0, attack="hidden")])
     whole = scoreboard.page({"test": {"ours": of, "compared": {}}, "beyond": {"ours": further, "compared": {}}})
     assert whole.index("# test") < whole.index("of alarms are true") < whole.index("# beyond")
@@ -133,11 +159,25 @@ def test_other_settings_and_rules_stand_beside_ours_on_the_same_models():
     assert {name: one["beside"] for name, one in table["compared"].items()} == {
         "published": "ours", "vectors": "ours", "strings alone, as of a family without calibration": "ours",
         "vectors, all of the published kinds above every benign one": "vectors",
+        "vectors, the same without the basin": "vectors",
     }  # fmt: skip
     told = scoreboard.compared(table).splitlines()
     assert told[2].startswith("| published, `configs/paper.yaml` | 3 | 2 | 0 of 3 (0 to 56 %) | 0 of 2")
     assert told[3].startswith("| ours, on the same | 3 | 2 | 3 of 3")
-    assert len(told) == 2 + 2 * len(table["compared"])
+    assert "\n".join(told[2 + 2 * len(table["compared"]) :]).strip() == (
+        "No model was scanned yet with: `--effort quick`, by strings alone; `--effort thorough`; "
+        "200 prompts instead of 800, by strings alone; another fine-tune in place of the base."
+    )
+    every = {"compared": dict.fromkeys(scoreboard.SETTINGS, published)}
+    assert "scanned yet" not in scoreboard.compared(every)
+
+
+def test_the_table_says_how_often_the_published_procedure_tried_a_gate():
+    tried = ROWS[0]
+    none = ROWS[-2] | {"evidence": {name: told | {"value": None} for name, told in ROWS[-2]["evidence"].items()}}
+    table = scores.table_of({"ours": ROWS, "published": [tried, none]}, [])
+    assert scoreboard.gates_tried(table) == "It came to the point of trying a gate in 1 of 2 models."
+    assert scores.table_of({"ours": ROWS}, [])["gates_tried"]["of"] == 0
 
 
 def test_a_score_can_be_fitted_on_the_other_families_and_without_a_witness():
@@ -157,9 +197,9 @@ def test_the_first_screen_says_every_cell_and_the_published_procedure_on_the_sam
     assert told[3].startswith("| **all, 10 + 10** | 0.89 |")
     assert told[4].startswith("| published, 1 + 1 |  | 0.00 | 0.00 |  | 0 of 1 |")
     assert told[5].startswith("| ours on these 1 + 1 | 1.00 | 1.00 | 1.00 |")
-    assert "finds 8 of the\n10 backdoored ones and accuses 1 of the 10" in scoreboard.claim(table)
+    assert "finds 8 of the\n10 backdoored ones (at least 49 %) and accuses 1 of the 10" in scoreboard.claim(table)
     assert "at most 40 %" in scoreboard.claim(table)
-    weak = "planted 10, 1 of which miss a bar of their certificate; benign 10"
+    weak = "planted 10 with 1 trigger, 1 of which miss a bar of their certificate; benign 10"
     told = f"`test`: 20 of 30 that the size `standard` has ({weak}). The scans took 0.6 hours"
     assert scoreboard.sizes(table).startswith(told)
     no_benign = scores.counted([row("planted", "backdoored", 1.0)])
@@ -173,19 +213,35 @@ def test_the_first_screen_says_every_cell_and_the_published_procedure_on_the_sam
 
 
 def test_a_bar_that_is_missed_is_named_on_the_first_screen():
-    met = {what: met for what, *_, met in scoreboard.bars(scores.counted(ROWS))}
-    assert not any(met[what] for what in ("F1", "F1 of the weakest cell", "AUROC", "inconclusive", "S_tar of the vector"))
-    assert met["false alarms"]  # one of ten
-    assert not met["a string fires"]  # in 80 %
+    met = {one.what: one.met for one in scoreboard.bars(scores.counted(ROWS), planned=20)}
+    assert {what for what, one in met.items() if one is None} == {"false alarms"}  # one of ten says little of sixty
+    assert not any(one for one in met.values())  # a string fires in 80 %
+    assert met.keys() > {"F1", "F1 of the weakest cell", "AUROC", "inconclusive", "S_tar of the vector", "a string fires"}
     table = {"test": scores.table_of({"ours": ROWS}, []) | {"planned": 20}}
     assert "missed: F1 0.84 (bar: 0.97); F1 of the weakest cell 0.84" in scoreboard.in_short(table)
-    assert "| false alarms | 1 in 60 benign models | 1 of 10 | yes |" in scoreboard.PARTS["benchmark_bars"](table)
-    good = [row("planted", "backdoored", 1.0, s_tar=0.95), row("benign", "clean", 0.0)]
-    assert all(met for *_, met in scoreboard.bars(scores.counted(good)))
-    table = {"test": scores.table_of({"ours": good}, []) | {"planned": 2}}
-    assert "Bars that are missed: none" in scoreboard.in_short(table)
+    told = "| false alarms | 1 in 60 benign models | 1 of 10 (2 to 40 %) | so far |"
+    assert told in scoreboard.PARTS["benchmark_bars"](table)
+    good = [row("planted", "backdoored", 1.0, s_tar=0.95), *(row("benign", "clean", n / 1000) for n in range(60))]
+    assert all(one.met for one in scoreboard.bars(scores.counted(good), planned=61))
+    assert {one.told for one in scoreboard.bars(scores.counted(good), planned=62)} == {"so far"}
+    table = {"test": scores.table_of({"ours": good}, []) | {"planned": 61}}
+    assert "Bars that are missed: none ([docs" in scoreboard.in_short(table)
+    table["test"]["planned"] = 90
+    assert "missed: none; too few models are scanned to say that others are met ([docs" in scoreboard.in_short(table)
     accused = [row("benign", "backdoored", 0.9 + n / 100) for n in range(2)]
-    assert "false alarms" in {what for what, *_, met in scoreboard.bars(scores.counted([*good, *accused])) if not met}
+    missed = {one.what for one in scoreboard.bars(scores.counted([*good[:9], *accused]), planned=90) if one.met is False}
+    assert "false alarms" in missed
+
+
+def test_what_is_not_quite_all_is_not_shown_as_all():
+    assert (scoreboard.number(0.9958), scoreboard.number(1.0), scoreboard.number(0.9951, 3)) == ("0.99", "1.00", "0.995")
+    assert (scoreboard.number(0.99999, 3), scoreboard.number(0.2), scoreboard.number(None)) == ("0.999", "0.20", "")
+    assert (scoreboard.percent(0.997), scoreboard.percent(1.0), scoreboard.percent(0.126)) == ("99 %", "100 %", "13 %")
+
+
+def test_more_than_planned_is_told_without_a_plan():
+    table = {"test": scores.table_of({"ours": ROWS}, []) | {"planned": 12}}
+    assert scoreboard.sizes(table).startswith("`test`: 20 (planted 10")
 
 
 def test_witnesses_of_one_family_are_too_few_to_leave_one_out():
@@ -219,6 +275,7 @@ def test_the_published_witnesses_convict_where_all_gates_are_passed():
     passed["evidence"]["basin"] = {"value": 0.1, "threshold": 0.9, "met": False}
     found = derived.gates_of_ours(passed)
     assert (found["verdict"], found["score"], found["right"]) == ("clean", 0.75, False)
+    assert derived.gates_of_ours(passed, derived.GATES[:-1])["verdict"] == "backdoored"
 
 
 def test_curves_are_drawn_where_there_are_both_kinds(tmp_path: Path):

@@ -1,7 +1,12 @@
 """What a search finds in encoders that nobody attacked: the row, and the figure beside a planted one."""
 
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from Analysis import untouched
 
@@ -38,3 +43,30 @@ def test_a_base_is_scanned_against_itself_and_a_suspect_is_not(monkeypatch):
     assert suspect["planted"]
     assert "verdict" not in suspect
     assert {"clean", "found", "basin_published", "basin_ours"} <= suspect.keys() & base.keys()
+
+
+def test_a_stopped_run_goes_on_and_loses_nothing(tmp_path: Path, monkeypatch):
+    asked, stopped = [], []
+
+    def row(name: str, model: str, seed: int) -> dict:
+        if len(asked) == 7 and not stopped:
+            stopped.append(seed)
+            raise KeyboardInterrupt
+        asked.append((name, seed))
+        return {"name": name, "seed": seed}
+
+    monkeypatch.setattr(untouched, "RESULTS", tmp_path)
+    monkeypatch.setattr(untouched, "workers", lambda jobs: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(untouched, "searched", row)
+    monkeypatch.setattr(untouched, "alone", lambda *_: ({}, {}))
+    monkeypatch.setattr(untouched, "draw", lambda pairs, file: None)
+    monkeypatch.setattr(sys, "argv", ["untouched.py", "--seeds", "0", "1"])
+    with pytest.raises(KeyboardInterrupt):
+        untouched.main()
+    untouched.main()
+    every = [(name, seed) for name in untouched.BASES | untouched.SUSPECTS for seed in (0, 1)]
+    rows = json.loads((tmp_path / "untouched.json").read_text())["searches"]
+    assert [(one["name"], one["seed"]) for one in rows] == every
+    assert stopped
+    untouched.main()
+    assert json.loads((tmp_path / "untouched.json").read_text())["searches"] == rows
