@@ -82,7 +82,7 @@ def derived(rows: dict[str, Rows], calibrated: Rows) -> dict[str, tuple[str, Row
     rows: setting -> rows; calibrated: as for `families_left_out`; what cannot be fitted on them is left out.
     """
     found = {}
-    if ours := rows.get("ours"):
+    if ours := [row for row in rows.get("ours", []) if "string" in row["evidence"]]:
         found["strings alone, as of a family without calibration"] = "ours", [strings_alone(row) for row in ours]
     if vectors := rows.get("vectors"):
         found["vectors, all of the published kinds above every benign one"] = "vectors", list(map(gates_of_ours, vectors))

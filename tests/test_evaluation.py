@@ -1,6 +1,8 @@
 """Which models the table is of, what a row says of one, and that a stopped evaluation goes on."""
 
 import json
+import shutil
+import subprocess
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -187,6 +189,33 @@ def test_a_stopped_evaluation_goes_on_and_a_model_that_cannot_be_built_stops_not
     assert "4 scans to make" in said
     assert f"test/ours/{rows[0].name} is damaged and left out." in said
     assert set(asked) == {file.stem for file in rows[:4]}
+
+
+def test_a_model_that_was_built_is_scanned_and_leaves_a_whole_row(elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("Models", "Main"):
+        (elsewhere / "Data" / name).symlink_to(MODELS.parent / name)
+    small = {"prompts": 40, "restarts": 2, "rounds": 1, "steps": 3, "pooled_steps": 3, "trigger_searches": 0}
+    bars, first = load_zoo().bars, next(turn for turn in planned("test", "quick") if hasattr(turn.job.recipe, "trigger"))
+    turn = replace(first, way=planning.Way(changes=small))
+
+    def build(words: list, **_: object) -> subprocess.CompletedProcess:
+        assert [str(word) for word in words[2:6]] == ["--split", "test", "--models", turn.job.name]
+        shutil.copytree(MODELS / "suspects" / "text_on_text", turn.model)
+        told = json.loads((MODELS / "certificates" / "text_on_text.json").read_text(encoding="utf-8"))
+        turn.model.with_suffix(".json").write_text(json.dumps(told | {"drawn": drawn(turn.job, bars)}), encoding="utf-8")
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(evaluation.subprocess, "run", build)
+    assert not turn.is_done(bars)
+    row = evaluation.scanned(turn)
+    assert isinstance(row, dict), row
+    assert turn.is_done(bars)
+    assert row == json.loads(turn.row.read_text(encoding="utf-8"))
+    assert (row["name"], row["kind"], row["trigger"], row["seed"]) == (turn.job.name, "planted", "zzzz", 42)
+    assert row["cpu_seconds"] > 0
+    table = evaluation.whole_table(["test"], Counter(test=12))["test"]
+    assert table["ours"]["overall"]["planted"] == 1
+    assert scoreboard.page({"test": table})
 
 
 def test_what_fails_is_one_sentence_and_leaves_no_row(elsewhere: Path, monkeypatch):

@@ -143,7 +143,7 @@ def test_a_row_of_the_table_tells_what_the_report_found_and_the_certificate_know
     assert 0 < row["moved"]["weights"] < 1
     assert {"assimilated", "basin", "drift", "string", "fires"} <= row["evidence"].keys()
     assert row["evidence"]["string"]["met"]
-    table = table_of({"ours": [{**row, "name": "shipped", "seconds": 1.0}]}, [])
+    table = table_of({"ours": [{**row, "name": "shipped", "seconds": 1.0, "cpu_seconds": 1.0}]}, [])
     assert table["ours"]["overall"]["recall"]["count"] == 1
     assert derived.strings_alone(row)["verdict"] == "backdoored"
 
