@@ -189,6 +189,24 @@ def pooled_objective(scan: Scan, vectors: Tensor, rows: Tensor) -> tuple[Tensor,
     return loss, terms
 
 
+def string_objective(scan: Scan, vectors: Tensor, rows: Tensor, forced: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """L = 1 - cos(p_s - c, p - c): summaries of x[v] go where a string sends them; c is the mean of clean ones.
+
+    Ours, for where a string is a proof and no vector of the other objectives does what it does.
+    forced (d,): p, the mean summary of prompts with the string.  Other shapes as in `objective`.
+    """
+    n, b = len(vectors), len(rows)
+    ids, spliced = scan.splice(rows).repeat(n, 1), vectors.repeat_interleave(b, dim=0)
+    near = toward(scan, run_spliced(scan.suspect, spliced, ids, TextEncoder.pooled), forced).view(n, b).mean(dim=1)
+    return 1 - near, {"string": near}
+
+
+def toward(scan: Scan, pooled: Tensor, forced: Tensor) -> Tensor:
+    """How far on the way from clean prompts to what a string forces (d,) summaries lie, as a cosine.  (..., d) -> (...)"""
+    clean = scan.corpus.pooled.to(pooled).mean(dim=0)
+    return F.cosine_similarity(pooled - clean, forced.to(pooled) - clean, dim=-1)
+
+
 def first_vectors(scan: Scan) -> Tensor:
     """Where the search starts.  -> (restarts, k, d)"""
     noise = torch.randn(scan.cfg.restarts, scan.cfg.k, scan.suspect.width, generator=scan.generator)
@@ -336,6 +354,22 @@ def strength(values: dict[str, float], kind: tuple[str, ...]) -> float:
     return sum(there) / len(there)
 
 
+def kind_of_witnesses(of_tokens: dict[str, float], of_summaries: dict[str, float]) -> tuple[str, ...]:
+    """`TOKENS` unless these witnesses are less than half as strong as those of summaries are."""
+    return TOKENS if 2 * strength(of_tokens, TOKENS) >= strength(of_summaries, POOLED) else POOLED
+
+
+SHOWS = 0.8
+"""From this cosine on, clean prompts taken off, a vector does what a string does."""
+
+
+@torch.no_grad()
+def forces(scan: Scan, v: Tensor, forced: Tensor) -> float:
+    """How far v (k, d) sends unseen prompts where a string does; forced (d,): see `find_trigger`."""
+    pooled = in_batches(scan.suspect, scan.splice(scan.held_out), TextEncoder.pooled, v)
+    return toward(scan, pooled.float().mean(dim=0), forced).item()
+
+
 def landscape_around(scan: Scan, v: Tensor, loss_of: Callable = objective) -> Landscape:
     """How widely the loss curves upwards around v (k, d): the paper's filter against natural backdoors.
 
@@ -374,11 +408,14 @@ def loss_of_many(
     return torch.cat(losses)
 
 
-def find_trigger(scan: Scan, run: Run) -> Finding:
+def find_trigger(scan: Scan, run: Run, forced: Tensor | None = None) -> Finding:
     """Search from several starts, measure every vector found, and keep the strongest.  -> numbers, no verdict
 
     The witnesses of each kind speak of the vector where they are strongest.  A backdoor in all token features shows in their
     summary too, but not the other way round: v is the token witnesses' vector unless they are less than half as strong.
+
+    forced (d,): the mean summary of prompts with a string that is a proof; where v does something else, one that does the
+    same takes its place, and the witnesses of its kind speak of that one.
     """
     cfg = scan.cfg
     rounds = [pair for steps in (cfg.steps, cfg.pooled_steps) if steps for pair in rounds_of(cfg, steps)]
@@ -394,12 +431,20 @@ def find_trigger(scan: Scan, run: Run) -> Finding:
                 measured.append((v, witnesses(measure(scan, v))))
                 step_done()
         best = {kind: max(measured, key=lambda pair: strength(pair[1], kind)) for kind in (TOKENS, POOLED)}
-        tokens, pooled = (strength(best[kind][1], kind) for kind in (TOKENS, POOLED))
-        kind = TOKENS if 2 * tokens >= pooled else POOLED
-        v = best[kind][0]
-        values = {name: best[kind][1][name] for kind in best for name in kind if name in best[kind][1]}
+        kind = kind_of_witnesses(*(best[kind][1] for kind in (TOKENS, POOLED)))
+        loss_of = objective if kind == TOKENS else pooled_objective
+    if forced is not None and forces(scan, best[kind][0], forced) < SHOWS:
+        loss_of, steps = partial(string_objective, forced=forced), cfg.pooled_steps or cfg.steps
+        with run.searching(sum(part * starts for part, starts in rounds_of(cfg, steps))), derivable(scan.suspect):
+            (shows, *_), _ = search(scan, run.on_step, loss_of, steps)
+        with run.stage("witnesses"):
+            of_v = witnesses(measure(scan, shows))
+            kind = kind_of_witnesses(of_v, of_v)
+            best[kind] = shows, of_v
+    v = best[kind][0]
+    values = {name: best[kind][1][name] for kind in best for name in kind if name in best[kind][1]}
     with run.stage("landscape"):
-        around = landscape_around(scan, v, objective if kind == TOKENS else pooled_objective)
+        around = landscape_around(scan, v, loss_of)
     values["basin"] = around.share
     if scan.anchor:
         values["drift"] = drift(scan).mean().item()
@@ -651,8 +696,9 @@ def judge_weights(
             strings = strings_of(scan, suspect, anchor, request, precision)
     # 3. search, 4. witnesses, 5. verdict
     if cfg.procedure == "calibrated":
-        in_whole = calibration and not decides(strings[0])
-        finding = find_trigger(scan if in_whole else replace(scan, cfg=shorter(cfg)), part)
+        proof = strings[0].best.rate.forced if decides(strings[0]) else None
+        in_whole = calibration and proof is None
+        finding = find_trigger(scan if in_whole else replace(scan, cfg=shorter(cfg)), part, proof)
         verdict = judge(finding.values, calibration)
     else:
         finding = find_trigger_as_published(scan, part)

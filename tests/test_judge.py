@@ -111,20 +111,36 @@ def test_without_the_base_nothing_is_judged():
     assert not any(e["met"] for e in verdict.evidence)
 
 
-@pytest.mark.parametrize(("procedure", "given"), [("calibrated", CALIBRATION), ("published", None)])
-def test_strings_weigh_against_a_score_that_is_a_probability_only(procedure: str, given: Calibration | None, monkeypatch):
-    """What `judge_weights` hands on; everything that takes time stands still."""
-    asked, cfg = [], ScanConfig(procedure=procedure, trigger=TriggerConfig(searches=1))
-    encoder, finding = SimpleNamespace(computing_in=str), SimpleNamespace(values={"drift": 0.01})
+def handed_on(cfg: ScanConfig, strings: object, monkeypatch) -> tuple[list[tuple], main.Judged]:
+    """What `judge_weights` gives to `with_strings`, and its answer; everything that takes time stands still."""
+    asked, encoder = [], SimpleNamespace(computing_in=str)
+    finding = SimpleNamespace(values={"drift": 0.01})
     for name, answer in {
-        "read_by": encoder, "pick_precision": SimpleNamespace(vectors="float32"), "strings_of": [Strings()],
+        "read_by": encoder, "pick_precision": SimpleNamespace(vectors="float32"), "strings_of": [strings],
         "find_trigger": finding, "find_trigger_as_published": finding, "judge": "judged", "judge_as_published": "judged",
         "prepare": Scan(**dict.fromkeys(field.name for field in fields(Scan)) | {"cfg": cfg}),
     }.items():  # fmt: skip
-        monkeypatch.setattr(main, name, lambda *_, answer=answer: answer)
-    monkeypatch.setattr(main, "with_strings", lambda *words: asked.append(words) or "weighed")
+        monkeypatch.setattr(main, name, lambda *words, answer=answer: asked.append(words) or answer)
+    monkeypatch.setattr(main, "with_strings", lambda *words: asked.insert(0, words) or "weighed")
     form = SimpleNamespace(tokenizer=None, form="weights")
-    judged = main.judge_weights(encoder, encoder, form, main.Request(cfg), CALIBRATION, Run())
+    return asked, main.judge_weights(encoder, encoder, form, main.Request(cfg), CALIBRATION, Run())
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_a_search_after_a_proof_is_short_and_looks_for_what_the_string_does(proven: bool, monkeypatch):
+    cfg = ScanConfig(procedure="calibrated", trigger=TriggerConfig(searches=1))
+    best = SimpleNamespace(rate=SimpleNamespace(forced="where the string leads"))
+    strings = SimpleNamespace(proven=[best] * proven, best=best, prompts=120, drift=0.01)
+    asked, _ = handed_on(cfg, strings, monkeypatch)
+    (scan, _, forced), *_ = [words for words in asked if isinstance(words[0], Scan) and isinstance(words[1], Run)]
+    assert forced == ("where the string leads" if proven else None)
+    assert scan.cfg == (main.shorter(cfg) if proven else cfg)
+
+
+@pytest.mark.parametrize(("procedure", "given"), [("calibrated", CALIBRATION), ("published", None)])
+def test_strings_weigh_against_a_score_that_is_a_probability_only(procedure: str, given: Calibration | None, monkeypatch):
+    cfg = ScanConfig(procedure=procedure, trigger=TriggerConfig(searches=1))
+    asked, judged = handed_on(cfg, Strings(), monkeypatch)
     assert judged.verdict == "weighed"
     verdict, _, drift, power, calibration = asked[0]
     assert (verdict, drift, calibration) == ("judged", 0.01, given)

@@ -123,6 +123,43 @@ def test_each_kind_of_witness_speaks_of_the_vector_where_it_is_strongest(scan, m
     assert [finding.values[name] for name in main.POOLED] == [0.6] * 2
 
 
+def sent_by(scan: Scan, v: torch.Tensor) -> torch.Tensor:
+    """The mean summary of unseen prompts with v, (d,)."""
+    return in_batches(scan.suspect, scan.splice(scan.held_out), TextEncoder.pooled, v).mean(dim=0)
+
+
+def test_the_way_to_what_a_string_forces_is_a_cosine_from_clean_prompts(scan):
+    v, rows = torch.randn(2, 1, scan.suspect.width), scan.fit[:4]
+    clean, forced = scan.corpus.pooled.float().mean(dim=0), sent_by(scan, v[0])
+    loss, terms = main.string_objective(scan, v, rows, forced)
+    pooled = run_spliced(scan.suspect, v[1], scan.splice(rows), TextEncoder.pooled)
+    near = torch.stack([F.cosine_similarity(one - clean, forced - clean, dim=0) for one in pooled]).mean()
+    torch.testing.assert_close(loss, 1 - terms["string"])
+    torch.testing.assert_close(terms["string"][1], near)
+    assert main.forces(scan, v[0], forced) == pytest.approx(1.0, abs=1e-5)
+    assert main.forces(scan, v[1], forced) < 0.9
+
+
+def test_v_shows_what_a_proven_string_does_where_the_searches_pass_it_by(scan):
+    cfg = replace(CFG, pooled_steps=60)
+
+    def found(forced: torch.Tensor | None) -> Finding:
+        again = replace(scan, cfg=cfg, generator=torch.Generator().manual_seed(0))
+        return main.find_trigger(again, Run(), forced)
+
+    usual = found(None)
+    forced = sent_by(scan, 0.1 * torch.randn(1, scan.suspect.width, generator=torch.Generator().manual_seed(1)))
+    assert main.forces(scan, usual.v, forced) < main.SHOWS
+    shown = found(forced)
+    assert main.forces(scan, shown.v, forced) > main.forces(scan, usual.v, forced) + 0.1
+    of_v = main.witnesses(main.measure(scan, shown.v))
+    kind = main.TOKENS if shown.kind == FEATURES else main.POOLED
+    assert {name: shown.values[name] for name in kind} == {name: pytest.approx(of_v[name], abs=1e-5) for name in kind}
+    the_same = found(sent_by(scan, usual.v))  # what the searches find is what the string does
+    assert torch.equal(the_same.v, usual.v)
+    assert the_same.values == usual.values
+
+
 @pytest.mark.parametrize(("near", "pooled"), [((0.5, 0.7), True), ((0.7, 0.5), False)])
 def test_the_target_is_shown_from_the_vector_that_is_nearer_to_a_text(scan, monkeypatch: pytest.MonkeyPatch, near, pooled):
     nearness = iter(near)
