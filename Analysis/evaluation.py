@@ -234,7 +234,7 @@ def write_table(split: str, further: list[str], planned: Counter[str]) -> None:
     if split not in table:
         return
     name = "table" if further else f"table_{split}"
-    write_whole(RESULTS / f"{name}.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+    write_whole(RESULTS / f"{name}.json", json.dumps(table, ensure_ascii=False) + "\n")
     write_whole(RESULTS / f"{name}.md", page(table))
 
 

@@ -229,6 +229,17 @@ def test_a_stage_logs_what_speed_reads(base: TextEncoder, tmp_path: Path):
     assert 0.1 < float(gflop) < 10
 
 
+def test_a_stage_that_comes_again_adds_to_its_seconds():
+    run, took = Run(), []
+    for _ in range(2):
+        with run.stage("search"):
+            pass
+        took.append(run.seconds["search"])
+        run.seconds["search"] += 10
+    assert 20 <= run.seconds["search"] < 30
+    assert took[1] >= 10
+
+
 # ------------------------------------------------------------------------------------------------------------- effort
 def test_an_effort_changes_the_config_and_what_is_given_counts_more():
     quick = config_of(ScanConfig, SETTINGS, "quick", {})

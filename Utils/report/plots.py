@@ -189,4 +189,5 @@ def search_curve(parts: list[list[dict[str, float]]], file: Path) -> None:
 
 TERMS = {
     "loss": "loss L", "assimilation": "assimilation A", "clean": "cos to the clean features", "anchor": "cos to the anchor",
+    "string": "cos of the way to the string's",
 }  # fmt: skip

@@ -42,18 +42,17 @@ class Run:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is done while it is open."""
+        """Time what is done while it is open; a stage that comes again adds to its seconds."""
         began, before = time.perf_counter(), WORK.flop
         logger.info("%s ...", name)
         at_stage(name)
         yield
         give_back_memory()
-        self.seconds[name] = round(time.perf_counter() - began, 3)
+        took = time.perf_counter() - began
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + took, 3)
         done = (WORK.flop - before) / 1e9
-        self.work.append((done, self.seconds[name]))
-        logger.info(
-            "%s: %.3f s, %.1f GFLOP, %.1f GFLOP/s", name, self.seconds[name], done, done / max(1e-3, self.seconds[name])
-        )
+        self.work.append((done, took))
+        logger.info("%s: %.3f s, %.1f GFLOP, %.1f GFLOP/s", name, took, done, done / max(1e-3, took))
 
     def log_rate(self, numbers: torch.dtype, device: torch.device, aloud: bool) -> None:
         """Log which share of what the machine can do the stages of products reached; aloud: at the terminal too."""
