@@ -225,7 +225,7 @@ def in_short(table: dict) -> str:
     ]  # fmt: skip
     every = bars(of["ours"], of["planned"])
     missed = "; ".join(f"{one.what} {one.measured} (bar: {one.bar})" for one in every if one.met is False)
-    others = "; too few models are scanned to say that others are met" if any(one.met is None for one in every) else ""
+    others = "; too few models are scanned to say that the rest are met" if any(one.met is None for one in every) else ""
     where = "([docs/benchmark.md](docs/benchmark.md#bars))"
     return grid(head, rows) + f"\n\nBars that are missed: {missed or 'none'}{others} {where}."
 

@@ -227,7 +227,7 @@ def test_a_bar_that_is_missed_is_named_on_the_first_screen():
     table = {"test": scores.table_of({"ours": good}, []) | {"planned": 61}}
     assert "Bars that are missed: none ([docs" in scoreboard.in_short(table)
     table["test"]["planned"] = 90
-    assert "missed: none; too few models are scanned to say that others are met ([docs" in scoreboard.in_short(table)
+    assert "missed: none; too few models are scanned to say that the rest are met ([docs" in scoreboard.in_short(table)
     accused = [row("benign", "backdoored", 0.9 + n / 100) for n in range(2)]
     missed = {one.what for one in scoreboard.bars(scores.counted([*good[:9], *accused]), planned=90) if one.met is False}
     assert "false alarms" in missed
