@@ -414,8 +414,8 @@ def find_trigger(scan: Scan, run: Run, forced: Tensor | None = None) -> Finding:
     The witnesses of each kind speak of the vector where they are strongest.  A backdoor in all token features shows in their
     summary too, but not the other way round: v is the token witnesses' vector unless they are less than half as strong.
 
-    forced (d,): the mean summary of prompts with a string that is a proof; where v does something else, one that does the
-    same takes its place, and the witnesses of its kind speak of that one.
+    forced (d,): the mean summary of prompts with a string that is a proof; where v does something else, one that comes
+    nearer to it takes its place, and the witnesses of its kind speak of that one.
     """
     cfg = scan.cfg
     rounds = [pair for steps in (cfg.steps, cfg.pooled_steps) if steps for pair in rounds_of(cfg, steps)]
@@ -433,14 +433,15 @@ def find_trigger(scan: Scan, run: Run, forced: Tensor | None = None) -> Finding:
         best = {kind: max(measured, key=lambda pair: strength(pair[1], kind)) for kind in (TOKENS, POOLED)}
         kind = kind_of_witnesses(*(best[kind][1] for kind in (TOKENS, POOLED)))
         loss_of = objective if kind == TOKENS else pooled_objective
-    if forced is not None and forces(scan, best[kind][0], forced) < SHOWS:
-        loss_of, steps = partial(string_objective, forced=forced), cfg.pooled_steps or cfg.steps
+    if forced is not None and (near := forces(scan, best[kind][0], forced)) < SHOWS:
+        like_string, steps = partial(string_objective, forced=forced), cfg.pooled_steps or cfg.steps
         with run.searching(sum(part * starts for part, starts in rounds_of(cfg, steps))), derivable(scan.suspect):
-            (shows, *_), _ = search(scan, run.on_step, loss_of, steps)
+            (shows, *_), _ = search(scan, run.on_step, like_string, steps)
         with run.stage("witnesses"):
-            of_v = witnesses(measure(scan, shows))
-            kind = kind_of_witnesses(of_v, of_v)
-            best[kind] = shows, of_v
+            if forces(scan, shows, forced) > near:
+                of_v, loss_of = witnesses(measure(scan, shows)), like_string
+                kind = kind_of_witnesses(of_v, of_v)
+                best[kind] = shows, of_v
     v = best[kind][0]
     values = {name: best[kind][1][name] for kind in best for name in kind if name in best[kind][1]}
     with run.stage("landscape"):

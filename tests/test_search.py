@@ -160,6 +160,19 @@ def test_v_shows_what_a_proven_string_does_where_the_searches_pass_it_by(scan):
     assert the_same.values == usual.values
 
 
+def test_v_stays_where_the_search_for_what_a_string_does_comes_no_nearer(scan, monkeypatch: pytest.MonkeyPatch):
+    def found(forced: torch.Tensor | None) -> Finding:
+        again = replace(scan, cfg=replace(CFG, pooled_steps=8), generator=torch.Generator().manual_seed(0))
+        return main.find_trigger(again, Run(), forced)
+
+    usual, near = found(None), iter([0.3, 0.2])
+    monkeypatch.setattr(main, "forces", lambda *_: next(near))
+    kept = found(torch.ones(scan.suspect.width))
+    assert not list(near)
+    assert torch.equal(kept.v, usual.v)
+    assert {**kept.values, "basin": 0} == {**usual.values, "basin": 0}  # planes of the landscape are drawn after the search
+
+
 @pytest.mark.parametrize(("near", "pooled"), [((0.5, 0.7), True), ((0.7, 0.5), False)])
 def test_the_target_is_shown_from_the_vector_that_is_nearer_to_a_text(scan, monkeypatch: pytest.MonkeyPatch, near, pooled):
     nearness = iter(near)
