@@ -19,6 +19,8 @@ ALONE = "alone"
 """The row of our repair where no base is known: no scan ends *backdoored* then, so that it begins with the true trigger."""
 TRAINED = (OURS, ALONE)
 """Ways of repairing that have our settings."""
+REPAIRED = "planted, repaired"
+"""Scan, repair, scans after it and measures, among what is timed."""
 WIDTH = 120
 """Longest line of a command."""
 

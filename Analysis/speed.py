@@ -31,6 +31,7 @@ from transformers import CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from Analysis.markdown import REPAIRED
 from Utils.basics.files import CACHE, ROOT, write_whole
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import pick_device, quiet_libraries, save_encoder
@@ -48,8 +49,6 @@ SHAPED, VOCABULARY = ROOT / "Data" / "Zoo" / "shaped", "vocabulary.txt"
 """Where encoders that are made here are kept, and the file that says what they read with."""
 SCANS = ("planted, empty cache", "benign, base cached")
 """What is measured of every size, in this order."""
-REPAIR = "planted, repaired"
-"""Scan, repair, scan again and measures, beside these where it is asked for."""
 GROWING = ("corpus", "search")
 """Stages of the published procedure that grow with the prompts."""
 PAPER = ROOT / "configs" / "paper.yaml"
@@ -146,7 +145,7 @@ def measure(shape: str, args: argparse.Namespace, commit: str) -> dict:
     folders, effort = pair_of(shape, args.tokenizer), ("--effort", args.effort)
     shutil.rmtree(CACHE, ignore_errors=True)
     rows = {
-        name: (repaired if name == REPAIR else scan)(folders[name.split(",")[0]], folders["base"], args.device, *effort)
+        name: (repaired if name == REPAIRED else scan)(folders[name.split(",")[0]], folders["base"], args.device, *effort)
         for name in args.scans
     }
     if args.paper:
@@ -168,7 +167,7 @@ def main() -> None:
     parser.add_argument("--paper", type=float, default=0.02, help="share of the published procedure; 0: none (default: 0.02)")
     parser.add_argument("--effort", choices=EFFORTS, default=USUAL, help="of our scans; rows of other ones are kept beside it")
     parser.add_argument(
-        "--scans", nargs="+", choices=[*SCANS, REPAIR], default=SCANS, help="the second needs the first's cache"
+        "--scans", nargs="+", choices=[*SCANS, REPAIRED], default=SCANS, help="the second needs the first's cache"
     )
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
@@ -178,7 +177,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     known = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"shapes": {}}
     for shape in args.shapes:
-        beside = ([] if args.effort == USUAL else [args.effort]) + ["repair"] * (REPAIR in args.scans)
+        beside = ([] if args.effort == USUAL else [args.effort]) + ["repair"] * (REPAIRED in args.scans)
         row = ", ".join([shape, *beside])
         known["shapes"][row] = measure(shape, args, commit)
         known |= {"start_up_seconds": started(), "versions": versions()}

@@ -26,7 +26,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from Analysis.markdown import ATTACKS, FAMILIES, FURTHER, TRAINED, command, grid, literal, rate, span
+from Analysis.markdown import ATTACKS, FAMILIES, FURTHER, REPAIRED, TRAINED, command, grid, literal, rate, span
 from Analysis.scoreboard import PARTS
 from Utils.basics.errors import InputError, fail, visible
 from Utils.basics.files import ROOT, write_whole
@@ -40,8 +40,6 @@ from Utils.scan.settings import TriggerConfig
 BENCHMARK, MODELS, CONFIGS = ROOT / "Results" / "benchmark", ROOT / "Data" / "Models", ROOT / "configs"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 VERDICTS = ("backdoored", "inconclusive", "clean")
-REPAIRED = "planted, repaired"
-"""What a whole repair is called among the measures of speed."""
 GONE, GAINED = 0.05, 0.05
 """A trigger is gone where it works in no more than this share of prompts beyond the base's; a gain in retrieval that counts."""
 
