@@ -204,7 +204,7 @@ def test_products_are_counted_forward_and_backward(base: TextEncoder):
 def test_a_machine_without_a_number_format_is_not_asked_again(takes: float, looks: int, monkeypatch: pytest.MonkeyPatch):
     """One product in it takes a minute."""
     clock = iter([takes * i for i in range(looks)])
-    monkeypatch.setattr(work, "SIDE", 8)
+    monkeypatch.setattr(work, "SIDES", {"cpu": 8})
     monkeypatch.setattr(work.time, "perf_counter", lambda: next(clock))
     assert matrix_rate(torch.bfloat16, torch.device("cpu")) == 2 * 8**3 / takes
     assert not list(clock)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from Utils.basics.bounded import at_stage, progress, say
+from Utils.basics.hardware import has_bfloat16
 from Utils.basics.processes import give_back_memory
 from Utils.encoder.work import WORK, matrix_rate
 from Utils.report.folder import logger, result_folder
@@ -55,11 +56,16 @@ class Run:
         logger.info("%s: %.3f s, %.1f GFLOP, %.1f GFLOP/s", name, took, done, done / max(1e-3, took))
 
     def log_rate(self, numbers: torch.dtype, device: torch.device, aloud: bool) -> None:
-        """Log which share of what the machine can do the stages of products reached; aloud: at the terminal too."""
+        """Log which share of what the machine can do the stages of products reached; aloud: at the terminal too.
+
+        numbers: the format that was searched in; where the hardware does not multiply in it, what it can do in float32 counts.
+        """
         busy = [one for one in self.work if one[0] > BUSY * one[1]]
         if not busy:
             return
         done, took = sum(done for done, _ in busy), sum(took for _, took in busy)
+        if numbers == torch.bfloat16 and not has_bfloat16(device):
+            numbers = torch.float32
         able = matrix_rate(numbers, device) / 1e9
         kind, rate = str(numbers).removeprefix("torch."), done / took
         line = f"{done / 1000:.1f} TFLOP at {rate:.0f} GFLOP/s, {rate / able:.0%} of this machine's {able:.0f} in {kind}"
