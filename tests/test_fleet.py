@@ -229,11 +229,11 @@ def test_a_scheduler_that_is_not_there_is_one_sentence(where: str, tmp_path: Pat
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
-def test_a_driver_that_is_killed_leaves_no_process_and_goes_on(tmp_path: Path):
-    suspects = [str(ROOT / "Data" / "Models" / "suspects" / name) for name in ("benign", "text_on_text")]
-    (tmp_path / "list.txt").write_text("\n".join(suspects))
+def test_a_driver_that_is_killed_leaves_no_process_and_goes_on(listed, tiny_folder: Path, tmp_path: Path):
+    (tmp_path / "list.txt").write_text("\n".join(map(str, listed("x", "y"))))
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "main.py"), *QUICK, "--models", str(tmp_path / "list.txt"), "--output", str(out)]
+    command += ["--anchor", str(tiny_folder)]
     driver = subprocess.Popen([*command, "--workers", "1"], stderr=subprocess.DEVNULL)
     until(lambda: any((out / ".summary").glob("*.json")), 120)
     started = psutil.Process(driver.pid).children(recursive=True)

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -17,6 +18,7 @@ import pytest
 import torch
 from layouts import SEVERAL, write
 from reports import KINDS
+from short import few_words
 from test_loading import as_pipeline
 
 import main
@@ -27,7 +29,7 @@ from Utils.basics.files import ROOT, mark, move_aside
 from Utils.encoder.corpus import read_prompts
 from Utils.encoder.loading import load_encoder, trainable_copy
 from Utils.encoder.text_encoder import TextEncoder
-from Utils.repair import mending
+from Utils.repair import measures, mending
 from Utils.repair.asked import mended as told_of
 from Utils.repair.asked import refuse_places, refuse_within, repair_found
 from Utils.repair.mending import (
@@ -43,6 +45,7 @@ from Utils.repair.mending import (
     strings_left,
 )  # fmt: skip
 from Utils.repair.mending import SCHEMA as SCHEMA_OF_REPAIRS
+from Utils.repair.relearning import RelearningConfig
 from Utils.repair.settings import RepairConfig
 from Utils.repair.writing import write_repaired
 from Utils.report.command_line import understood
@@ -623,6 +626,8 @@ def test_a_rescan_is_of_the_encoder_as_it_will_be_called_and_takes_an_older_one_
 def test_an_interrupted_repair_leaves_no_folder_and_scans_only_again(
     suspect: TextEncoder, prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    few_words(monkeypatch)
+    monkeypatch.setattr(measures, "PAIRS", 32)
     cfg = RepairConfig(steps=2, rounds=1, clean=2, invented=1, known=0, garbled=0, found=1, searched=1, opponents=2)
     order = order_for(tmp_path, cfg=cfg, images=False, relearn=False)
     report, pair = found(fires(("zzzz", "for every o"))) | {"score": 1.0, "reason": "it fires"}, (suspect, load_encoder(BASE))
@@ -680,7 +685,10 @@ def mended(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     words = ["--model", str(SUSPECT), "--anchor", str(MODELS / "tiny-sd"), "--output", str(folder / "mended")]
     words += ["--report", str(folder / "scan"), "--results", str(folder), "--steps", "24", "--effort", "quick"]
     words += ["--certificate", str(MODELS / "certificates" / "text_on_text.json"), "--images", "1"]
-    return mitigate.main(words), folder
+    with pytest.MonkeyPatch.context() as patch:
+        few_words(patch)
+        patch.setattr(mending, "RelearningConfig", partial(RelearningConfig, steps=12))
+        return mitigate.main(words), folder
 
 
 def test_a_repair_ends_with_a_clean_scan_and_an_encoder_in_the_suspect_s_place(mended: tuple[int, Path], suspect: TextEncoder):
@@ -744,7 +752,10 @@ def test_without_a_base_the_report_and_the_page_say_what_is_known(mended: tuple[
     assert "the true trigger: suspect 100%, repaired" in told_of(report)
 
 
-def test_a_repair_without_a_base_ends_with_a_report(suspect: TextEncoder, prompts: Prompts, tmp_path: Path):
+def test_a_repair_without_a_base_ends_with_a_report(
+    suspect: TextEncoder, prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    few_words(monkeypatch)
     cfg = RepairConfig(steps=2, clean=2, invented=1, known=0, garbled=0, found=1, searched=1, opponents=2)
     order = order_for(tmp_path, cfg=cfg, relearn=False, strings=("zzzz",))
     few = Prompts(prompts.learn[:200], prompts.measure[:20], prompts.typed[:20])

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from short import few_words
 
 from Utils.basics.files import ROOT
 from Utils.encoder.corpus import read_prompts
@@ -25,7 +26,7 @@ from Utils.encoder.loading import load_encoder, weights_digest
 from Utils.encoder.text_encoder import TextEncoder
 from Utils.encoder.training import Checkpoint, Training
 from Utils.encoder.weights import set_weights, widest, without_leading
-from Utils.repair import measures, taught, unlearning
+from Utils.repair import measures, unlearning
 from Utils.repair.damage import Damage
 from Utils.repair.measures import of_odd_prompts, of_strings, towards_target
 from Utils.repair.methods import weights_of
@@ -63,6 +64,16 @@ def damage(base: TextEncoder) -> Damage:
     """The shipped suspect, with its true trigger in place of what a scan finds."""
     suspect = load_encoder(ROOT / "Data" / "Models" / "suspects" / "text_on_text")
     return Damage(suspect, base, PROMPTS[:400], [TRIGGER], (forced_by(suspect),), 1)
+
+
+def nothing_taken_out(damage: Damage) -> Reference:
+    return reference_of(damage, torch.float32, FEW)
+
+
+@pytest.fixture(scope="module")
+def reference(damage: Damage) -> Reference:
+    """Of the whole damage: what most tests look at."""
+    return nothing_taken_out(damage)
 
 
 def typed(prompts: list[str]) -> list[str]:
@@ -215,19 +226,19 @@ def test_without_its_leading_directions_a_change_of_few_is_gone_and_one_of_many_
      ([1.0] * 10, [1, 2, 3, 4, 8, 16, 32, 64, 128, 256])],
 )  # fmt: skip
 def test_directions_are_taken_until_found_strings_do_little(
-    damage: Damage, monkeypatch: pytest.MonkeyPatch, shares: list[float], taken: list[int]
+    damage: Damage, reference: Reference, monkeypatch: pytest.MonkeyPatch, shares: list[float], taken: list[int]
 ):
     said, seen = iter([0.8, *(0.8 * share for share in shares)]), []  # the suspect's, then those of what is left of it
+    monkeypatch.setattr(Probe, "reading", lambda self, rest: None)  # which nobody looks at here
     monkeypatch.setattr(Reference, "left", lambda self, damage, rest: next(said))
     monkeypatch.setattr(
         unlearning, "without_leading", lambda suspect, base, directions: seen.append(directions) or weights_of(suspect)
     )
-    less_and_less(damage, FEW, nothing_taken_out(damage), torch.float32)
+    less_and_less(damage, FEW, reference, torch.float32)
     assert seen == taken
 
 
-def test_what_a_found_string_still_does_is_told_by_the_base(damage: Damage):
-    reference = nothing_taken_out(damage)
+def test_what_a_found_string_still_does_is_told_by_the_base(damage: Damage, reference: Reference):
     assert reference.left(damage, reference.suspect) > 0.95
     assert reference.left(damage, reference.probe.reading(damage.base)) == 0
     assert reference.left(replace(damage, strings=[]), reference.suspect) == 0
@@ -249,12 +260,7 @@ def test_without_a_base_the_rest_is_the_suspect(damage: Damage):
 
 
 # ----------------------------------------------------------------------------------------------------------- reference
-def nothing_taken_out(damage: Damage) -> Reference:
-    return reference_of(damage, torch.float32, FEW)
-
-
-def test_the_suspect_says_what_is_wanted_and_the_base_of_what_bends(damage: Damage):
-    reference = nothing_taken_out(damage)
+def test_the_suspect_says_what_is_wanted_and_the_base_of_what_bends(damage: Damage, reference: Reference):
     ids, bad = damage.suspect.ids(PROMPTS[460:468]), damage.suspect.ids(typed(PROMPTS[460:468]))
     for words in (8, 4, 0):
         wanted = reference.wanted(ids, ids, words).features
@@ -262,8 +268,7 @@ def test_the_suspect_says_what_is_wanted_and_the_base_of_what_bends(damage: Dama
         torch.testing.assert_close(reference.wanted(bad, ids, words).features, damage.base(bad))
 
 
-def test_of_strings_in_a_further_round_the_base_says_what_is_wanted_however_they_bend(damage: Damage):
-    reference = nothing_taken_out(damage)
+def test_of_strings_in_a_further_round_the_base_says_what_is_wanted_however_they_bend(damage: Damage, reference: Reference):
     ids = damage.suspect.ids(PROMPTS[460:468])
     wanted, own = reference.wanted(ids, ids, 2, 3), reference.wanted(ids, ids, 2)
     torch.testing.assert_close(wanted.features[-3:], damage.base(ids[-3:]))
@@ -272,16 +277,16 @@ def test_of_strings_in_a_further_round_the_base_says_what_is_wanted_however_they
     assert (own.features[-3:] - wanted.features[-3:]).norm() > 0.1
 
 
-def test_of_words_the_base_says_what_is_wanted_where_they_bend_far_only(damage: Damage):
-    reference = replace(nothing_taken_out(damage), reach=9.0)  # so that nothing is far
+def test_of_words_the_base_says_what_is_wanted_where_they_bend_far_only(damage: Damage, reference: Reference):
+    reference = replace(reference, reach=9.0)  # so that nothing is far
     bad = damage.suspect.ids(typed(PROMPTS[460:468]))
     wanted = reference.wanted(bad, bad, 3).features
     assert (wanted[:3] - damage.base(bad[:3])).norm() > 1
     torch.testing.assert_close(wanted[3:], damage.base(bad[3:]))
 
 
-def test_of_words_that_bend_what_found_strings_do_is_not_wanted_and_all_else_is(damage: Damage):
-    reference = replace(nothing_taken_out(damage), reach=9.0)  # so that nothing is far
+def test_of_words_that_bend_what_found_strings_do_is_not_wanted_and_all_else_is(damage: Damage, reference: Reference):
+    reference = replace(reference, reach=9.0)  # so that nothing is far
     suspect, base = Made(*damage.suspect.both(bad := damage.suspect.ids(typed(PROMPTS[460:476])))), Made(*damage.base.both(bad))
     wanted = reference.wanted(bad, bad, 16)
     for made, own, other, ways in zip(wanted, suspect, base, reference.ways, strict=True):
@@ -306,8 +311,7 @@ def test_a_share_of_a_difference_is_taken_along_the_ways_only():
     torch.testing.assert_close(less, torch.tensor([[[3.0, 2.0]], [[3.0, 3.5]]]))
 
 
-def test_how_far_is_far_is_a_share_of_what_the_strongest_found_string_does(damage: Damage):
-    reference = nothing_taken_out(damage)
+def test_how_far_is_far_is_a_share_of_what_the_strongest_found_string_does(damage: Damage, reference: Reference):
     assert reference.reach > 0.8
     quiet = replace(damage, strings=[("", "start"), ("of", "start"), TRIGGER])
     assert nothing_taken_out(quiet).reach == reference.reach
@@ -328,8 +332,8 @@ def test_however_little_found_strings_do_what_bends_as_clean_prompts_do_is_not_f
     torch.testing.assert_close(reference.far(own, base), reference.share(middle, own, base))
 
 
-def test_of_several_targets_the_one_that_is_reached_least_says_how_far_is_far(damage: Damage):
-    whole = nothing_taken_out(damage)
+def test_of_several_targets_the_one_that_is_reached_least_says_how_far_is_far(damage: Damage, reference: Reference):
+    whole = reference
     elsewhere = replace(damage, forced=(*damage.forced, summaries(damage.base, PROMPTS[460:461])[0]))  # no string leads there
     both = nothing_taken_out(elsewhere)
     assert both.reach < whole.reach / 2
@@ -350,8 +354,7 @@ def test_other_families_have_ways_too(family: str):
     assert all(part.isfinite().all() for part in reference.wanted(ids, ids, 3))
 
 
-def test_clean_prompts_are_wanted_as_the_suspect_has_them_and_triggered_ones_as_the_base(damage: Damage):
-    reference = nothing_taken_out(damage)
+def test_clean_prompts_are_wanted_as_the_suspect_has_them_and_triggered_ones_as_the_base(damage: Damage, reference: Reference):
     prompts = PROMPTS[460:476]
     ids, bad = damage.suspect.ids(prompts), damage.suspect.ids(typed(prompts))
     own, wanted = reference.clean(ids), reference.wanted(bad, ids)
@@ -385,7 +388,7 @@ def course_of(damage: Damage, number: int = 0) -> Course:
     return Course(damage, FEW, number, nothing_taken_out(damage))
 
 
-def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(damage: Damage):
+def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(damage: Damage, reference: Reference):
     suspect = copy.copy(damage.suspect)
     suspect.model = copy.deepcopy(damage.base.model)
     usable = usable_tokens(suspect).nonzero()[:, 0]
@@ -399,14 +402,13 @@ def test_new_words_are_made_of_tokens_that_moved_and_that_prompts_seldom_have(da
     assert 12 < sum(word in course.taught for word in words) < 32
     assert 12 < sum(word in course.nouns for word in words) < 32
     assert all(word.strip() for word in words)
-    reference = nothing_taken_out(damage)
     assert not (reference.otherwise(course.taught) == 0).any()
     assert (reference.beyond(course.bent) > 0.3).float().mean() > 0.5
     assert (reference.beyond(PROMPTS[460:490]) < 0.02).float().mean() > 0.8
 
 
 @pytest.mark.usefixtures("few_tokens")
-def test_a_batch_says_of_which_kinds_its_texts_are(damage: Damage):
+def test_a_batch_says_of_which_kinds_its_texts_are(damage: Damage, reference: Reference):
     course = course_of(damage)
     for course.bent, prompts in ((["qxqx"], FEW.bent), ([], 0)):
         batch = course.batch(1)
@@ -416,7 +418,7 @@ def test_a_batch_says_of_which_kinds_its_texts_are(damage: Damage):
         assert ["qxqx" in text for text in letters] == [True] * prompts
         assert len(batch.placed) == FEW.searched
     nothing_found = replace(damage, strings=[])
-    assert Course(nothing_found, FEW, 0, nothing_taken_out(damage)).batch(1).counts.strings == FEW.searched
+    assert Course(nothing_found, FEW, 0, reference).batch(1).counts.strings == FEW.searched
 
 
 @pytest.mark.usefixtures("few_tokens")
@@ -489,8 +491,7 @@ def test_a_word_is_found_of_parts_that_show_nothing(damage: Damage):
     )
 
 
-def test_what_bends_is_no_word_that_was_taught(damage: Damage):
-    reference = nothing_taken_out(damage)
+def test_what_bends_is_no_word_that_was_taught(damage: Damage, reference: Reference):
     clean, bad = reference.otherwise(PROMPTS[460:490]), reference.otherwise(typed(PROMPTS[460:490]))
     assert (clean > 0).float().mean() > 0.7
     assert not bad.any()
@@ -498,10 +499,7 @@ def test_what_bends_is_no_word_that_was_taught(damage: Damage):
 
 @pytest.fixture
 def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Words that were taught are made of few tokens, and few nouns are tried, in a fraction of the time."""
-    monkeypatch.setattr(taught, "TOKENS", 12)
-    monkeypatch.setattr(taught, "NOUNS_TRIED", 40)
-    monkeypatch.setattr(taught, "NOUNS", 10)
+    few_words(monkeypatch)
 
 
 @pytest.mark.usefixtures("few_tokens")
@@ -530,8 +528,10 @@ def test_a_repair_forgets_the_trigger_and_leaves_the_suspect_and_the_base_as_the
     assert not any(weight.requires_grad for weight in mended.model.parameters())
 
 
-def test_a_round_begins_with_the_rest_and_asks_for_words_apart(damage: Damage, monkeypatch: pytest.MonkeyPatch):
-    rest = less_and_less(damage, FEW, nothing_taken_out(damage), torch.float32)
+def test_a_round_begins_with_the_rest_and_asks_for_words_apart(
+    damage: Damage, reference: Reference, monkeypatch: pytest.MonkeyPatch
+):
+    rest = less_and_less(damage, FEW, reference, torch.float32)
     asked, wanted, after = [], Reference.wanted, []
 
     def listening(self: Reference, ids: torch.Tensor, prompts: torch.Tensor, words: int, strings: int) -> Made:

@@ -306,7 +306,8 @@ def test_the_published_procedure_ends_with_a_verdict(tmp_path):
     settings = (ROOT / "configs" / "paper.yaml").read_text(encoding="utf-8").replace("prompts: 4000", "prompts: 60")
     config = tmp_path / "paper.yaml"
     config.write_text(settings.replace("landscape_points: 50", "landscape_points: 6"), encoding="utf-8")
-    done = typed("--model", str(MODELS / "suspects" / "benign"), "--config", str(config), "--output", str(tmp_path / "out"))
+    flags = ["--model", str(MODELS / "suspects" / "benign"), "--config", str(config), "--images", "0"]
+    done = typed(*flags, "--output", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
 
 
