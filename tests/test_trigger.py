@@ -161,6 +161,22 @@ def test_characters_alone_find_what_stands_for_every_o(shipped_suspect, tiny_sd,
     assert strings.best.rate.place == "for every o"
 
 
+def test_a_search_for_a_further_backdoor_reads_again_what_the_first_has_read(shipped_suspect, tiny_sd, prompts, monkeypatch):
+    monkeypatch.setattr(trigger, "characters", lambda: list("qzxß7"))
+    usable, cfg, read, pooled = trigger.usable_tokens(tiny_sd), TriggerConfig(), [], TextEncoder.pooled
+    hunt = trigger.Hunt(shipped_suspect, tiny_sd, cfg, torch.Generator(), usable, trigger.Means(readings=trigger.Readings()))
+    texts, tokens = trigger.texts_for(hunt, prompts[:640], trigger.SHORT, 2), hunt.tokens[:4]
+    first = trigger.best_pairs(hunt, texts, tokens), trigger.best_characters(hunt, prompts[:640], 5)
+    known = summaries(shipped_suspect, [put(first[1][0], prompts[0], "start", 0)])[0]
+    further = replace(hunt, known=(known,))
+    monkeypatch.setattr(TextEncoder, "pooled", lambda self, ids: read.append((self, len(ids))) or pooled(self, ids))
+    again = trigger.best_pairs(further, texts, tokens), trigger.best_characters(further, prompts[:640], 5)
+    assert [count for encoder, count in read if encoder is shipped_suspect] == [2]  # its clean prompts
+    alone = replace(further, means=trigger.Means())
+    assert torch.equal(trigger.best_pairs(alone, texts, tokens), again[0])
+    assert trigger.best_characters(alone, prompts[:640], 5) == again[1] != first[1]
+
+
 def test_a_twin_is_made_of_as_few_prompts_as_a_corpus_may_have(tiny, corpus_prompts, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("Utils.scan.twins.STEPS", 8)
     twin = benign_twin(tiny, 0.01, corpus_prompts[4:6], seed=0)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -56,6 +56,22 @@ class Candidate:
     """`effects`"""
 
 
+@dataclass
+class Readings:
+    """Summaries of texts that every search of an encoder begins with; encoders live as long as this."""
+
+    kept: dict[tuple[int, bytes], Tensor] = field(default_factory=dict)
+    """By encoder and tokens."""
+
+    def of(self, encoder: TextEncoder, ids: Tensor) -> Tensor:
+        """`TextEncoder.pooled`, computed where it is not known yet.  (b, T) -> (b, d)"""
+        keys = [(id(encoder), row.numpy().tobytes()) for row in ids]
+        new = [i for i, key in enumerate(keys) if key not in self.kept]
+        if new:
+            self.kept.update(zip([keys[i] for i in new], encoder.pooled(ids[new]), strict=True))
+        return torch.stack([self.kept[key] for key in keys])
+
+
 @dataclass(frozen=True)
 class Means:
     """What a search may use; what it finds is judged in the encoders' own number format."""
@@ -64,6 +80,8 @@ class Means:
     """The format that is searched in."""
     cache: Path | None = None
     """Folder that keeps what only depends on the base."""
+    readings: Readings | None = None
+    """Where several searches of one suspect follow each other."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +123,9 @@ def find_strings(
     for seed in range(cfg.twins if strings.drift > cfg.near and not is_certain(strings) else 0):
         if strings.score <= strings.cleared or (seed and strings.proven):
             break  # nothing to explain, or nothing that explains it
-        twin = benign_twin(base, strings.drift, prompts, seed, means.numbers)
-        tokens = shortlist(twin, base, v, cfg, generator, means)
-        found = search_strings(twin, base, prompts, unseen, tokens, cfg, generator, means)
+        twin, once = benign_twin(base, strings.drift, prompts, seed, means.numbers), replace(means, readings=None)
+        tokens = shortlist(twin, base, v, cfg, generator, once)
+        found = search_strings(twin, base, prompts, unseen, tokens, cfg, generator, once)
         strings = replace(strings, natural=max(strings.natural, found.score))
     return strings
 
@@ -125,6 +143,7 @@ def find_backdoors(
 
     For further ones `FURTHER` searches each: the usual number would double the time where there is nothing else.
     """
+    means = replace(means, readings=Readings())
     tokens = shortlist(suspect, base, v, cfg, generator, means)
     found = [find_strings(suspect, base, prompts, unseen, v, cfg, generator, means, tokens)]
     few, hopes = replace(cfg, searches=min(cfg.searches, FURTHER)), []
@@ -252,13 +271,19 @@ def effects(own: Tensor, other: Tensor, texts: Texts, known: tuple[Tensor, ...] 
 
 
 @torch.no_grad()
-def compared(hunt: Hunt, texts: Texts, ids: Tensor, share: float = 1.0) -> Tensor:
+def compared(hunt: Hunt, texts: Texts, ids: Tensor, share: float = 1.0, again: bool = False) -> Tensor:
     """`effects` of c strings, ids (c, b, T) are the b texts with them; against clean prompts where there is no base.  -> (c,)
 
-    Below 1 the base reads only the `share` that do most against clean prompts; the others are worth -inf.
+    Below 1 the base reads only the `share` that do most against clean prompts; the others are worth -inf.  again: the next
+    search reads the same.
     """
     c, b = ids.shape[:2]
-    own = hunt.suspect.pooled(ids.flatten(0, 1)).view(c, b, -1)
+
+    def read(encoder: TextEncoder, some: Tensor) -> Tensor:
+        kept, some = hunt.means.readings if again else None, some.flatten(0, 1)
+        return (kept.of(encoder, some) if kept else encoder.pooled(some)).unflatten(0, (-1, b))
+
+    own = read(hunt.suspect, ids)
     chosen = torch.arange(c)
     if share < 1 or not hunt.base:
         unlike_clean = replace(texts, clean=texts.clean[:1] * 2)
@@ -266,13 +291,15 @@ def compared(hunt: Hunt, texts: Texts, ids: Tensor, share: float = 1.0) -> Tenso
         if not hunt.base:
             return alone
         chosen = alone.topk(math.ceil(share * c)).indices
-    other = hunt.base.pooled(ids[chosen].flatten(0, 1)).view(len(chosen), b, -1)
+    other = read(hunt.base, ids[chosen])
     scores = torch.full((c,), -torch.inf)
     scores[chosen] = effects(own[chosen], other, texts, hunt.known).cpu()
     return scores
 
 
-def effect_of(hunt: Hunt, texts: Texts, tokens: Tensor, place: str, share: float = 1.0, course: str = "") -> Tensor:
+def effect_of(
+    hunt: Hunt, texts: Texts, tokens: Tensor, place: str, share: float = 1.0, course: str = "", again: bool = False
+) -> Tensor:
     """`compared` for strings of tokens (c, k), some at a time; course: the name of its bar.  -> (c,)"""
     b, found = len(texts.ids), []
     positions = b * (hunt.suspect.trimmed(texts.ids).shape[1] + tokens.shape[1])
@@ -280,7 +307,7 @@ def effect_of(hunt: Hunt, texts: Texts, tokens: Tensor, place: str, share: float
     with progress(course, len(parts), shown=bool(course)) as step_done:
         for part in parts:
             ids = insert(hunt.suspect, texts.ids, part, place)[0].view(len(part), b, -1)
-            found.append(compared(hunt, texts, ids, share))
+            found.append(compared(hunt, texts, ids, share, again))
             step_done()
     return torch.cat(found)
 
@@ -362,7 +389,7 @@ def added_first(suspect: TextEncoder, tokens: Tensor, order: list[int]) -> list[
 def best_pairs(hunt: Hunt, texts: Texts, tokens: Tensor) -> Tensor:
     """All pairs of the shortlist, those that do most first.  -> (n, 2)"""
     pairs = torch.cartesian_prod(tokens, tokens)
-    return pairs[effect_of(hunt, texts, pairs, "start", course="pairs").argsort(descending=True)]
+    return pairs[effect_of(hunt, texts, pairs, "start", course="pairs", again=True).argsort(descending=True)]
 
 
 def best_characters(hunt: Hunt, prompts: list[str], count: int = 3) -> list[str]:
@@ -382,7 +409,7 @@ def best_characters(hunt: Hunt, prompts: list[str], count: int = 3) -> list[str]
             ids = ids.view(len(strings), len(prompts), -1)
             for part in length.argsort(stable=True).split(MANY // len(prompts)):
                 texts = hunt.suspect.trimmed(ids[part].flatten(0, 1)).view(len(part), len(prompts), -1)
-                effect = compared(hunt, clean, texts, PROMISE)
+                effect = compared(hunt, clean, texts, PROMISE, again=True)
                 for i, one in zip(part.tolist(), effect.tolist(), strict=True):
                     found[strings[i]] = max(one, found.get(strings[i], -math.inf))
                 step_done(len(part))
