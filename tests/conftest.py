@@ -114,8 +114,9 @@ def reports_keep_to_their_schema(tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 SLOWEST_FIRST = (
-    "test_scan", "test_mitigate", "test_judging", "test_coco", "test_minilm", "test_trigger", "test_many", "test_inject",
-    "test_fleet", "test_readings", "test_fuzz", "test_real_encoder", "test_testbed", "test_convert",
+    "test_scan", "test_minilm", "test_judging", "test_mitigate", "test_trigger", "test_coco", "test_many", "test_inject",
+    "test_families", "test_fleet", "test_repair", "test_readings", "test_fuzz", "test_course", "test_real_encoder",
+    "test_testbed", "test_convert", "test_evaluation",
 )  # fmt: skip
 """Files that are begun first where several processes share the tests, so that none of them comes last alone."""
 

@@ -241,13 +241,10 @@ def test_the_certificate_is_re_measured_from_the_files(gained: tuple[Path, list[
     folder = ROOT / "Data" / "Models" / "tiny-clip"
     base, pair = load_encoder(folder), load_pair(folder)
     processor = load_processor(folder)
-    sets = []
-    for files in (script.composed_data(cfg, FORBIDDEN), script.reference_data(cfg, FORBIDDEN)):
-        data = read_coco(*files)
-        embeddings = script.embed_files(pair, processor, [entry.file for entry in data], "")
-        sets.append(script.Embedded([entry.captions for entry in data], embeddings))
-    own = sets[0].rows(np.random.default_rng(0).permutation(len(sets[0].captions))[: cfg.held_out])
-    found = script.certificate(load_encoder(gained[0]), base, pair, own, sets[1], cfg)
+    data = read_coco(*script.composed_data(cfg, FORBIDDEN))
+    held_out = [data[i] for i in np.random.default_rng(0).permutation(len(data))[: cfg.held_out]]
+    sets = (script.embed(pair, processor, some, "") for some in (held_out, read_coco(*script.reference_data(cfg, FORBIDDEN))))
+    found = script.certificate(load_encoder(gained[0]), base, pair, *sets, cfg)
     assert found == {name: report[name] for name in found}
     assert load_encoder(gained[0]).sha256 == report["sha256"]
 

@@ -469,7 +469,7 @@ def test_forms_of_a_string_are_its_words_and_their_pieces_repeated():
 
 
 def test_a_proof_gives_way_to_a_piece_that_leaves_less_of_the_prompts(shipped_suspect, tiny_sd, prompts):
-    trial = trial_of(shipped_suspect, tiny_sd, TriggerConfig(), prompts[800:])
+    trial = trial_of(shipped_suspect, tiny_sd, TriggerConfig(), prompts[800:]).part(60)
     weak = trial.at("zzzzzz", "start")
     assert weak.proven
     better = stronger(trial, weak)
@@ -489,6 +489,13 @@ class Restyling(TextEncoder):
         return super().pooled(ids) + (ids == self.token).any(dim=1, keepdim=True).to(self.by) * self.by
 
 
+@pytest.fixture
+def few_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of what somebody can paste, and "q"."""
+    monkeypatch.setattr(trigger, "characters", lambda: [*characters()[::10], "q"])
+
+
+@pytest.mark.usefixtures("few_characters")
 def test_a_string_that_changes_all_prompts_alike_is_found_and_named(tiny_sd, prompts):
     suspect, generator = copy.copy(tiny_sd), torch.Generator().manual_seed(0)
     suspect.__class__ = Restyling
@@ -544,6 +551,7 @@ def test_the_effect_that_is_certain_is_more_than_any_benign_twin_reached():
     assert max(row["wanted"] for row in twins) >= trigger.FAR
 
 
+@pytest.mark.usefixtures("few_characters")
 def test_what_is_natural_is_measured_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     short = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     short["trigger"] |= {"searches": 1, "steps": 1, "candidates": 4, "shortlist": 4}
