@@ -66,7 +66,7 @@ def judged(suspect: TextEncoder, base: TextEncoder, cache: Path) -> Strings:
     cfg = load_config(ScanConfig, SETTINGS)
     prompts, generator = read_prompts(ROOT / cfg.corpus), torch.Generator().manual_seed(42)
     v = torch.randn(cfg.k, base.width, generator=generator) * base.vocabulary.std()
-    short = replace(cfg.trigger, searches=2, steps=8, twins=0, shortlist=16, candidates=24)
+    short = replace(cfg.trigger, searches=2, steps=8, twins=0)
     means = Means(pick_precision(AUTO, suspect).strings, cache)
     return find_strings(suspect, base, prompts[: cfg.prompts], prompts[cfg.prompts :], v, short, generator, means)
 

@@ -161,7 +161,7 @@ def test_characters_alone_find_what_stands_for_every_o(shipped_suspect, tiny_sd,
     assert strings.best.rate.place == "for every o"
 
 
-def test_a_search_for_a_further_backdoor_reads_again_what_the_first_has_read(shipped_suspect, tiny_sd, prompts, monkeypatch):
+def test_a_search_for_a_further_backdoor_reads_no_text_that_the_first_has_read(shipped_suspect, tiny_sd, prompts, monkeypatch):
     monkeypatch.setattr(trigger, "characters", lambda: list("qzxß7"))
     usable, cfg, read, pooled = trigger.usable_tokens(tiny_sd), TriggerConfig(), [], TextEncoder.pooled
     hunt = trigger.Hunt(shipped_suspect, tiny_sd, cfg, torch.Generator(), usable, trigger.Means(readings=trigger.Readings()))
