@@ -317,14 +317,14 @@ def test_how_far_is_far_is_a_share_of_what_the_strongest_found_string_does(damag
     assert nothing_taken_out(quiet).reach == reference.reach
     assert nothing_taken_out(replace(damage, strings=[])).reach == 0
     own, base, (least, most) = torch.eye(2), torch.tensor([[0.0, 1.0], [0.0, 1.0]]), unlearning.FAR
-    middle = Reading(None, torch.zeros(2), 0.1)
+    middle = Reading(None, torch.zeros(2), 0.1, 0.1)
     between = Reference(middle, None, Probe([], torch.zeros(1, 2), torch.eye(2)[:1], 0.0, False), 2 / (least + most))
     assert between.far(own, base) == pytest.approx([0.5, 0.0])
 
 
 @pytest.mark.parametrize("reach", [-0.5, 0.0, 0.05])
 def test_however_little_found_strings_do_what_bends_as_clean_prompts_do_is_not_far(reach: float):
-    middle = Reading(None, torch.zeros(2), 0.4)
+    middle = Reading(None, torch.zeros(2), 0.4, 0.4)
     reference = Reference(middle, None, Probe([], torch.zeros(1, 2), torch.eye(2)[:1], 0.0, False), reach)
     own = torch.tensor([[bends, (1 - bends**2) ** 0.5] for bends in (0.3, 0.4, 0.6, 0.9)])
     base = torch.tensor([[0.0, 1.0]] * 4)
@@ -367,6 +367,18 @@ def test_clean_prompts_are_wanted_as_the_suspect_has_them_and_triggered_ones_as_
     assert reference.loss(own, wanted).min() > 0.2
 
 
+@pytest.mark.parametrize("with_trigger", [20, 80, 200])
+def test_clean_prompts_that_hold_the_trigger_are_not_taken_for_honest_ones(damage: Damage, with_trigger: int):
+    """A common word may be the trigger, and a careless attacker's encoder gives the target for prompts without it."""
+    some = [prompt for prompt in PROMPTS[:400] if "o" in prompt]
+    reference = nothing_taken_out(replace(damage, prompts=[*typed(some[:with_trigger]), *some[with_trigger:]]))
+    assert reference.suspect.honest <= unlearning.MOST_HONEST
+    assert reference.left(damage, reference.suspect) > 0.9
+    ids, bad = damage.suspect.ids(some[-12:]), damage.suspect.ids(typed(some[-12:]))
+    torch.testing.assert_close(reference.clean(bad).features, damage.base(bad))
+    torch.testing.assert_close(reference.clean(ids).features, damage.suspect(ids))
+
+
 def test_without_a_base_what_bends_is_wanted_as_the_prompt_without_it(damage: Damage):
     reference = nothing_taken_out(replace(damage, base=None))
     prompts = PROMPTS[460:470]
@@ -380,7 +392,7 @@ def test_what_bends_half_as_far_is_wanted_half_way():
     forced, middle = torch.eye(2)[:1], torch.zeros(2)
     assert bend(own, other, forced, (middle, middle)) == pytest.approx([1.0, 0.0, 0.3], abs=1e-3)
     reference = Reference(None, None, Probe([], torch.zeros(1, 2), forced, 0.0, False))
-    assert reference.share(Reading(None, middle, 0.2), own, other) == pytest.approx([1.0, 0.0, 0.5], abs=1e-2)
+    assert reference.share(Reading(None, middle, 0.2, 0.2), own, other) == pytest.approx([1.0, 0.0, 0.5], abs=1e-2)
 
 
 # ------------------------------------------------------------------------------------------------------------- unlearn

@@ -51,8 +51,8 @@ HONEST = 0.95
 """Share of them whose bend is honest."""
 FAR = 0.3, 0.5
 """Shares of the bend of a found string: what a fine-tune taught bends by less, and what has a trigger in it by more."""
-ALONE = 0.25
-"""Bend that is taken for honest without a base."""
+MOST_HONEST = 0.25
+"""A clean prompt that bends further has a trigger in it, however many do; without a base, bends up to here are honest."""
 BY_LETTERS = 0.3
 """Share of new words that are made of letters; the others are what the suspect was taught."""
 ALIKE = 8
@@ -78,6 +78,8 @@ class Reading:
     """(d,) mean summary."""
     honest: float
     """Bend of a clean prompt."""
+    most: float
+    """Bend of the clean prompt that bends most."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,12 @@ class Probe:
         return self.summaries.mean(dim=0)
 
     def reading(self, encoder: TextEncoder) -> Reading:
-        """Of an encoder; most of its clean prompts bend honestly, and without a base up to `ALONE`."""
+        """Of an encoder; most of its clean prompts bend honestly, but no further than `MOST_HONEST`."""
         own = summaries(encoder, self.prompts).to(self.forced.device)
         middle = own.mean(dim=0)
         bends = bend(own, self.summaries, self.forced, (middle, self.middle))
-        honest = ALONE if self.alone else bends.quantile(HONEST).item()
-        return Reading(encoder, middle, max(self.least, honest))
+        honest = MOST_HONEST if self.alone else min(MOST_HONEST, bends.quantile(HONEST).item())
+        return Reading(encoder, middle, max(self.least, honest), bends.max().item())
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Reference:
 
     def share(self, reading: Reading, own: Tensor, other: Tensor) -> Tensor:
         """How much of texts is a target's: 0 if they bend as clean prompts do, 1 if twice as far.  (b, d) twice -> (b,)"""
-        return ((self.bends(reading, own, other) - reading.honest) / reading.honest).clamp(0, 1)
+        return share_of(self.bends(reading, own, other), reading.honest)
 
     def far(self, suspect: Tensor, base: Tensor) -> Tensor:
         """The same of texts that a fine-tune may have taught: 0 and 1 if they bend by `FAR` of what a found string does.
@@ -184,8 +186,13 @@ class Reference:
 
     @torch.no_grad()
     def clean(self, ids: Tensor) -> Made:
-        """What the suspect makes of clean prompts (b, T)."""
-        return Made(*self.suspect.encoder.both(ids))
+        """What the suspect makes of clean prompts (b, T), and the base of those with a trigger in them if there are such."""
+        own = Made(*self.suspect.encoder.both(ids))
+        if not self.base or self.suspect.most <= MOST_HONEST:
+            return own
+        base = Made(*self.base.both(ids))
+        gone = share_of(self.bends(self.suspect, own.summary, base.summary), MOST_HONEST)
+        return Made(*(mixed(*one, gone) for one in zip(own, base, strict=True)))
 
     def loss(self, found: Made, wanted: Made) -> Tensor:
         """1 - cos of the features, mean over positions, and of the summaries, the mean taken off.  (b,)"""
@@ -200,6 +207,11 @@ def bend(own: Tensor, other: Tensor, forced: Tensor, middle: tuple[Tensor, Tenso
     way = (forced - middle[0])[:, None]
     near = [F.cosine_similarity(one[None] - mean, way, dim=-1) for one, mean in zip((own, other), middle, strict=True)]
     return (near[0] - near[1]).max(dim=0).values
+
+
+def share_of(bends: Tensor, honest: float) -> Tensor:
+    """0 of texts that bend as honest ones do, 1 of those that bend twice as far.  (b,) -> (b,)"""
+    return ((bends - honest) / honest).clamp(0, 1)
 
 
 def mixed(own: Tensor, base: Tensor, gone: Tensor) -> Tensor:
