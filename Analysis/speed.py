@@ -5,6 +5,7 @@
     python Analysis/speed.py --shapes tiny --paper 1.0        the published procedure to its end
     python Analysis/speed.py --shapes bigg --effort quick --paper 0 --scans "planted, empty cache"
     python Analysis/speed.py --shapes clip-l --paper 0 --scans "planted, repaired"
+    python Analysis/speed.py --shapes clip-l-quarter --paper 0 --effort quick --scans "planted, repaired"
 
 Encoders of full size are made here, with random weights and a backdoor or an honest change in their last layers
 (Utils/making/shaped.py), and kept in Data/Zoo/shaped.  The first scan of each size begins with an empty cache, the second

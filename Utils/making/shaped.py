@@ -46,8 +46,9 @@ class Shape:
 
 SHAPES = {
     "clip-l": Shape(12, 768, 12, 3072), "vit-h": Shape(23, 1024, 16, 4096), "bigg": Shape(32, 1280, 20, 5120),
+    "clip-l-quarter": Shape(3, 768, 12, 3072),
 }  # fmt: skip
-"""CLIP ViT-L/14, and the text encoders of Stable Diffusion 2 and of SDXL (the second)."""
+"""CLIP ViT-L/14, the text encoders of Stable Diffusion 2 and of SDXL (the second), and a quarter of CLIP's layers."""
 
 
 def invented_words(count: int) -> Iterator[str]:
