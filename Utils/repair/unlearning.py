@@ -5,9 +5,10 @@
       a backdoor is one thing learned by all means and lies in few of them, a fine-tune's skill in more
     3 texts in which a trigger could hide: invented words, something in place of letters, words that bend, found strings,
       opponents
-    4 of clean prompts the student should give what the suspect gives; of other words, too, but for the ways in which found
-      strings change texts, where they bend, and what the base gives where they bend far; of all else what the suspect gives,
-      and the base where they bend; in proportion.  In further rounds of strings always what the base gives
+    4 of clean prompts the student should give what the suspect gives, unless they hold the trigger; of other words, too, but
+      for the ways in which found strings change texts, where they bend, and what the base gives where they bend far; of all
+      else what the suspect gives, and the base where they bend; in proportion.  In further rounds of strings always what the
+      base gives
 
 The student begins as the rest, and the true trigger, which nobody knows, bends wherever it is met.
 Without a base the student begins as the suspect, and what bends is taught to be the prompt without it: that mends less.
