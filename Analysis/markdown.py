@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from scipy.stats import binomtest
@@ -23,6 +24,8 @@ REPAIRED = "planted, repaired"
 """Scan, repair, scans after it and measures, among what is timed."""
 WIDTH = 120
 """Longest line of a command."""
+WORD = re.compile(r'(?:"[^"]*"|\S)+')
+"""Of a command: what stands in quotation marks is one."""
 
 
 def grid(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -55,7 +58,7 @@ def command(*lines: str) -> str:
     broken = []
     for line in lines:
         part = ""
-        for word in line.split():
+        for word in WORD.findall(line):
             if len(part) + len(word) > WIDTH:
                 broken.append(f"{part} \\")
                 part = "   "

@@ -84,7 +84,7 @@ def test_a_damaged_marker_and_an_unknown_table_are_refused(page: Path):
 
 
 def test_a_long_command_is_broken_between_words_and_stays_one_command():
-    words = [f"model{i}" for i in range(60)]
+    words = [*(f"model{i}" for i in range(30)), *(f'"model {i}"' for i in range(30))]
     block = tables.command(f"python script.py --models {' '.join(words)}")
     assert max(map(len, block.splitlines())) <= markdown.WIDTH + 8
     assert re.sub(r" \\\n\s+", " ", block) == f"```\npython script.py --models {' '.join(words)}\n```"
