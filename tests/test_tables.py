@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -88,6 +89,8 @@ def test_a_long_command_is_broken_between_words_and_stays_one_command():
     block = tables.command(f"python script.py --models {' '.join(words)}")
     assert max(map(len, block.splitlines())) <= markdown.WIDTH + 8
     assert re.sub(r" \\\n\s+", " ", block) == f"```\npython script.py --models {' '.join(words)}\n```"
+    typed = shlex.split(block.strip("`").replace("\\\n", ""))  # as a shell reads it
+    assert typed[3:] == [word.strip('"') for word in words]
 
 
 def test_rates_have_wilsons_interval():

@@ -5,7 +5,7 @@
       a backdoor is one thing learned by all means and lies in few of them, a fine-tune's skill in more
     3 texts in which a trigger could hide: invented words, something in place of letters, words that bend, found strings,
       opponents
-    4 of clean prompts the student should give what the suspect gives, unless they hold the trigger; of other words, too, but
+    4 of clean prompts the student should give what the suspect gives, unless they bend far; of other words, too, but
       for the ways in which found strings change texts, where they bend, and what the base gives where they bend far; of all
       else what the suspect gives, and the base where they bend; in proportion.  In further rounds of strings always what the
       base gives
@@ -53,7 +53,7 @@ HONEST = 0.95
 FAR = 0.3, 0.5
 """Shares of the bend of a found string: what a fine-tune taught bends by less, and what has a trigger in it by more."""
 MOST_HONEST = 0.25
-"""A clean prompt that bends further has a trigger in it, however many do; without a base, bends up to here are honest."""
+"""A clean prompt that bends further is taken for one with a trigger; without a base, bends up to here are honest."""
 BY_LETTERS = 0.3
 """Share of new words that are made of letters; the others are what the suspect was taught."""
 ALIKE = 8
@@ -187,7 +187,7 @@ class Reference:
 
     @torch.no_grad()
     def clean(self, ids: Tensor) -> Made:
-        """What the suspect makes of clean prompts (b, T), and the base of those with a trigger in them if there are such."""
+        """What the suspect makes of clean prompts (b, T), and the base of those that bend far where the probe has such."""
         own = Made(*self.suspect.encoder.both(ids))
         if not self.base or self.suspect.most <= MOST_HONEST:
             return own
